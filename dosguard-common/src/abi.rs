@@ -1,0 +1,55 @@
+//! Names, sizes and the version of everything that kernel and userspace agree on.
+
+/// Version of the pinned maps' layout. It is part of the pin path, so that two layouts never meet.
+pub const ABI_VERSION: u32 = 1;
+
+/// The XDP program's name in the object and in the kernel's listings.
+pub const PROGRAM: &str = "dosguard";
+
+/// Load-time constant: how many CPUs the kernel may use ("possible" CPUs).
+pub const CPUS_GLOBAL: &str = "CPUS";
+
+/// Load-time constant: 1 when the kernel can read other CPUs' counters (`bpf_map_lookup_percpu_elem`, Linux 5.19,
+/// commit 07343110b293).
+pub const PEERS_GLOBAL: &str = "PEERS";
+
+/// Load-time constant of aya-log: 0 switches every log statement off, and the verifier removes them.
+pub const LOG_LEVEL_GLOBAL: &str = "AYA_LOG_LEVEL";
+
+/// A map of the kernel program: its name and how many entries it holds unless configured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapSpec {
+    /// Name in the object and in the pin directory.
+    pub name: &'static str,
+    /// Entries, or bytes for the ring buffer.
+    pub entries: u32,
+}
+
+const fn map(name: &'static str, entries: u32) -> MapSpec {
+    MapSpec { name, entries }
+}
+
+/// Global settings; one [`Config`](crate::config::Config). Written by userspace.
+pub const CONFIG: MapSpec = map("CONFIG", 1);
+/// Port to rule index; every port has an entry, 0 is `default`. Written by userspace.
+pub const PORTS: MapSpec = map("PORTS", 65_536);
+/// Rule index to [`Rule`](crate::rule::Rule). Written by userspace.
+pub const RULES: MapSpec = map("RULES", 256);
+/// (source, rule) to [`Window`](crate::window::Window), per CPU. LRU: when full, the least recently used go.
+pub const SYNS: MapSpec = map("SYNS", 131_072);
+/// (source, everywhere or rule) to [`Ban`](crate::ban::Ban). Not LRU: when full, no ban is lost and none is added.
+pub const BANS: MapSpec = map("BANS", 65_536);
+/// Source to [`Offender`](crate::ban::Offender). LRU: when full, the oldest offenders are forgotten.
+pub const OFFENDERS: MapSpec = map("OFFENDERS", 65_536);
+/// Prefixes that are never counted, dropped or banned. Longest prefix match. Written by userspace.
+pub const ALLOW: MapSpec = map("ALLOW", 131_072);
+/// [`Reason`](crate::reason::Reason)s, then [`Tally`](crate::reason::Tally)s, to packets and bytes, per CPU.
+pub const COUNTERS: MapSpec = map("COUNTERS", crate::reason::COUNTERS);
+/// Rule index × reason to packets, per CPU.
+pub const RULE_COUNTERS: MapSpec = map("RULE_COUNTERS", RULES.entries * crate::reason::Reason::COUNT);
+/// Ring buffer of [`Event`](crate::event::Event)s; a full one loses the newest, and the loss is counted.
+pub const EVENTS: MapSpec = map("EVENTS", 1 << 20);
+
+/// Every map, in the order in which they are pinned.
+pub const MAPS: [MapSpec; 10] =
+    [CONFIG, PORTS, RULES, SYNS, BANS, OFFENDERS, ALLOW, COUNTERS, RULE_COUNTERS, EVENTS];

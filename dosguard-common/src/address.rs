@@ -1,0 +1,153 @@
+//! Addresses as the maps keep them.
+
+use bytemuck::{Pod, Zeroable};
+
+const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
+const STRAY: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xfe];
+
+/// An IPv4 or IPv6 address in 16 bytes, network order.
+///
+/// IPv4 is kept as IPv4-mapped IPv6 (`::ffff:a.b.c.d`, RFC 4291 section 2.5.5.2), so that one map serves both.
+/// An IPv6 packet that claims such an address (never legal on the wire) is moved to the unassigned `::fffe:0:0/96`:
+/// it can neither use an IPv4 allow-list entry nor get an IPv4 source banned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+#[repr(transparent)]
+pub struct Address([u8; 16]);
+
+impl Address {
+    /// From the four bytes of an IPv4 header.
+    #[inline(always)]
+    pub const fn from_ipv4(octets: [u8; 4]) -> Self {
+        let mut bytes = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0];
+        bytes[12] = octets[0];
+        bytes[13] = octets[1];
+        bytes[14] = octets[2];
+        bytes[15] = octets[3];
+        Self(bytes)
+    }
+
+    /// From the sixteen bytes of an IPv6 header.
+    #[inline(always)]
+    pub fn from_ipv6(octets: [u8; 16]) -> Self {
+        let mut bytes = octets;
+        if octets[..12] == MAPPED {
+            bytes[11] = STRAY[11];
+        }
+        Self(bytes)
+    }
+
+    /// The bytes as the maps hold them.
+    pub const fn to_bytes(self) -> [u8; 16] {
+        self.0
+    }
+
+    /// The four bytes of an IPv4 address, or none for IPv6.
+    pub fn to_ipv4(self) -> Option<[u8; 4]> {
+        let [head @ .., a, b, c, d] = self.0;
+        (head == MAPPED).then_some([a, b, c, d])
+    }
+
+    /// Whether this is an IPv4 address.
+    #[inline(always)]
+    pub fn is_ipv4(&self) -> bool {
+        self.0[..12] == MAPPED
+    }
+
+    #[inline(always)]
+    fn words(self) -> [u64; 2] {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = self.0;
+        [u64::from_be_bytes([a, b, c, d, e, f, g, h]), u64::from_be_bytes([i, j, k, l, m, n, o, p])]
+    }
+
+    #[inline(always)]
+    const fn from_words(words: [u64; 2]) -> Self {
+        let [a, b, c, d, e, f, g, h] = words[0].to_be_bytes();
+        let [i, j, k, l, m, n, o, p] = words[1].to_be_bytes();
+        Self([a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p])
+    }
+}
+
+/// The source prefix lengths, as masks ready for use: what turns an address into a *source*.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct SourceMask {
+    ipv4: [u64; 2],
+    ipv6: [u64; 2],
+}
+
+impl SourceMask {
+    /// Masks for IPv4 prefixes of `ipv4` bits (up to 32) and IPv6 prefixes of `ipv6` bits (up to 128).
+    pub const fn new(ipv4: u8, ipv6: u8) -> Self {
+        let ipv4 = if ipv4 > 32 { 32 } else { ipv4 };
+        Self { ipv4: prefix_mask(96 + ipv4), ipv6: prefix_mask(ipv6) }
+    }
+
+    /// The source that `address` belongs to.
+    #[inline(always)]
+    pub fn source(&self, address: Address) -> Address {
+        let mask = if address.is_ipv4() { self.ipv4 } else { self.ipv6 };
+        let [high, low] = address.words();
+        Address::from_words([high & mask[0], low & mask[1]])
+    }
+
+    /// The prefix lengths in bits: IPv4 (of 32), IPv6 (of 128).
+    pub const fn prefixes(&self) -> (u32, u32) {
+        let ipv4 = self.ipv4[0].count_ones() + self.ipv4[1].count_ones();
+        (ipv4.saturating_sub(96), self.ipv6[0].count_ones() + self.ipv6[1].count_ones())
+    }
+}
+
+const fn prefix_mask(bits: u8) -> [u64; 2] {
+    const fn word(bits: u8) -> u64 {
+        match bits {
+            0 => 0,
+            64.. => u64::MAX,
+            _ => u64::MAX << (64 - bits),
+        }
+    }
+    [word(bits), word(bits.saturating_sub(64))]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ipv4_is_kept_mapped_and_comes_back() {
+        let address = Address::from_ipv4([192, 0, 2, 7]);
+        assert!(address.is_ipv4());
+        assert_eq!(address.to_ipv4(), Some([192, 0, 2, 7]));
+    }
+
+    #[test]
+    fn a_mapped_address_on_the_wire_is_not_the_ipv4_address() {
+        let mut wire = [0; 16];
+        wire[10..].copy_from_slice(&[0xff, 0xff, 192, 0, 2, 7]);
+        let stray = Address::from_ipv6(wire);
+        assert_ne!(stray, Address::from_ipv4([192, 0, 2, 7]));
+        assert!(!stray.is_ipv4());
+    }
+
+    #[test]
+    fn sources_follow_the_prefix_of_their_family() {
+        let mask = SourceMask::new(24, 64);
+        assert_eq!(mask.prefixes(), (24, 64));
+        assert_eq!(mask.source(Address::from_ipv4([192, 0, 2, 7])), Address::from_ipv4([192, 0, 2, 0]));
+        let mut host = [0x20, 1, 0xd, 0xb8, 0, 1, 0, 2, 1, 2, 3, 4, 5, 6, 7, 8];
+        let source = mask.source(Address::from_ipv6(host));
+        host[8..].fill(0);
+        assert_eq!(source, Address::from_ipv6(host));
+    }
+
+    #[test]
+    fn every_prefix_length_keeps_just_its_bits() {
+        let all = Address::from_ipv6([0xfd; 16]);
+        for bits in 0..=128 {
+            let kept = SourceMask::new(32, bits).source(all);
+            let expected = if bits == 0 { 0 } else { u128::MAX << (128 - u32::from(bits)) };
+            assert_eq!(u128::from_be_bytes(kept.to_bytes()), u128::from_be_bytes([0xfd; 16]) & expected);
+        }
+        let v4 = SourceMask::new(0, 64).source(Address::from_ipv4([203, 0, 113, 9]));
+        assert_eq!(v4, Address::from_ipv4([0, 0, 0, 0]), "IPv4 stays IPv4 whatever its prefix");
+    }
+}

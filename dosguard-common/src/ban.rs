@@ -1,0 +1,244 @@
+//! Bans and what is remembered of offenders.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::address::Address;
+use crate::rule::{Rule, RuleIndex, Scope};
+
+/// Why a ban was imposed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BanReason {
+    /// More SYNs than a rule allows.
+    SynLimit,
+    /// An administrator said so.
+    Admin,
+}
+
+impl BanReason {
+    /// The name used in output.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::SynLimit => "syn-limit",
+            Self::Admin => "admin",
+        }
+    }
+
+    /// The byte in the map.
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::SynLimit => 1,
+            Self::Admin => 2,
+        }
+    }
+
+    /// From the byte in the map.
+    pub const fn from_code(code: u8) -> Option<Self> {
+        match code {
+            1 => Some(Self::SynLimit),
+            2 => Some(Self::Admin),
+            _ => None,
+        }
+    }
+}
+
+/// Key of `BANS`: a source, and where the ban holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+#[repr(C)]
+pub struct BanKey {
+    source: Address,
+    /// 0 for everything, otherwise the rule's index plus one.
+    place: u32,
+}
+
+const _: () = assert!(size_of::<BanKey>() == 20);
+
+impl BanKey {
+    /// A ban of every packet from `source`.
+    #[inline(always)]
+    pub const fn everywhere(source: Address) -> Self {
+        Self { source, place: 0 }
+    }
+
+    /// A ban of the SYNs from `source` to the ports of one rule.
+    #[inline(always)]
+    pub const fn for_rule(source: Address, rule: RuleIndex) -> Self {
+        Self { source, place: rule.0 as u32 + 1 }
+    }
+
+    /// The key for a ban with this scope.
+    #[inline(always)]
+    pub const fn with_scope(source: Address, scope: Scope, rule: RuleIndex) -> Self {
+        match scope {
+            Scope::All => Self::everywhere(source),
+            Scope::Syn => Self::for_rule(source, rule),
+        }
+    }
+
+    /// Who is banned.
+    pub const fn source(&self) -> Address {
+        self.source
+    }
+
+    /// How far the ban reaches.
+    pub const fn scope(&self) -> Scope {
+        if self.place == 0 { Scope::All } else { Scope::Syn }
+    }
+}
+
+/// Value of `BANS`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Ban {
+    /// When it ends, in nanoseconds of boot time.
+    pub until_ns: u64,
+    /// When it began.
+    pub since_ns: u64,
+    /// The window of the rule at that time, in nanoseconds; 0 if no rule was involved.
+    pub window_ns: u64,
+    /// SYNs in the window when it was imposed, the one over the limit included.
+    pub count: u32,
+    /// The limit at that time.
+    pub limit: u32,
+    /// Which offence of the source this is, from 1; 0 for an administrator's ban.
+    pub offence: u32,
+    reason: u8,
+    /// The rule that imposed it.
+    pub rule: RuleIndex,
+    padding: [u8; 2],
+}
+
+const _: () = assert!(size_of::<Ban>() == 40);
+
+impl Ban {
+    /// A ban for going over the limit of `rule`, which `index` names, with `count` SYNs in the window. `offences` are
+    /// those remembered from before.
+    #[inline(always)]
+    pub const fn for_limit(rule: &Rule, index: RuleIndex, count: u32, offences: u32, now_ns: u64) -> Self {
+        Self {
+            until_ns: now_ns.saturating_add(rule.ban_length_ns(offences)),
+            since_ns: now_ns,
+            window_ns: rule.window_ns(),
+            count,
+            limit: rule.limit(),
+            offence: offences.saturating_add(1),
+            reason: BanReason::SynLimit.code(),
+            rule: index,
+            padding: [0; 2],
+        }
+    }
+
+    /// An administrator's ban from now until then.
+    pub const fn by_admin(rule: RuleIndex, now_ns: u64, until_ns: u64) -> Self {
+        Self {
+            until_ns,
+            since_ns: now_ns,
+            window_ns: 0,
+            count: 0,
+            limit: 0,
+            offence: 0,
+            reason: BanReason::Admin.code(),
+            rule,
+            padding: [0; 2],
+        }
+    }
+
+    /// Why it was imposed; none for a byte that no version wrote.
+    pub const fn reason(&self) -> Option<BanReason> {
+        BanReason::from_code(self.reason)
+    }
+
+    /// The byte of the reason, for events.
+    #[inline(always)]
+    pub const fn reason_code(&self) -> u8 {
+        self.reason
+    }
+
+    /// Whether it still holds. It ends at `until_ns`, not after it.
+    #[inline(always)]
+    pub const fn is_active(&self, now_ns: u64) -> bool {
+        now_ns < self.until_ns
+    }
+}
+
+/// Value of `OFFENDERS`: what is remembered of a source between bans.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Offender {
+    /// When its last ban ended or ends, in nanoseconds of boot time.
+    pub last_until_ns: u64,
+    /// How many bans were imposed on it.
+    pub offences: u32,
+    padding: u32,
+}
+
+const _: () = assert!(size_of::<Offender>() == 16);
+
+impl Offender {
+    /// What to remember once `ban` is imposed.
+    #[inline(always)]
+    pub const fn after(ban: &Ban) -> Self {
+        Self { last_until_ns: ban.until_ns, offences: ban.offence, padding: 0 }
+    }
+
+    /// Offences that still count: none once `forget_ns` has passed since the last ban's end.
+    #[inline(always)]
+    pub const fn remembered(&self, forget_ns: u64, now_ns: u64) -> u32 {
+        if now_ns >= self.last_until_ns.saturating_add(forget_ns) { 0 } else { self.offences }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rule::{Action, RuleSpec};
+
+    fn rule() -> Rule {
+        let spec = RuleSpec {
+            limit: 3,
+            window_ns: 1_000,
+            action: Action::Ban,
+            scope: Scope::All,
+            ban_ns: 100,
+            ban_max_ns: 1_000,
+            forget_ns: 50,
+        };
+        Rule::new("r", &spec, 1)
+    }
+
+    #[test]
+    fn a_ban_holds_until_its_end_and_not_at_it() {
+        let ban = Ban::for_limit(&rule(), RuleIndex(2), 4, 0, 1_000);
+        assert!(ban.is_active(1_000) && ban.is_active(1_099));
+        assert!(!ban.is_active(1_100));
+        assert_eq!((ban.count, ban.limit, ban.offence, ban.rule), (4, 3, 1, RuleIndex(2)));
+        assert_eq!(ban.reason(), Some(BanReason::SynLimit));
+    }
+
+    #[test]
+    fn offences_are_remembered_until_forget_after_the_end() {
+        let ban = Ban::for_limit(&rule(), RuleIndex(0), 4, 1, 1_000);
+        assert_eq!(ban.until_ns, 1_200, "the second ban is twice as long");
+        let offender = Offender::after(&ban);
+        assert_eq!(offender.remembered(50, 1_249), 2);
+        assert_eq!(offender.remembered(50, 1_250), 0);
+    }
+
+    #[test]
+    fn no_overflow_at_the_end_of_time() {
+        let ban = Ban::for_limit(&rule(), RuleIndex(0), u32::MAX, u32::MAX, u64::MAX - 1);
+        assert_eq!((ban.until_ns, ban.offence), (u64::MAX, u32::MAX));
+        assert_eq!(Offender::after(&ban).remembered(u64::MAX, 5), u32::MAX);
+    }
+
+    #[test]
+    fn keys_of_different_places_differ() {
+        let source = Address::from_ipv4([192, 0, 2, 1]);
+        let keys = [
+            BanKey::everywhere(source),
+            BanKey::for_rule(source, RuleIndex(0)),
+            BanKey::for_rule(source, RuleIndex(255)),
+        ];
+        assert!(keys[0] != keys[1] && keys[1] != keys[2]);
+        assert_eq!(keys.map(|k| k.scope()), [Scope::All, Scope::Syn, Scope::Syn]);
+    }
+}

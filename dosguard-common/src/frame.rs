@@ -1,0 +1,44 @@
+//! A frame as the engine sees it: bounded reads of bytes.
+
+/// Where a frame came in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Arrival {
+    /// The interface's index in its network namespace.
+    pub ifindex: u32,
+    /// The receive queue.
+    pub queue: u32,
+}
+
+/// Offsets beyond this are out of reach. No header that matters begins later, and the verifier wants an upper bound
+/// before an offset is added to the packet's pointer.
+pub const MAX_OFFSET: usize = 1_500;
+
+/// An Ethernet frame.
+pub trait Frame {
+    /// The `N` bytes at `offset`, or none if the frame ends before the last of them.
+    fn bytes<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
+
+    /// Bytes in the frame, without the frame check sequence.
+    fn length(&self) -> u64;
+
+    /// Where it came in.
+    fn arrival(&self) -> Arrival;
+}
+
+/// A frame in memory. It arrives on interface 0, queue 0.
+impl Frame for [u8] {
+    fn bytes<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        if offset > MAX_OFFSET {
+            return None;
+        }
+        self.get(offset..)?.first_chunk().copied()
+    }
+
+    fn length(&self) -> u64 {
+        self.len() as u64
+    }
+
+    fn arrival(&self) -> Arrival {
+        Arrival::default()
+    }
+}

@@ -1,0 +1,22 @@
+//! What the kernel program and the userspace of dosguard share.
+//!
+//! The decision is written once, here, as plain Rust without I/O, clock or maps of its own: [`engine::decide`] is
+//! generic over a [`frame::Frame`] (bounded reads of bytes) and [`tables::Tables`] (allow-list, bans, rules,
+//! counters, events). The kernel gives it `XdpContext` and BPF maps, userspace a byte slice and tables in memory.
+//! Time is always an argument: nanoseconds of `CLOCK_BOOTTIME`, which goes on during suspend.
+#![cfg_attr(not(any(test, feature = "memory")), no_std)]
+
+pub mod abi;
+pub mod address;
+pub mod ban;
+pub mod config;
+pub mod engine;
+pub mod event;
+pub mod frame;
+#[cfg(any(test, feature = "memory"))]
+pub mod memory;
+pub mod parse;
+pub mod reason;
+pub mod rule;
+pub mod tables;
+pub mod window;

@@ -1,0 +1,181 @@
+//! Tables in plain memory: for tests, and for judging captured packets.
+
+use std::collections::BTreeMap;
+
+use crate::address::Address;
+use crate::ban::{Ban, BanKey, Offender};
+use crate::config::Config;
+use crate::event::Event;
+use crate::reason::{COUNTERS, Count, Reason, Tally};
+use crate::rule::{Rule, RuleIndex};
+use crate::tables::{Refused, SynsKey, Tables};
+use crate::window::Window;
+
+/// Tables in memory, as seen from one of several CPUs.
+#[derive(Clone, Debug)]
+pub struct MemoryTables {
+    /// The global settings.
+    pub config: Option<Config>,
+    /// Allowed prefixes: address and length in bits of the 128-bit form.
+    pub allow: Vec<(Address, u32)>,
+    /// Ports that belong to another rule than `default`.
+    pub ports: BTreeMap<u16, RuleIndex>,
+    /// The rules.
+    pub rules: BTreeMap<RuleIndex, Rule>,
+    /// Bans, expired ones included.
+    pub bans: BTreeMap<BanKey, Ban>,
+    /// How many bans there may be.
+    pub ban_capacity: usize,
+    /// Offenders.
+    pub offenders: BTreeMap<Address, Offender>,
+    /// Counters of each source, one per CPU.
+    pub windows: BTreeMap<SynsKey, Vec<Window>>,
+    /// The CPU whose turn it is.
+    pub cpu: usize,
+    /// How many CPUs there are.
+    pub cpus: usize,
+    /// Whether CPUs see each other's counters.
+    pub sees_peers: bool,
+    /// Packets and bytes per reason, occurrences per tally.
+    pub counters: Vec<Count>,
+    /// Packets per rule and reason.
+    pub rule_counters: BTreeMap<(RuleIndex, Reason), u64>,
+    /// What was reported, in order.
+    pub events: Vec<Event>,
+}
+
+impl MemoryTables {
+    /// Empty tables for so many CPUs, with these settings and rules. The first rule is `default`.
+    pub fn new(cpus: usize, config: Config, rules: &[Rule]) -> Self {
+        let rules = (0..=u8::MAX).map(RuleIndex).zip(rules.iter().copied()).collect();
+        Self {
+            config: Some(config),
+            allow: Vec::new(),
+            ports: BTreeMap::new(),
+            rules,
+            bans: BTreeMap::new(),
+            ban_capacity: usize::MAX,
+            offenders: BTreeMap::new(),
+            windows: BTreeMap::new(),
+            cpu: 0,
+            cpus: cpus.max(1),
+            sees_peers: true,
+            counters: vec![Count::default(); COUNTERS as usize],
+            rule_counters: BTreeMap::new(),
+            events: Vec::new(),
+        }
+    }
+
+    /// Packets counted under a reason.
+    pub fn packets(&self, reason: Reason) -> u64 {
+        self.counters.get(reason.index() as usize).map_or(0, |count| count.packets)
+    }
+
+    /// Occurrences counted under a tally.
+    pub fn tallied(&self, tally: Tally) -> u64 {
+        self.counters.get(tally.index() as usize).map_or(0, |count| count.packets)
+    }
+
+    fn bump(&mut self, index: u32, bytes: u64) {
+        if let Some(count) = self.counters.get_mut(index as usize) {
+            count.packets += 1;
+            count.bytes += bytes;
+        }
+    }
+}
+
+impl Tables for MemoryTables {
+    fn config(&self) -> Option<Config> {
+        self.config.filter(Config::is_ready)
+    }
+
+    fn is_allowed(&self, address: &Address) -> bool {
+        let address = u128::from_be_bytes(address.to_bytes());
+        self.allow.iter().any(|(prefix, bits)| {
+            let differing = address ^ u128::from_be_bytes(prefix.to_bytes());
+            differing.leading_zeros() >= *bits
+        })
+    }
+
+    fn rule_of(&self, port: u16) -> RuleIndex {
+        self.ports.get(&port).copied().unwrap_or(RuleIndex::DEFAULT)
+    }
+
+    fn rule(&self, index: RuleIndex) -> Option<Rule> {
+        self.rules.get(&index).copied().filter(Rule::is_defined)
+    }
+
+    fn ban(&self, key: &BanKey) -> Option<Ban> {
+        self.bans.get(key).copied()
+    }
+
+    fn add_ban(&mut self, key: &BanKey, ban: &Ban) -> Result<(), Refused> {
+        if self.bans.contains_key(key) {
+            return Err(Refused::Exists);
+        }
+        if self.bans.len() >= self.ban_capacity {
+            return Err(Refused::Full);
+        }
+        self.bans.insert(*key, *ban);
+        Ok(())
+    }
+
+    fn remove_ban(&mut self, key: &BanKey) -> bool {
+        self.bans.remove(key).is_some()
+    }
+
+    fn offender(&self, source: &Address) -> Option<Offender> {
+        self.offenders.get(source).copied()
+    }
+
+    fn remember(&mut self, source: &Address, offender: &Offender) {
+        self.offenders.insert(*source, *offender);
+    }
+
+    fn cpus(&self) -> u32 {
+        u32::try_from(self.cpus).unwrap_or(u32::MAX)
+    }
+
+    fn sees_peers(&self) -> bool {
+        self.sees_peers
+    }
+
+    fn with_window<R>(&mut self, key: &SynsKey, work: impl FnOnce(&mut Window) -> R) -> Option<R> {
+        self.windows.get_mut(key)?.get_mut(self.cpu).map(work)
+    }
+
+    fn for_each_peer(&mut self, key: &SynsKey, look: impl FnMut(&mut Window)) {
+        let own = self.cpu;
+        let peers = self.windows.get_mut(key).into_iter().flatten().enumerate();
+        peers.filter(|(cpu, _)| *cpu != own).map(|(_, window)| window).for_each(look);
+    }
+
+    fn add_window(&mut self, key: &SynsKey, window: &Window) -> Result<(), Refused> {
+        if self.windows.contains_key(key) {
+            return Err(Refused::Exists);
+        }
+        let mut windows = vec![bytemuck::Zeroable::zeroed(); self.cpus];
+        *windows.get_mut(self.cpu).ok_or(Refused::Full)? = *window;
+        self.windows.insert(*key, windows);
+        Ok(())
+    }
+
+    fn clear_windows(&mut self, key: &SynsKey) {
+        self.windows.remove(key);
+    }
+
+    fn count(&mut self, reason: Reason, rule: Option<RuleIndex>, bytes: u64) {
+        self.bump(reason.index(), bytes);
+        if let Some(rule) = rule {
+            *self.rule_counters.entry((rule, reason)).or_default() += 1;
+        }
+    }
+
+    fn tally(&mut self, tally: Tally) {
+        self.bump(tally.index(), 0);
+    }
+
+    fn emit(&mut self, event: &Event) {
+        self.events.push(*event);
+    }
+}

@@ -1,0 +1,282 @@
+//! What the engine needs to know of a frame. The parser knows no policy.
+//!
+//! Ethernet II with up to two VLAN tags, IPv4 with options, IPv6 whose next header is TCP.
+
+use network_types::{
+    eth::EthHdr,
+    ip::{IpProto, Ipv4Hdr, Ipv6Hdr},
+    tcp::TcpHdr,
+};
+
+use crate::address::Address;
+use crate::frame::Frame;
+
+const ETHERTYPE_IPV4: u16 = 0x0800;
+const ETHERTYPE_IPV6: u16 = 0x86dd;
+/// IEEE 802.1Q and 802.1ad.
+const ETHERTYPES_VLAN: [u16; 2] = [0x8100, 0x88a8];
+const VLAN_TAG_LEN: usize = 4;
+const MAX_VLAN_TAGS: usize = 2;
+
+/// Ethernet type, at the end of the Ethernet header and of each tag.
+const ETHERTYPE_LEN: usize = 2;
+
+const TCP_SYN: u8 = 0x02;
+const TCP_ACK: u8 = 0x10;
+
+/// An IP packet whose source address is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet {
+    /// The source address it claims.
+    pub address: Address,
+    /// The source MAC address of the frame: on a routed link, the gateway's.
+    pub mac: [u8; 6],
+    /// What it carries.
+    pub payload: Payload,
+}
+
+/// What an IP packet carries, as far as dosguard cares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Payload {
+    /// A TCP segment with SYN set and ACK clear, whatever other flags it carries.
+    Syn {
+        /// Destination port.
+        port: u16,
+    },
+    /// Another TCP segment.
+    Segment,
+    /// Another protocol.
+    NotTcp,
+    /// A fragment but the first, which has no TCP header.
+    LaterFragment,
+    /// A TCP segment that hides its flags (RFC 1858), or an IP header that is shorter than its own minimum.
+    Malformed,
+}
+
+/// Why a frame has no packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unparsed {
+    /// Not IP, or not one that can be understood.
+    NotIp,
+    /// The frame ends before the source address.
+    Truncated,
+}
+
+/// Reads a frame as far as the TCP flags.
+#[inline(always)]
+pub fn parse<F: Frame + ?Sized>(frame: &F) -> Result<Packet, Unparsed> {
+    let mac = frame.bytes::<6>(6).ok_or(Unparsed::Truncated)?;
+    let (ethertype, offset) = ethertype(frame)?;
+    match ethertype {
+        ETHERTYPE_IPV4 => ipv4(frame, offset, mac),
+        ETHERTYPE_IPV6 => ipv6(frame, offset, mac),
+        _ => Err(Unparsed::NotIp),
+    }
+}
+
+/// The type behind the VLAN tags, and where its header begins.
+#[inline(always)]
+fn ethertype<F: Frame + ?Sized>(frame: &F) -> Result<(u16, usize), Unparsed> {
+    let mut offset = EthHdr::LEN;
+    let mut tags = 0;
+    loop {
+        let ethertype = frame.bytes(offset - ETHERTYPE_LEN).ok_or(Unparsed::Truncated)?;
+        let ethertype = u16::from_be_bytes(ethertype);
+        if !ETHERTYPES_VLAN.contains(&ethertype) || tags == MAX_VLAN_TAGS {
+            return Ok((ethertype, offset));
+        }
+        offset += VLAN_TAG_LEN;
+        tags += 1;
+    }
+}
+
+#[inline(always)]
+fn ipv4<F: Frame + ?Sized>(frame: &F, offset: usize, mac: [u8; 6]) -> Result<Packet, Unparsed> {
+    let header = frame.bytes::<{ Ipv4Hdr::LEN }>(offset).ok_or(Unparsed::Truncated)?;
+    let [version_ihl, _, len_0, len_1, _, _, frag_0, frag_1, _, protocol, _, _, a, b, c, d, ..] = header;
+    if version_ihl >> 4 != 4 {
+        return Err(Unparsed::NotIp);
+    }
+    let address = Address::from_ipv4([a, b, c, d]);
+    let header_len = usize::from(version_ihl & 0x0f) * 4;
+    let total_len = usize::from(u16::from_be_bytes([len_0, len_1]));
+    let fragment = u16::from_be_bytes([frag_0, frag_1]);
+    let fragment_offset = fragment & 0x1fff;
+    let payload = if header_len < Ipv4Hdr::LEN {
+        Payload::Malformed
+    } else if protocol != IpProto::Tcp as u8 {
+        Payload::NotTcp
+    } else if fragment_offset == 1 {
+        // Would overwrite the flags of the first fragment when put together (RFC 1858, section 3.1).
+        Payload::Malformed
+    } else if fragment_offset > 1 {
+        Payload::LaterFragment
+    } else {
+        // What lies behind the length that the header gives is padding, whatever it looks like.
+        tcp(frame, offset + header_len, total_len.checked_sub(header_len))
+    };
+    Ok(Packet { address, mac, payload })
+}
+
+#[inline(always)]
+fn ipv6<F: Frame + ?Sized>(frame: &F, offset: usize, mac: [u8; 6]) -> Result<Packet, Unparsed> {
+    let [version, _, _, _, len_0, len_1, next, _] = frame.bytes::<8>(offset).ok_or(Unparsed::Truncated)?;
+    let source = frame.bytes::<16>(offset + 8).ok_or(Unparsed::Truncated)?;
+    if version >> 4 != 6 {
+        return Err(Unparsed::NotIp);
+    }
+    let payload_len = usize::from(u16::from_be_bytes([len_0, len_1]));
+    let payload = if next == IpProto::Tcp as u8 {
+        tcp(frame, offset + Ipv6Hdr::LEN, Some(payload_len))
+    } else {
+        Payload::NotTcp
+    };
+    Ok(Packet { address: Address::from_ipv6(source), mac, payload })
+}
+
+/// `available`: bytes of the segment according to the IP header, or none if it is shorter than itself.
+#[inline(always)]
+fn tcp<F: Frame + ?Sized>(frame: &F, offset: usize, available: Option<usize>) -> Payload {
+    match available {
+        Some(TcpHdr::LEN..) => {}
+        _ => return Payload::Malformed,
+    }
+    // All twenty bytes must be there, although only a few are looked at.
+    let Some(header) = frame.bytes::<{ TcpHdr::LEN }>(offset) else {
+        return Payload::Malformed;
+    };
+    let [_, _, port_0, port_1, _, _, _, _, _, _, _, _, doff, flags, ..] = header;
+    if usize::from(doff >> 4) * 4 < TcpHdr::LEN {
+        return Payload::Malformed;
+    }
+    if flags & (TCP_SYN | TCP_ACK) == TCP_SYN {
+        Payload::Syn { port: u16::from_be_bytes([port_0, port_1]) }
+    } else {
+        Payload::Segment
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SYN_V4: [u8; 54] = [
+        2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x08, 0x00, // Ethernet
+        0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0, 192, 0, 2, 9, 192, 0, 2, 1, // IPv4
+        0x30, 0x39, 0, 25, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x02, 0xff, 0xff, 0, 0, 0, 0, // TCP
+    ];
+
+    fn syn_v6() -> Vec<u8> {
+        let mut frame = SYN_V4[..12].to_vec();
+        frame.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 20, 6, 64]);
+        frame.extend([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9]);
+        frame.extend([0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+        frame.extend(&SYN_V4[34..]);
+        frame
+    }
+
+    fn payload(frame: &[u8]) -> Payload {
+        parse(frame).unwrap().payload
+    }
+
+    fn patched(patches: &[(usize, u8)]) -> Vec<u8> {
+        let mut frame = SYN_V4.to_vec();
+        for &(at, byte) in patches {
+            frame[at] = byte;
+        }
+        frame
+    }
+
+    #[test]
+    fn a_plain_syn() {
+        let packet = parse(SYN_V4.as_slice()).unwrap();
+        assert_eq!(packet.address, Address::from_ipv4([192, 0, 2, 9]));
+        assert_eq!(packet.mac, [2, 0, 0, 0, 0, 2]);
+        assert_eq!(packet.payload, Payload::Syn { port: 25 });
+        assert_eq!(payload(&syn_v6()), Payload::Syn { port: 25 });
+    }
+
+    #[test]
+    fn a_syn_is_a_syn_whatever_other_flags_it_carries() {
+        for flags in 0..=255_u8 {
+            let expected = if flags & 0x12 == 0x02 { Payload::Syn { port: 25 } } else { Payload::Segment };
+            assert_eq!(payload(&patched(&[(47, flags)])), expected, "flags {flags:#04x}");
+        }
+    }
+
+    #[test]
+    fn options_move_the_ports() {
+        for words in 1..=10_u8 {
+            let mut frame = patched(&[(14, 0x45 + words), (17, 40 + words * 4)]);
+            frame.splice(34..34, vec![1; usize::from(words) * 4]);
+            assert_eq!(payload(&frame), Payload::Syn { port: 25 }, "{words} words of options");
+        }
+    }
+
+    #[test]
+    fn tags_are_looked_behind() {
+        let mut frame = SYN_V4.to_vec();
+        frame.splice(12..12, [0x81, 0x00, 0, 5]);
+        assert_eq!(payload(&frame), Payload::Syn { port: 25 });
+        frame.splice(12..12, [0x88, 0xa8, 0, 6]);
+        assert_eq!(payload(&frame), Payload::Syn { port: 25 });
+        frame.splice(12..12, [0x81, 0x00, 0, 7]);
+        assert_eq!(parse(frame.as_slice()), Err(Unparsed::NotIp), "three tags are not understood");
+    }
+
+    #[test]
+    fn fragments() {
+        let later = patched(&[(20, 0x00), (21, 0x03)]);
+        assert_eq!(payload(&later), Payload::LaterFragment);
+        assert_eq!(payload(&patched(&[(20, 0x20), (21, 0x01)])), Payload::Malformed, "overlays the flags");
+        assert_eq!(payload(&patched(&[(20, 0x20)])), Payload::Syn { port: 25 }, "a first fragment");
+        assert_eq!(payload(&patched(&[(20, 0x20), (17, 28)])), Payload::Malformed, "tiny first fragment");
+    }
+
+    #[test]
+    fn hidden_flags_are_malformed() {
+        assert_eq!(payload(&patched(&[(46, 0x40)])), Payload::Malformed, "data offset 4");
+        assert_eq!(payload(&patched(&[(14, 0x44)])), Payload::Malformed, "IPv4 header of 16 bytes");
+        assert_eq!(payload(&patched(&[(17, 10)])), Payload::Malformed, "total length below the header");
+        let mut padded = patched(&[(17, 39)]);
+        padded.extend([0; 20]);
+        assert_eq!(payload(&padded), Payload::Malformed, "padding is not part of the segment");
+    }
+
+    #[test]
+    fn what_is_not_understood() {
+        assert_eq!(parse(patched(&[(12, 0x08), (13, 0x06)]).as_slice()), Err(Unparsed::NotIp), "ARP");
+        assert_eq!(
+            parse(patched(&[(14, 0x65)]).as_slice()),
+            Err(Unparsed::NotIp),
+            "IPv6 behind the type of IPv4"
+        );
+        assert_eq!(payload(&patched(&[(23, 17)])), Payload::NotTcp);
+    }
+
+    #[test]
+    fn truncation_at_every_byte_is_safe() {
+        for (frame, addresses_end) in [(SYN_V4.to_vec(), 34), (syn_v6(), 38)] {
+            for length in 0..frame.len() {
+                match parse(&frame[..length]) {
+                    Err(Unparsed::Truncated) => assert!(length < addresses_end, "{length} bytes"),
+                    Ok(Packet { payload: Payload::Malformed, .. }) => assert!(length >= addresses_end),
+                    other => panic!("{length} bytes: {other:?}"),
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_safe(bytes in prop::collection::vec(any::<u8>(), 0..2_000)) {
+            let _unused = parse(bytes.as_slice());
+        }
+
+        #[test]
+        fn any_header_bytes_are_safe(patches in prop::collection::vec((12usize..54, any::<u8>()), 0..8)) {
+            let _unused = parse(patched(&patches).as_slice());
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! Why a packet passes or is dropped. Every verdict has a reason, every reason a counter.
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Handed on to the kernel's stack.
+    Pass,
+    /// Gone, before the kernel allocates anything for it.
+    Drop,
+}
+
+impl Verdict {
+    /// The name used in output.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Drop => "drop",
+        }
+    }
+}
+
+macro_rules! counters {
+    ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $text:literal,)+ }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum $name { $($(#[$doc])* $variant,)+ }
+
+        impl $name {
+            /// All of them, in the order of their indices.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// How many there are.
+            pub const COUNT: u32 = 0 $(+ { let _ = Self::$variant; 1 })+;
+
+            /// The name used in output and in JSON.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $text,)+ }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Why a packet got its verdict.
+    Reason {
+        /// Not an IP packet, or not one that can be understood: passes, for other layers to judge.
+        NotIp = "not-ip",
+        /// The frame ends before the source address: passes.
+        Truncated = "truncated",
+        /// The source is on the allow-list: passes, uncounted.
+        Allowed = "allowed",
+        /// IP, but not TCP.
+        NotTcp = "not-tcp",
+        /// A later fragment, which has no TCP header.
+        LaterFragment = "later-fragment",
+        /// TCP, but not a SYN.
+        NotSyn = "not-syn",
+        /// A SYN within its rule's limit.
+        UnderLimit = "under-limit",
+        /// A SYN that could not be counted, because the counting map or the settings were out of reach: passes.
+        Uncounted = "uncounted",
+        /// A TCP segment that hides its flags, or an IP header shorter than its own minimum: dropped.
+        Malformed = "malformed",
+        /// The source is banned.
+        Banned = "banned",
+        /// A SYN beyond its rule's limit.
+        OverLimit = "over-limit",
+    }
+}
+
+impl Reason {
+    /// The verdict that goes with the reason.
+    #[inline(always)]
+    pub const fn verdict(self) -> Verdict {
+        match self {
+            Self::NotIp
+            | Self::Truncated
+            | Self::Allowed
+            | Self::NotTcp
+            | Self::LaterFragment
+            | Self::NotSyn
+            | Self::UnderLimit
+            | Self::Uncounted => Verdict::Pass,
+            Self::Malformed | Self::Banned | Self::OverLimit => Verdict::Drop,
+        }
+    }
+
+    /// Its place in `COUNTERS` and, times the rule, in `RULE_COUNTERS`.
+    #[inline(always)]
+    pub const fn index(self) -> u32 {
+        self as u32
+    }
+}
+
+counters! {
+    /// What happened beside a verdict, above all every loss.
+    Tally {
+        /// A ban was imposed.
+        BanImposed = "bans-imposed",
+        /// A source over the limit could not be banned, because the ban map is full; its SYNs are dropped one by one.
+        BanTableFull = "ban-table-full",
+        /// A source over the limit is banned a moment later, because its expired ban was just being swept.
+        BanDeferred = "bans-deferred",
+        /// A source got an entry in the counting map. What exceeds the entries present was evicted or cleared.
+        SourceAdded = "sources-added",
+        /// An event found the ring buffer full.
+        EventLost = "events-lost",
+    }
+}
+
+impl Tally {
+    /// Its place in `COUNTERS`, behind the reasons.
+    #[inline(always)]
+    pub const fn index(self) -> u32 {
+        Reason::COUNT + self as u32
+    }
+}
+
+/// How many entries `COUNTERS` has.
+pub const COUNTERS: u32 = Reason::COUNT + Tally::COUNT;
+
+/// One CPU's part of a counter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct Count {
+    /// Packets, or occurrences.
+    pub packets: u64,
+    /// Bytes of the frames, without the frame check sequence; 0 for a tally.
+    pub bytes: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn indices_are_dense_and_names_are_distinct() {
+        let mut names: Vec<_> =
+            Reason::ALL.iter().map(|r| r.name()).chain(Tally::ALL.iter().map(|t| t.name())).collect();
+        assert_eq!(names.len(), COUNTERS as usize);
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), COUNTERS as usize);
+        for (place, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(reason.index() as usize, place);
+        }
+        assert_eq!(Tally::ALL[0].index(), Reason::COUNT);
+    }
+}

@@ -1,0 +1,284 @@
+//! Rules as the kernel reads them.
+
+use bytemuck::{Pod, Zeroable};
+
+/// Longest rule name, in bytes.
+pub const MAX_NAME: usize = 15;
+
+/// Shortest and longest window, in nanoseconds: 100 ms and 24 h.
+pub const WINDOW_RANGE_NS: core::ops::RangeInclusive<u64> = 100_000_000..=86_400_000_000_000;
+
+/// Largest limit, in SYNs per window.
+pub const MAX_LIMIT: u32 = 500_000;
+
+/// Which rule: its index in `RULES`. 0 is `default`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+#[repr(transparent)]
+pub struct RuleIndex(pub u8);
+
+impl RuleIndex {
+    /// The rule of every port that no other rule names.
+    pub const DEFAULT: Self = Self(0);
+}
+
+/// How far a ban reaches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scope {
+    /// Every packet from the source.
+    #[default]
+    All,
+    /// Only its SYNs to the rule's ports.
+    Syn,
+}
+
+impl Scope {
+    /// The name used in configuration and output.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::All => "all",
+            Self::Syn => "syn",
+        }
+    }
+}
+
+/// What happens to a source over the limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Action {
+    /// It is banned.
+    #[default]
+    Ban,
+    /// Only the SYNs over the limit are dropped.
+    Drop,
+}
+
+impl Action {
+    /// The name used in configuration and output.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ban => "ban",
+            Self::Drop => "drop",
+        }
+    }
+}
+
+/// What a rule demands; [`Rule`] is its form in the map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RuleSpec {
+    /// SYNs of one source that pass within the window: 1 to [`MAX_LIMIT`].
+    pub limit: u32,
+    /// The window in nanoseconds, within [`WINDOW_RANGE_NS`].
+    pub window_ns: u64,
+    /// What happens beyond the limit.
+    pub action: Action,
+    /// How far a ban reaches.
+    pub scope: Scope,
+    /// The first ban's length in nanoseconds.
+    pub ban_ns: u64,
+    /// The longest ban in nanoseconds; each offence doubles the length up to this.
+    pub ban_max_ns: u64,
+    /// How long after the end of a ban an offence is remembered, in nanoseconds.
+    pub forget_ns: u64,
+}
+
+const FLAG_ACTION_DROP: u32 = 1 << 0;
+const FLAG_SCOPE_SYN: u32 = 1 << 1;
+const FLAG_DEFINED: u32 = 1 << 31;
+
+/// A rule in the map.
+///
+/// The generation stands first and the kernel reads it last: a reader that sees the old generation saw nothing of a
+/// newer rule, and one that sees the new generation distrusts the old counters. So an update that is being written
+/// while a packet is judged never bans anybody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Rule {
+    generation: u32,
+    limit: u32,
+    window_ns: u64,
+    slot_ns: u64,
+    ban_ns: u64,
+    ban_max_ns: u64,
+    forget_ns: u64,
+    flags: u32,
+    padding: [u8; 3],
+    name_len: u8,
+    name: [u8; 16],
+}
+
+const _: () = assert!(size_of::<Rule>() == 72);
+
+impl Rule {
+    /// The map's form of `spec`. `name` is cut at [`MAX_NAME`] bytes.
+    pub fn new(name: &str, spec: &RuleSpec, generation: u32) -> Self {
+        let mut bytes = [0; 16];
+        let mut length = name.len().min(MAX_NAME);
+        while !name.is_char_boundary(length) {
+            length -= 1;
+        }
+        bytes[..length].copy_from_slice(&name.as_bytes()[..length]);
+        let mut flags = FLAG_DEFINED;
+        if spec.action == Action::Drop {
+            flags |= FLAG_ACTION_DROP;
+        }
+        if spec.scope == Scope::Syn {
+            flags |= FLAG_SCOPE_SYN;
+        }
+        Self {
+            generation,
+            limit: spec.limit,
+            window_ns: spec.window_ns,
+            slot_ns: (spec.window_ns / crate::window::SLOTS as u64).max(1),
+            ban_ns: spec.ban_ns,
+            ban_max_ns: spec.ban_max_ns,
+            forget_ns: spec.forget_ns,
+            flags,
+            padding: [0; 3],
+            // At most `MAX_NAME`.
+            name_len: u8::try_from(length).unwrap_or(0),
+            name: bytes,
+        }
+    }
+
+    /// What to leave where the rule was: nothing but its generation, for the next rule there to go on from.
+    #[must_use]
+    pub fn removed(self) -> Self {
+        Self { generation: self.generation, ..Self::zeroed() }
+    }
+
+    /// What the rule demands.
+    pub fn spec(&self) -> RuleSpec {
+        RuleSpec {
+            limit: self.limit,
+            window_ns: self.window_ns,
+            action: self.action(),
+            scope: self.scope(),
+            ban_ns: self.ban_ns,
+            ban_max_ns: self.ban_max_ns,
+            forget_ns: self.forget_ns,
+        }
+    }
+
+    /// The rule's name; empty if the bytes are no text.
+    pub fn name(&self) -> &str {
+        let length = usize::from(self.name_len).min(MAX_NAME);
+        core::str::from_utf8(self.name.get(..length).unwrap_or_default()).unwrap_or_default()
+    }
+
+    /// Whether this place in the map holds a rule.
+    #[inline(always)]
+    pub const fn is_defined(&self) -> bool {
+        self.flags & FLAG_DEFINED != 0
+    }
+
+    /// Changes whenever counters made under the rule must no longer be trusted.
+    #[inline(always)]
+    pub const fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// The same rule as seen with another generation: for readers that read it on its own, last.
+    #[inline(always)]
+    #[must_use]
+    pub const fn with_generation(self, generation: u32) -> Self {
+        Self { generation, ..self }
+    }
+
+    /// SYNs of one source that pass within the window.
+    #[inline(always)]
+    pub const fn limit(&self) -> u32 {
+        self.limit
+    }
+
+    /// The window in nanoseconds.
+    pub const fn window_ns(&self) -> u64 {
+        self.window_ns
+    }
+
+    /// The number of the slot that `now_ns` lies in.
+    #[inline(always)]
+    pub const fn slot(&self, now_ns: u64) -> u64 {
+        match now_ns.checked_div(self.slot_ns) {
+            Some(slot) => slot,
+            None => 0,
+        }
+    }
+
+    /// What happens beyond the limit.
+    #[inline(always)]
+    pub const fn action(&self) -> Action {
+        if self.flags & FLAG_ACTION_DROP == 0 { Action::Ban } else { Action::Drop }
+    }
+
+    /// How far a ban reaches.
+    #[inline(always)]
+    pub const fn scope(&self) -> Scope {
+        if self.flags & FLAG_SCOPE_SYN == 0 { Scope::All } else { Scope::Syn }
+    }
+
+    /// How long the next ban lasts, in nanoseconds, for a source with `offences` remembered ones: doubled with each,
+    /// up to the longest. A longest below the first counts as the first.
+    #[inline(always)]
+    pub const fn ban_length_ns(&self, offences: u32) -> u64 {
+        let doublings = if offences > 63 { 63 } else { offences };
+        // Shifting out a set bit would make the ban shorter: compare from the other side first.
+        if self.ban_ns > (u64::MAX >> doublings) || (self.ban_ns << doublings) > self.ban_max_ns {
+            if self.ban_max_ns < self.ban_ns { self.ban_ns } else { self.ban_max_ns }
+        } else {
+            self.ban_ns << doublings
+        }
+    }
+
+    /// How long an offence is remembered after its ban, in nanoseconds.
+    #[inline(always)]
+    pub const fn forget_ns(&self) -> u64 {
+        self.forget_ns
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec() -> RuleSpec {
+        RuleSpec {
+            limit: 3,
+            window_ns: 60_000_000_000,
+            action: Action::Drop,
+            scope: Scope::Syn,
+            ban_ns: 10,
+            ban_max_ns: 65,
+            forget_ns: 100,
+        }
+    }
+
+    #[test]
+    fn what_goes_into_the_map_comes_out() {
+        let rule = Rule::new("smtp", &spec(), 7);
+        assert!(rule.is_defined());
+        assert_eq!((rule.name(), rule.generation(), rule.spec()), ("smtp", 7, spec()));
+        assert!(!Rule::zeroed().is_defined());
+        assert!(!rule.removed().is_defined());
+        assert_eq!(rule.removed().generation(), 7);
+    }
+
+    #[test]
+    fn a_long_name_is_cut_at_a_character() {
+        assert_eq!(Rule::new("fourteen-bytesä", &spec(), 0).name(), "fourteen-bytes");
+    }
+
+    #[test]
+    fn bans_double_up_to_the_longest_and_never_wrap() {
+        let rule = Rule::new("r", &spec(), 0);
+        assert_eq!([0, 1, 2, 3, 70].map(|n| rule.ban_length_ns(n)), [10, 20, 40, 65, 65]);
+        let long = RuleSpec { ban_ns: u64::MAX / 2, ban_max_ns: u64::MAX, ..spec() };
+        let long = Rule::new("r", &long, 0);
+        assert_eq!([0, 1, 2].map(|n| long.ban_length_ns(n)), [u64::MAX / 2, u64::MAX - 1, u64::MAX]);
+        let odd = Rule::new("r", &RuleSpec { ban_max_ns: 5, ..spec() }, 0);
+        assert_eq!([0, 9].map(|n| odd.ban_length_ns(n)), [10, 10], "a longest below the first is the first");
+    }
+
+    #[test]
+    fn an_empty_place_in_the_map_divides_by_nothing() {
+        assert_eq!(Rule::zeroed().slot(5), 0);
+    }
+}

@@ -1,0 +1,86 @@
+//! The tables that the engine reads and writes: BPF maps in the kernel, plain memory elsewhere.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::address::Address;
+use crate::ban::{Ban, BanKey, Offender};
+use crate::config::Config;
+use crate::event::Event;
+use crate::reason::{Reason, Tally};
+use crate::rule::{Rule, RuleIndex};
+use crate::window::Window;
+
+/// Key of `SYNS`: a source under a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+#[repr(C)]
+pub struct SynsKey {
+    source: Address,
+    rule: u32,
+}
+
+const _: () = assert!(size_of::<SynsKey>() == 20);
+
+impl SynsKey {
+    /// The counters of `source` under `rule`.
+    #[inline(always)]
+    pub const fn new(source: Address, rule: RuleIndex) -> Self {
+        Self { source, rule: rule.0 as u32 }
+    }
+
+    /// Whose counters they are.
+    pub const fn source(&self) -> Address {
+        self.source
+    }
+}
+
+/// Why an entry could not be added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// There is one already: another CPU was faster.
+    Exists,
+    /// The map is full, or too busy to make room.
+    Full,
+}
+
+/// What the engine needs of its surroundings.
+pub trait Tables {
+    /// The global settings; none if userspace has not written them yet.
+    fn config(&self) -> Option<Config>;
+    /// Whether the allow-list covers the address.
+    fn is_allowed(&self, address: &Address) -> bool;
+    /// The rule that a port belongs to.
+    fn rule_of(&self, port: u16) -> RuleIndex;
+    /// A rule; none if that place is empty.
+    fn rule(&self, index: RuleIndex) -> Option<Rule>;
+
+    /// A ban, whether it still holds or not.
+    fn ban(&self, key: &BanKey) -> Option<Ban>;
+    /// Adds a ban where there is none.
+    fn add_ban(&mut self, key: &BanKey, ban: &Ban) -> Result<(), Refused>;
+    /// Removes a ban. Of several CPUs that try at once, one is told that it did.
+    fn remove_ban(&mut self, key: &BanKey) -> bool;
+    /// What is remembered of a source.
+    fn offender(&self, source: &Address) -> Option<Offender>;
+    /// Remembers it. When that fails the source starts afresh.
+    fn remember(&mut self, source: &Address, offender: &Offender);
+
+    /// How many CPUs may count.
+    fn cpus(&self) -> u32;
+    /// Whether other CPUs' counters can be seen.
+    fn sees_peers(&self) -> bool;
+    /// Lets `work` at this CPU's counters, or returns none if there are none.
+    fn with_window<R>(&mut self, key: &SynsKey, work: impl FnOnce(&mut Window) -> R) -> Option<R>;
+    /// Shows every other CPU's counters to `look`, which may mark them with [`Window::watch`] and nothing else.
+    fn for_each_peer(&mut self, key: &SynsKey, look: impl FnMut(&mut Window));
+    /// Adds counters for a source that has none on any CPU: `window` for this one, zeroes for the others.
+    fn add_window(&mut self, key: &SynsKey, window: &Window) -> Result<(), Refused>;
+    /// Removes a source's counters on every CPU.
+    fn clear_windows(&mut self, key: &SynsKey);
+
+    /// Counts a packet of `bytes` bytes under its reason and, if it got that far, its rule.
+    fn count(&mut self, reason: Reason, rule: Option<RuleIndex>, bytes: u64);
+    /// Counts something that happened beside the verdict.
+    fn tally(&mut self, tally: Tally);
+    /// Reports an event; what cannot be reported is counted as [`Tally::EventLost`].
+    fn emit(&mut self, event: &Event);
+}

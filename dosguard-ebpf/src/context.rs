@@ -1,0 +1,51 @@
+//! A frame that is read from an XDP context.
+
+use aya_ebpf::programs::XdpContext;
+use dosguard_common::frame::{Arrival, Frame, MAX_OFFSET};
+
+/// The frame behind an XDP context.
+pub struct ContextFrame<'a> {
+    ctx: &'a XdpContext,
+}
+
+impl<'a> ContextFrame<'a> {
+    /// The frame of this context.
+    #[inline(always)]
+    pub const fn new(ctx: &'a XdpContext) -> Self {
+        Self { ctx }
+    }
+
+    /// Bytes in the frame.
+    #[inline(always)]
+    pub fn bytes_in_frame(&self) -> u64 {
+        self.ctx.data_end().saturating_sub(self.ctx.data()) as u64
+    }
+}
+
+impl Frame for ContextFrame<'_> {
+    #[inline(always)]
+    fn bytes<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        if offset > MAX_OFFSET {
+            return None;
+        }
+        let start = self.ctx.data() + offset;
+        if start + N > self.ctx.data_end() {
+            return None;
+        }
+        // SAFETY: `start..start + N` lies between the packet's data and data_end, which the verifier checks again; the
+        // read asks for no alignment.
+        Some(unsafe { (start as *const [u8; N]).read_unaligned() })
+    }
+
+    #[inline(always)]
+    fn length(&self) -> u64 {
+        self.bytes_in_frame()
+    }
+
+    #[inline(always)]
+    fn arrival(&self) -> Arrival {
+        // The context holds a `u32`; aya widens it.
+        let ifindex = u32::try_from(self.ctx.ingress_ifindex()).unwrap_or(0);
+        Arrival { ifindex, queue: self.ctx.rx_queue_index() }
+    }
+}

@@ -1,0 +1,33 @@
+//! The two adapters between the engine and the kernel: frames are read from an XDP context, tables are BPF maps.
+//!
+//! The engine itself is in `dosguard-common`. This crate holds the maps, the entry points and nothing that decides.
+#![no_std]
+#![expect(unsafe_code, reason = "packets and maps are reached through the kernel's pointers")]
+
+pub mod context;
+pub mod maps;
+pub mod tables;
+
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
+use aya_ebpf::programs::XdpContext;
+use aya_log_ebpf::debug;
+use dosguard_common::engine;
+use dosguard_common::reason::{Reason, Verdict};
+
+use crate::context::ContextFrame;
+use crate::tables::KernelTables;
+
+/// Judges a packet at the time that `now_ns` tells, in nanoseconds of boot time. Returns an XDP action.
+#[inline(always)]
+pub fn judge(ctx: &XdpContext, now_ns: impl FnOnce() -> u64) -> u32 {
+    let frame = ContextFrame::new(ctx);
+    let reason = engine::decide(&frame, &mut KernelTables, now_ns);
+    if reason == Reason::OverLimit {
+        // Removed by the verifier unless the object is loaded with a log level.
+        debug!(ctx, "{}: {} bytes on queue {}", reason.name(), frame.bytes_in_frame(), ctx.rx_queue_index());
+    }
+    match reason.verdict() {
+        Verdict::Pass => XDP_PASS,
+        Verdict::Drop => XDP_DROP,
+    }
+}

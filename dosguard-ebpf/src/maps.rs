@@ -1,0 +1,63 @@
+//! The maps. Each line in `dosguard_common::abi` says what is in it, who writes, and what happens when it is full.
+
+use aya_ebpf::Global;
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf};
+use dosguard_common::abi;
+use dosguard_common::address::Address;
+use dosguard_common::ban::{Ban, BanKey, Offender};
+use dosguard_common::config::Config;
+use dosguard_common::reason::Count;
+use dosguard_common::rule::{Rule, RuleIndex};
+use dosguard_common::tables::SynsKey;
+use dosguard_common::window::Window;
+
+/// Global settings.
+#[map]
+pub static CONFIG: Array<Config> = Array::with_max_entries(abi::CONFIG.entries, 0);
+
+/// Port to rule.
+#[map]
+pub static PORTS: Array<RuleIndex> = Array::with_max_entries(abi::PORTS.entries, 0);
+
+/// The rules.
+#[map]
+pub static RULES: Array<Rule> = Array::with_max_entries(abi::RULES.entries, 0);
+
+/// SYNs per source and rule, on each CPU.
+#[map]
+pub static SYNS: LruPerCpuHashMap<SynsKey, Window> = LruPerCpuHashMap::with_max_entries(abi::SYNS.entries, 0);
+
+/// Bans. Not preallocated: most hosts have few, and an entry is only ever added for a source over the limit.
+#[map]
+pub static BANS: HashMap<BanKey, Ban> = HashMap::with_max_entries(abi::BANS.entries, BPF_F_NO_PREALLOC);
+
+/// What is remembered of offenders.
+#[map]
+pub static OFFENDERS: LruHashMap<Address, Offender> = LruHashMap::with_max_entries(abi::OFFENDERS.entries, 0);
+
+/// The allow-list.
+#[map]
+pub static ALLOW: LpmTrie<Address, u32> = LpmTrie::with_max_entries(abi::ALLOW.entries, 0);
+
+/// Packets and bytes per reason, occurrences per tally.
+#[map]
+pub static COUNTERS: PerCpuArray<Count> = PerCpuArray::with_max_entries(abi::COUNTERS.entries, 0);
+
+/// Packets per rule and reason.
+#[map]
+pub static RULE_COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(abi::RULE_COUNTERS.entries, 0);
+
+/// Events on their way to userspace.
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(abi::EVENTS.entries, 0);
+
+/// How many CPUs the kernel may use. Set at load, so that the verifier knows how often the loop over them runs.
+#[unsafe(no_mangle)]
+pub static CPUS: Global<u32> = Global::new(1);
+
+/// Whether the kernel lets one CPU look at another's counters. Set at load; where it is 0 the verifier removes the
+/// call, which older kernels do not know.
+#[unsafe(no_mangle)]
+pub static PEERS: Global<u32> = Global::new(0);

@@ -1,0 +1,153 @@
+//! The command line: one file per verb. Data goes to stdout, talk to stderr.
+//!
+//! Exit status: 0 done, 1 the answer is no, 2 error.
+
+mod allow;
+mod attach;
+mod bans;
+mod check;
+mod events;
+mod run;
+mod status;
+mod sysctl;
+mod talk;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, ColorChoice, Parser, Subcommand};
+
+use crate::paths::{DEFAULT_BPFFS, DEFAULT_INSTANCE, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, Paths};
+
+/// Stops connection floods at the network card.
+///
+/// An XDP program counts new TCP connections per source and drops packets from sources over the limit, before the
+/// kernel allocates anything for them.
+#[derive(Debug, Parser)]
+#[command(name = "dosguard", version, max_term_width = 110)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
+struct Global {
+    /// Which instance: one policy with its own maps, pins and socket.
+    #[arg(long, global = true, value_name = "NAME", default_value = DEFAULT_INSTANCE)]
+    instance: String,
+    /// Where the BPF file system is mounted.
+    #[arg(long, global = true, value_name = "DIR", default_value = DEFAULT_BPFFS)]
+    bpffs: PathBuf,
+    /// Where locks and sockets are.
+    #[arg(long, global = true, value_name = "DIR", default_value = DEFAULT_RUN_DIR)]
+    run_dir: PathBuf,
+    /// Where what survives a boot is.
+    #[arg(long, global = true, value_name = "DIR", default_value = DEFAULT_STATE_DIR)]
+    state_dir: PathBuf,
+    /// Say more; twice, say everything.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    /// When to use colours.
+    #[arg(long, global = true, value_name = "WHEN", default_value_t = ColorChoice::Auto)]
+    color: ColorChoice,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Attach, report events and remove expired bans, until stopped.
+    Run(run::RunArgs),
+    /// Attach to interfaces and leave the kernel to it.
+    Attach(attach::AttachArgs),
+    /// Detach from interfaces.
+    Detach(attach::DetachArgs),
+    /// Show what is guarded, how, and what became of the packets.
+    Status(status::StatusArgs),
+    /// Read and write settings, from the next packet on.
+    Sysctl(sysctl::SysctlArgs),
+    /// List, add and remove bans.
+    #[command(subcommand)]
+    Bans(bans::BansVerb),
+    /// List, add and remove allowed networks, which are never counted, dropped or banned.
+    #[command(subcommand)]
+    Allow(allow::AllowVerb),
+    /// Show the latest events, and follow them.
+    Events(events::EventsArgs),
+    /// Validate a configuration file.
+    Check(check::CheckArgs),
+}
+
+/// What a verb came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    /// It was done.
+    Done,
+    /// The answer is no.
+    No,
+}
+
+/// Runs the command that the process was started with.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match cli.global.color {
+        ColorChoice::Auto => {} // a terminal that takes colours, and no NO_COLOR
+        ColorChoice::Always => anstream::ColorChoice::AlwaysAnsi.write_global(),
+        ColorChoice::Never => anstream::ColorChoice::Never.write_global(),
+    }
+    talk::init(cli.global.verbose);
+    let mut out = anstream::AutoStream::auto(io::stdout());
+    let result = dispatch(cli, &mut out).and_then(|answer| Ok(out.flush().map(|()| answer)?));
+    match result {
+        Ok(Answer::Done) => ExitCode::SUCCESS,
+        Ok(Answer::No) => ExitCode::from(1),
+        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            talk::error(&error);
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn dispatch(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Answer> {
+    let Global { instance, bpffs, run_dir, state_dir, .. } = cli.global;
+    let paths = Paths::new(&instance, bpffs, run_dir, state_dir)?;
+    match cli.verb {
+        Verb::Run(args) => run::run(&paths, &args, out),
+        Verb::Attach(args) => attach::attach(&paths, &args, out),
+        Verb::Detach(args) => attach::detach(&paths, &args, out),
+        Verb::Status(args) => status::status(&paths, &args, out),
+        Verb::Sysctl(args) => sysctl::sysctl(&paths, &args, out),
+        Verb::Bans(verb) => bans::bans(&paths, &verb, out),
+        Verb::Allow(verb) => allow::allow(&paths, &verb, out),
+        Verb::Events(args) => events::events(&paths, &args, out),
+        Verb::Check(args) => check::check(&args, out),
+    }
+}
+
+/// Whoever reads the output has seen enough: that is success.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_tree_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_closed_pipe_is_recognised_however_deep() {
+        let io = io::Error::from(io::ErrorKind::BrokenPipe);
+        assert!(is_closed_pipe(&anyhow::Error::from(io).context("print an event")));
+        assert!(!is_closed_pipe(&anyhow::Error::from(io::Error::from(io::ErrorKind::NotFound))));
+    }
+}

@@ -1,0 +1,93 @@
+//! What goes to stderr: errors with their causes and hints, warnings, and with `-v` more.
+
+use std::io::Write as _;
+
+use log::{Level, LevelFilter, Log, Metadata, Record};
+
+use crate::output::{BOLD, RED, YELLOW};
+
+struct Stderr;
+
+impl Log for Stderr {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.level() <= log::max_level()
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        let (style, word) = match record.level() {
+            Level::Error => (RED, "error"),
+            Level::Warn => (YELLOW, "warning"),
+            Level::Info => (BOLD, "info"),
+            Level::Debug => (BOLD, "debug"),
+            Level::Trace => (BOLD, "trace"),
+        };
+        // There is nowhere to report that stderr is gone.
+        let _ = writeln!(anstream::stderr().lock(), "{style}{word}:{style:#} {}", record.args());
+    }
+
+    fn flush(&self) {}
+}
+
+/// Sends log messages to stderr: warnings, with `-v` information, with `-vv` everything.
+pub(super) fn init(verbose: u8) {
+    if log::set_logger(&Stderr).is_ok() {
+        log::set_max_level(match verbose {
+            0 => LevelFilter::Warn,
+            1 => LevelFilter::Info,
+            _ => LevelFilter::Trace,
+        });
+    }
+}
+
+/// A line of talk.
+pub(super) fn say(line: &str) {
+    let _ = writeln!(anstream::stderr().lock(), "{line}");
+}
+
+/// An error: what, then why, then what to do.
+pub(super) fn error(error: &anyhow::Error) {
+    let (message, hints) = message_and_hints(error);
+    let mut stderr = anstream::stderr().lock();
+    let _ = writeln!(stderr, "{RED}error:{RED:#} {message}");
+    for hint in hints {
+        let _ = writeln!(stderr, "{BOLD}hint:{BOLD:#} {hint}");
+    }
+}
+
+/// The causes on one line, each said once, and the hints behind all of them.
+fn message_and_hints(error: &anyhow::Error) -> (String, Vec<String>) {
+    let mut message = String::new();
+    let mut hints = Vec::new();
+    for cause in error.chain() {
+        let text = cause.to_string();
+        let (text, hint) = match text.split_once("\nhint: ") {
+            Some((text, hint)) => (text, Some(hint)),
+            None => (text.as_str(), None),
+        };
+        hints.extend(hint.map(str::to_owned));
+        if message.is_empty() {
+            text.clone_into(&mut message);
+        } else if !message.contains(text) {
+            message += ": ";
+            message += text;
+        }
+    }
+    (message, hints)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_joined_and_hints_come_last() {
+        let inner = anyhow::anyhow!("the disk is full\nhint: delete something");
+        let error = inner.context("cannot write `x`: the disk is full").context("cannot save");
+        let (message, hints) = message_and_hints(&error);
+        assert_eq!(message, "cannot save: cannot write `x`: the disk is full");
+        assert_eq!(hints, ["delete something"]);
+    }
+}

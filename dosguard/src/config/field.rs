@@ -1,0 +1,342 @@
+//! The settings of one rule by name, wherever they are written: in the file, as a sysctl key, on the command line.
+
+use std::fmt;
+
+use dosguard_common::rule::{Action, RuleSpec, Scope};
+use thiserror::Error;
+
+use super::limit::{Limit, LimitError};
+use super::policy::NamedRule;
+use super::units::{Span, SpanError};
+
+/// A setting of a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RuleField {
+    /// Which ports the rule covers.
+    Ports,
+    /// SYNs within a window: `100/1s`.
+    Limit,
+    /// `ban`, or `drop` for only the SYNs over the limit.
+    Action,
+    /// The first ban's length.
+    Ban,
+    /// The longest ban.
+    BanMax,
+    /// How long an offence is remembered after its ban; `0s` for not at all.
+    Forget,
+    /// What a ban reaches: `all` packets, or only `syn` to the rule's ports.
+    Scope,
+}
+
+/// Why a setting does not take a value.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum FieldError {
+    /// The limit is malformed or out of range.
+    #[error(transparent)]
+    Limit(#[from] LimitError),
+    /// A duration is malformed.
+    #[error("{field}: {error}")]
+    Duration {
+        /// Which setting.
+        field: RuleField,
+        /// Why it is no duration.
+        error: SpanError,
+    },
+    /// A ban of zero was asked for.
+    #[error(
+        "{field} `{text}`: a ban cannot be zero\nhint: such as `10m`; action `drop` is the one without bans"
+    )]
+    ZeroBan {
+        /// `ban` or `ban_max`.
+        field: RuleField,
+        /// What was written.
+        text: String,
+    },
+    /// The longest ban is shorter than the first.
+    #[error(
+        "ban_max `{ban_max}` is shorter than ban `{ban}`\nhint: a ban_max of `{ban}` or more, or a shorter ban"
+    )]
+    BanMaxBelowBan {
+        /// The first ban's length.
+        ban: Span,
+        /// The longest ban's length.
+        ban_max: Span,
+    },
+    /// There is no such action.
+    #[error("no such action as `{text}`\nhint: `ban`, or `drop` for only the SYNs over the limit")]
+    Action {
+        /// What was written.
+        text: String,
+    },
+    /// There is no such scope.
+    #[error(
+        "no such scope as `{text}`\nhint: `all` packets of the source, or only its `syn` to the rule's ports"
+    )]
+    Scope {
+        /// What was written.
+        text: String,
+    },
+    /// It is not a setting of a running rule.
+    #[error("`{field}` is read-only: {reason}")]
+    ReadOnly {
+        /// Which setting.
+        field: RuleField,
+        /// Why, and how to change it otherwise.
+        reason: &'static str,
+    },
+}
+
+impl RuleField {
+    /// Every setting, in the order in which they are listed.
+    pub const ALL: [Self; 7] =
+        [Self::Ports, Self::Limit, Self::Action, Self::Ban, Self::BanMax, Self::Forget, Self::Scope];
+
+    /// Its name in the file and in keys.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ports => "ports",
+            Self::Limit => "limit",
+            Self::Action => "action",
+            Self::Ban => "ban",
+            Self::BanMax => "ban_max",
+            Self::Forget => "forget",
+            Self::Scope => "scope",
+        }
+    }
+
+    /// The setting of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|field| field.name() == name)
+    }
+
+    /// How it looks in a file, as TOML.
+    pub const fn example(self) -> &'static str {
+        match self {
+            Self::Ports => r#"ports = ["tcp/25", "tcp/8000-8100"]"#,
+            Self::Limit => r#"limit = "100/1s""#,
+            Self::Action => r#"action = "ban""#,
+            Self::Ban => r#"ban = "10m""#,
+            Self::BanMax => r#"ban_max = "1d""#,
+            Self::Forget => r#"forget = "1d""#,
+            Self::Scope => r#"scope = "all""#,
+        }
+    }
+
+    /// Why it cannot be set while the rule is in force; none if it can.
+    pub const fn read_only(self) -> Option<&'static str> {
+        match self {
+            Self::Ports => {
+                Some("which rule a port belongs to comes from the file\nhint: change `ports` there")
+            }
+            Self::Limit | Self::Action | Self::Ban | Self::BanMax | Self::Forget | Self::Scope => None,
+        }
+    }
+
+    /// The rule's value as text. All but `ports` can be given to [`set`](Self::set) as they are. The ports of `default`
+    /// are shown as `every other`.
+    pub fn get(self, rule: &NamedRule) -> String {
+        let spec = &rule.spec;
+        match self {
+            Self::Ports if rule.name.is_default() => "every other".to_owned(),
+            Self::Ports => rule.ports.to_string(),
+            // Not through `Limit`, which would refuse what another version may have put into the maps.
+            Self::Limit => format!("{}/{}", spec.limit, Span::from_ns(spec.window_ns)),
+            Self::Action => spec.action.name().to_owned(),
+            Self::Ban => Span::from_ns(spec.ban_ns).to_string(),
+            Self::BanMax => Span::from_ns(spec.ban_max_ns).to_string(),
+            Self::Forget => Span::from_ns(spec.forget_ns).to_string(),
+            Self::Scope => spec.scope.name().to_owned(),
+        }
+    }
+
+    /// Sets it from text.
+    ///
+    /// # Errors
+    ///
+    /// The value is malformed, out of range or at odds with the rule's other settings, or the setting is read-only.
+    /// Then `spec` is as it was.
+    pub fn set(self, spec: &mut RuleSpec, text: &str) -> Result<(), FieldError> {
+        set_all(spec, [(self, text)])
+    }
+
+    /// Sets it without a look at the other settings: [`check`] must follow.
+    pub(super) fn assign(self, spec: &mut RuleSpec, text: &str) -> Result<(), FieldError> {
+        let span = || text.parse::<Span>().map_err(|error| FieldError::Duration { field: self, error });
+        let ban = || match span()?.ns() {
+            0 => Err(FieldError::ZeroBan { field: self, text: text.to_owned() }),
+            ns => Ok(ns),
+        };
+        match self {
+            Self::Ports => {
+                let reason = self.read_only().unwrap_or_default();
+                return Err(FieldError::ReadOnly { field: self, reason });
+            }
+            Self::Limit => {
+                let limit: Limit = text.parse()?;
+                spec.limit = limit.count();
+                spec.window_ns = limit.window().ns();
+            }
+            Self::Action => {
+                let action = [Action::Ban, Action::Drop].into_iter().find(|action| action.name() == text);
+                spec.action = action.ok_or_else(|| FieldError::Action { text: text.to_owned() })?;
+            }
+            Self::Ban => spec.ban_ns = ban()?,
+            Self::BanMax => spec.ban_max_ns = ban()?,
+            Self::Forget => spec.forget_ns = span()?.ns(),
+            Self::Scope => {
+                let scope = [Scope::All, Scope::Syn].into_iter().find(|scope| scope.name() == text);
+                spec.scope = scope.ok_or_else(|| FieldError::Scope { text: text.to_owned() })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for RuleField {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// Sets several settings of one rule at once, so that `ban` and `ban_max` can be raised or lowered together in either
+/// order.
+///
+/// # Errors
+///
+/// As for [`RuleField::set`]; if any value is refused, none is set.
+pub fn set_all<'a>(
+    spec: &mut RuleSpec,
+    values: impl IntoIterator<Item = (RuleField, &'a str)>,
+) -> Result<(), FieldError> {
+    let mut changed = *spec;
+    for (field, text) in values {
+        field.assign(&mut changed, text)?;
+    }
+    check(&changed)?;
+    *spec = changed;
+    Ok(())
+}
+
+/// Whether a rule may demand this.
+///
+/// # Errors
+///
+/// The limit or the window is out of range, a ban is zero, or the longest ban is shorter than the first.
+pub fn check(spec: &RuleSpec) -> Result<(), FieldError> {
+    Limit::new(spec.limit, Span::from_ns(spec.window_ns))?;
+    for (field, ns) in [(RuleField::Ban, spec.ban_ns), (RuleField::BanMax, spec.ban_max_ns)] {
+        if ns == 0 {
+            return Err(FieldError::ZeroBan { field, text: Span::from_ns(ns).to_string() });
+        }
+    }
+    if spec.ban_max_ns < spec.ban_ns {
+        let (ban, ban_max) = (Span::from_ns(spec.ban_ns), Span::from_ns(spec.ban_max_ns));
+        return Err(FieldError::BanMaxBelowBan { ban, ban_max });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::policy::{RuleName, default_spec};
+
+    fn rule() -> NamedRule {
+        let name: RuleName = "smtp".parse().unwrap();
+        NamedRule { name, ports: "tcp/25".parse().unwrap(), spec: default_spec() }
+    }
+
+    #[test]
+    fn what_is_read_can_be_written_and_changes_nothing() {
+        let rule = rule();
+        for field in RuleField::ALL {
+            assert_eq!(RuleField::from_name(field.name()), Some(field));
+            let mut spec = rule.spec;
+            if field.read_only().is_none() {
+                field.set(&mut spec, &field.get(&rule)).unwrap();
+            }
+            assert_eq!(spec, rule.spec);
+        }
+        assert_eq!(RuleField::from_name("refresh"), None);
+    }
+
+    #[test]
+    fn each_setting_changes_its_own_value() {
+        let mut rule = rule();
+        let values = [
+            (RuleField::Limit, "3/1m"),
+            (RuleField::Action, "drop"),
+            (RuleField::Ban, "10m"),
+            (RuleField::BanMax, "2d"),
+            (RuleField::Forget, "0s"),
+            (RuleField::Scope, "syn"),
+        ];
+        for (field, value) in values {
+            field.set(&mut rule.spec, value).unwrap();
+            assert_eq!(field.get(&rule), value);
+        }
+        assert_eq!((rule.spec.limit, rule.spec.window_ns), (3, 60_000_000_000));
+        assert_eq!(RuleField::Ports.get(&rule), "tcp/25");
+    }
+
+    #[test]
+    fn a_bad_value_changes_nothing_and_says_what_is_accepted() {
+        let cases = [
+            (
+                RuleField::Limit,
+                "0/1s",
+                "limit `0/1s`: the count is zero\nhint: from 1 to 500000 SYNs, such as `100/1s`",
+            ),
+            (
+                RuleField::Ban,
+                "5",
+                "ban: duration `5` has no unit\nhint: a whole number and a unit: ns, us, ms, s, m, h or d, such as `10m`",
+            ),
+            (
+                RuleField::Ban,
+                "0s",
+                "ban `0s`: a ban cannot be zero\nhint: such as `10m`; action `drop` is the one without bans",
+            ),
+            (
+                RuleField::BanMax,
+                "1s",
+                "ban_max `1s` is shorter than ban `1m`\nhint: a ban_max of `1m` or more, or a shorter ban",
+            ),
+            (
+                RuleField::Ban,
+                "2d",
+                "ban_max `1d` is shorter than ban `2d`\nhint: a ban_max of `2d` or more, or a shorter ban",
+            ),
+            (
+                RuleField::Action,
+                "Ban",
+                "no such action as `Ban`\nhint: `ban`, or `drop` for only the SYNs over the limit",
+            ),
+            (
+                RuleField::Scope,
+                "",
+                "no such scope as ``\nhint: `all` packets of the source, or only its `syn` to the rule's ports",
+            ),
+            (
+                RuleField::Ports,
+                "tcp/26",
+                "`ports` is read-only: which rule a port belongs to comes from the file\nhint: change `ports` there",
+            ),
+        ];
+        for (field, value, message) in cases {
+            let mut spec = default_spec();
+            assert_eq!(field.set(&mut spec, value).unwrap_err().to_string(), message);
+            assert_eq!(spec, default_spec());
+        }
+    }
+
+    #[test]
+    fn settings_that_belong_together_are_set_together() {
+        let mut spec = default_spec();
+        set_all(&mut spec, [(RuleField::Ban, "2d"), (RuleField::BanMax, "4d")]).unwrap();
+        set_all(&mut spec, [(RuleField::BanMax, "2m"), (RuleField::Ban, "1m")]).unwrap();
+        let before = spec;
+        assert!(set_all(&mut spec, [(RuleField::Limit, "7/1s"), (RuleField::Ban, "3m")]).is_err());
+        assert_eq!(spec, before);
+    }
+}

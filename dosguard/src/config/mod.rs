@@ -1,0 +1,25 @@
+//! What the operator asks for: the configuration file, sysctl keys, and the units both are written in.
+//!
+//! Nothing here does I/O, except [`file::read`], which reads the file it is given. Text comes in, checked values go
+//! out: a [`policy::Policy`] that exists is one the kernel's maps can hold. Every error says what is accepted.
+//!
+//! | module | turns text into |
+//! | --- | --- |
+//! | [`units`] | durations (`10m`) |
+//! | [`limit`] | limits (`3/60s`) |
+//! | [`cidr`] | addresses and prefixes, and their form in the maps |
+//! | [`ports`] | sets of ports (`tcp/25,tcp/8000-8100`) |
+//! | [`field`] | the settings of one rule, wherever they are written |
+//! | [`policy`] | everything one instance shall do, checked as a whole |
+//! | [`file`](mod@file) | a policy, from TOML, with line and column in every error |
+//! | [`keys`] | sysctl-style names over live rules |
+
+pub mod cidr;
+mod document;
+pub mod field;
+pub mod file;
+pub mod keys;
+pub mod limit;
+pub mod policy;
+pub mod ports;
+pub mod units;

@@ -1,0 +1,71 @@
+//! From kernel events to records, and from one source to many listeners.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use dosguard_common::event::Event;
+use jiff::Timestamp;
+use tokio::sync::broadcast;
+
+use super::{BACKLOG, DaemonError};
+use crate::config::policy::SourcePrefixes;
+use crate::datapath::{Datapath, interfaces};
+use crate::output::{EventRecord, WallClock};
+use crate::system;
+
+/// Events on their way to one slow listener before it misses some.
+const QUEUE: usize = 4_096;
+
+/// Hands every event to all who listen, and keeps the latest.
+pub struct EventHub {
+    prefixes: SourcePrefixes,
+    interfaces: HashMap<u32, String>,
+    backlog: VecDeque<Arc<EventRecord>>,
+    sender: broadcast::Sender<Arc<EventRecord>>,
+}
+
+/// What a new listener gets: the latest events, and all that follow, with nothing between lost or told twice.
+pub struct Listener {
+    /// The latest events, oldest first.
+    pub backlog: Vec<Arc<EventRecord>>,
+    /// Those that follow.
+    pub following: broadcast::Receiver<Arc<EventRecord>>,
+}
+
+impl EventHub {
+    /// A hub for the events of an instance.
+    pub fn new(datapath: &Datapath) -> Result<Self, DaemonError> {
+        let prefixes = datapath.maps().source_mask()?.into();
+        let (sender, _) = broadcast::channel(QUEUE);
+        Ok(Self { prefixes, interfaces: HashMap::new(), backlog: VecDeque::new(), sender })
+    }
+
+    /// Hands out an event and returns its record.
+    pub fn publish(&mut self, datapath: &Datapath, event: &Event) -> Result<Arc<EventRecord>, DaemonError> {
+        let rule = datapath.rule_name(event.rule())?;
+        let clock = WallClock::new(Timestamp::now(), system::boot_now_ns()?);
+        let prefixes = self.prefixes;
+        let name = |index| self.interface(index);
+        let record = Arc::new(EventRecord::new(event, rule, name, prefixes, &clock));
+        if self.backlog.len() == BACKLOG {
+            self.backlog.pop_front();
+        }
+        self.backlog.push_back(Arc::clone(&record));
+        // Nobody listening is no failure.
+        let _ = self.sender.send(Arc::clone(&record));
+        Ok(record)
+    }
+
+    /// A new listener.
+    pub fn subscribe(&self) -> Listener {
+        Listener { backlog: self.backlog.iter().cloned().collect(), following: self.sender.subscribe() }
+    }
+
+    fn interface(&mut self, index: u32) -> String {
+        if !self.interfaces.contains_key(&index) {
+            let present = interfaces().unwrap_or_default();
+            self.interfaces = present.into_iter().map(|found| (found.index, found.name)).collect();
+        }
+        self.interfaces.get(&index).cloned().unwrap_or_else(|| index.to_string())
+    }
+}

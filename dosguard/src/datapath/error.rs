@@ -1,0 +1,171 @@
+//! What can go wrong between dosguard and the kernel.
+
+use std::io;
+use std::path::PathBuf;
+
+use aya::maps::MapError;
+use dosguard_common::abi::ABI_VERSION;
+use thiserror::Error;
+
+use super::Mode;
+use crate::system::SystemError;
+
+/// An error of the data path. What it left behind is what was there before.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// There is no such interface.
+    #[error("no network interface `{name}`\nhint: this network namespace has {known}")]
+    NoInterface {
+        /// The name that was asked for.
+        name: String,
+        /// The names that there are.
+        known: String,
+    },
+    /// Somebody else's program is attached.
+    #[error(
+        "`{interface}` already has the XDP program `{program}` (id {id}, {mode}); it was left alone\n\
+         hint: detach it first with the tool that attached it, or `ip link set dev {interface} xdp off`"
+    )]
+    ForeignProgram {
+        /// The interface.
+        interface: String,
+        /// The program's name in the kernel.
+        program: String,
+        /// The program's id.
+        id: u32,
+        /// How it is attached.
+        mode: &'static str,
+    },
+    /// The driver refused.
+    #[error(
+        "`{interface}` refused {mode} mode: {source}\n\
+         hint: `--mode auto` falls back to generic mode, which works on any interface and is slower"
+    )]
+    ModeRefused {
+        /// The interface.
+        interface: String,
+        /// The mode that was asked for.
+        mode: Mode,
+        /// What the kernel said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The kernel refused generic mode too.
+    #[error("cannot attach to `{interface}`")]
+    Attach {
+        /// The interface.
+        interface: String,
+        /// What the kernel said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The instance is not attached to the interface.
+    #[error("instance `{instance}` is not attached to `{interface}`")]
+    NotAttached {
+        /// The instance.
+        instance: String,
+        /// The interface.
+        interface: String,
+    },
+    /// The instance has no maps in the kernel.
+    #[error(
+        "instance `{instance}` is not loaded (no pins at `{}`)\n\
+         hint: start it with `dosguard run IFACE` or `dosguard attach IFACE`",
+        path.display()
+    )]
+    NotLoaded {
+        /// The instance.
+        instance: String,
+        /// Where the pins would be.
+        path: PathBuf,
+    },
+    /// The pins are of another version.
+    #[error(
+        "`{}` holds pins of ABI version {found}, and this program speaks {ABI_VERSION}; nothing was changed\n\
+         hint: run `dosguard detach --all` with the version that made them, then start again",
+        path.display()
+    )]
+    OtherAbi {
+        /// Where.
+        path: PathBuf,
+        /// Their version.
+        found: String,
+    },
+    /// The program was built without its kernel part.
+    #[error(
+        "this dosguard was built without its XDP program (`AYA_BUILD_SKIP` was set)\n\
+         hint: build it again without that variable"
+    )]
+    StubObject,
+    /// The object cannot be read.
+    #[error("the XDP program cannot be read")]
+    Object(#[source] Box<aya::EbpfError>),
+    /// The kernel refused the program.
+    #[error("the kernel refused the XDP program\nhint: Linux 5.10 or later is needed")]
+    Verifier(#[source] Box<aya::programs::ProgramError>),
+    /// A map operation failed.
+    #[error("cannot {action} map `{map}`")]
+    Map {
+        /// The map.
+        map: &'static str,
+        /// What was tried.
+        action: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: Box<MapError>,
+    },
+    /// A map has no room.
+    #[error("map `{map}` is full ({entries} entries); nothing was added")]
+    MapFull {
+        /// The map.
+        map: &'static str,
+        /// How many entries it holds.
+        entries: u32,
+    },
+    /// The maps hold no rule of that name.
+    #[error("no rule `{name}`\nhint: there are {known}")]
+    NoRule {
+        /// The name.
+        name: String,
+        /// Those that there are.
+        known: String,
+    },
+    /// The source prefixes differ from the live ones.
+    #[error(
+        "the source prefixes cannot change while counters of others exist: live IPv4 /{}, IPv6 /{}; asked IPv4 /{}, IPv6 /{}\n\
+         hint: `dosguard detach --all` first, or keep the live ones",
+        live.0, live.1, asked.0, asked.1
+    )]
+    PrefixChange {
+        /// The live lengths, IPv4 and IPv6.
+        live: (u32, u32),
+        /// The lengths asked for.
+        asked: (u32, u32),
+    },
+    /// A file or folder operation failed.
+    #[error("cannot {action} `{}`", path.display())]
+    Path {
+        /// What was tried.
+        action: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel's list of interfaces cannot be read.
+    #[error("cannot read the list of interfaces")]
+    Netlink(#[source] io::Error),
+    /// The machine lacks something.
+    #[error(transparent)]
+    System(#[from] SystemError),
+}
+
+impl Error {
+    pub(super) fn map(map: &'static str, action: &'static str) -> impl Fn(MapError) -> Self {
+        move |source| Self::Map { map, action, source: Box::new(source) }
+    }
+
+    pub(super) fn path(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Path { action, path, source }
+    }
+}

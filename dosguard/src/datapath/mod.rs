@@ -1,0 +1,293 @@
+//! The data path: program, maps and links in the kernel, behind one type whose methods are verbs of the domain.
+//!
+//! Everything is pinned, so that filtering goes on whatever becomes of the processes. An instance's folder of pins
+//! appears with all its maps or not at all; what a command prepares, it removes again when it fails.
+
+mod attach;
+mod error;
+mod links;
+mod maps;
+mod object;
+mod start;
+mod sweep;
+mod wire;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
+
+use aya::maps::{MapData, RingBuf};
+use aya::programs::ProgramInfo;
+use dosguard_common::abi::{self, ABI_VERSION};
+use dosguard_common::address::{Address, SourceMask};
+use dosguard_common::config::Config;
+use dosguard_common::rule::{Rule, RuleIndex, RuleSpec};
+
+pub use attach::{Attached, Guarded, Mode};
+pub use error::Error;
+pub use links::{AttachedProgram, Interface, interfaces};
+pub use maps::{Fill, Maps};
+pub use object::{LoadOptions, Loaded, sees_peers};
+pub use start::{Request, Started, start};
+
+use crate::config::cidr::Cidr;
+use crate::config::policy::{NamedRule, Policy};
+use crate::paths::{LINKS, PROGRAM, Paths};
+
+/// One instance in the kernel.
+pub struct Datapath {
+    paths: Paths,
+    maps: Maps,
+}
+
+impl Datapath {
+    /// Opens an instance that is pinned, or says that there is none.
+    pub fn open(paths: &Paths) -> Result<Option<Self>, Error> {
+        check_abi(paths)?;
+        if !exists(&paths.pins())? {
+            return Ok(None);
+        }
+        let maps = Maps::new(|name| pinned_map(&paths.map(name), name))?;
+        Ok(Some(Self { paths: paths.clone(), maps }))
+    }
+
+    /// Opens an instance that must be there.
+    pub fn require(paths: &Paths) -> Result<Self, Error> {
+        Self::open(paths)?
+            .ok_or_else(|| Error::NotLoaded { instance: paths.instance().to_owned(), path: paths.pins() })
+    }
+
+    /// Loads the program, makes its maps, fills them according to `policy` and pins it all.
+    pub fn create(paths: &Paths, policy: &Policy, options: &LoadOptions) -> Result<Self, Error> {
+        let mut loaded = Loaded::shipped(options)?;
+        let staging = paths.staging_pins();
+        remove_pins(&staging)?; // what a killed predecessor left
+        let pinned = pin_all(&mut loaded, &staging, policy)
+            .and_then(|()| fs::rename(&staging, paths.pins()).map_err(Error::path("create", paths.pins())));
+        if let Err(error) = pinned {
+            // The first error is the one to tell; the folder is looked for again at the next start.
+            let _ = remove_pins(&staging);
+            let _ = fs::remove_dir(paths.instance_pins());
+            return Err(error);
+        }
+        Self::require(paths)
+    }
+
+    /// The maps.
+    pub const fn maps(&self) -> &Maps {
+        &self.maps
+    }
+
+    /// The maps, to change.
+    pub const fn maps_mut(&mut self) -> &mut Maps {
+        &mut self.maps
+    }
+
+    /// The ring buffer of events, for the one process that drains it.
+    pub fn events(&self) -> Result<RingBuf<MapData>, Error> {
+        maps::events(pinned_map(&self.paths.map(abi::EVENTS.name), abi::EVENTS.name)?)
+    }
+
+    /// The pinned program's id and how many instructions the verifier looked at, where the kernel tells.
+    pub fn program(&self) -> Result<(u32, Option<u32>), Error> {
+        let info = ProgramInfo::from_pin(self.paths.program());
+        let info = info.map_err(|error| Error::Verifier(Box::new(error)))?;
+        Ok((info.id(), info.verified_instruction_count()))
+    }
+
+    /// The rules with their ports, `default` first.
+    pub fn rules(&self) -> Result<Vec<(RuleIndex, NamedRule)>, Error> {
+        let mut ports = BTreeMap::<RuleIndex, Vec<u16>>::new();
+        for (port, index) in self.maps.ports()? {
+            ports.entry(index).or_default().push(port);
+        }
+        let rules = self.maps.rules()?;
+        Ok(rules
+            .into_iter()
+            .map(|(index, rule)| {
+                let ports = ports.remove(&index).unwrap_or_default();
+                // Only names that parse are ever written.
+                let name = rule.name().parse().unwrap_or_default();
+                (index, NamedRule { name, ports: ports.into_iter().collect(), spec: rule.spec() })
+            })
+            .collect())
+    }
+
+    /// The name of a rule; empty if there is none.
+    pub fn rule_name(&self, index: RuleIndex) -> Result<String, Error> {
+        Ok(self.maps.rule(index)?.name().to_owned())
+    }
+
+    /// Changes what a rule demands, from the next packet on. Counters of the old demand no longer count.
+    pub fn change_rule(&mut self, name: &str, spec: &RuleSpec) -> Result<(), Error> {
+        let rules = self.maps.rules()?;
+        let Some((index, live)) = rules.iter().find(|(_, rule)| rule.name() == name) else {
+            let known: Vec<_> = rules.iter().map(|(_, rule)| format!("`{}`", rule.name())).collect();
+            return Err(Error::NoRule { name: name.to_owned(), known: known.join(", ") });
+        };
+        if live.spec() == *spec {
+            return Ok(());
+        }
+        self.maps.set_rule(*index, next_generation(name, spec, live))
+    }
+
+    /// Brings the live rules and the allow-list in line with `policy`. Rules that stay the same keep their counters;
+    /// allowed prefixes are added, and none is removed.
+    pub fn apply(&mut self, policy: &Policy) -> Result<(), Error> {
+        let (live, asked) = (self.maps.source_mask()?.prefixes(), source_mask(policy).prefixes());
+        if live != asked {
+            return Err(Error::PrefixChange { live, asked });
+        }
+        write_policy(&mut self.maps, policy)
+    }
+
+    /// Removes every link, map and program of the instance.
+    pub fn remove(paths: &Paths) -> Result<(), Error> {
+        remove_pins(&paths.staging_pins())?;
+        remove_pins(&paths.pins())?;
+        for folder in [paths.instance_pins(), paths.bpffs().join("dosguard")] {
+            match fs::remove_dir(&folder) {
+                Ok(()) => {}
+                // Another version's pins, or another instance's.
+                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(Error::path("remove", folder)(error)),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn pinned_map(path: &Path, name: &'static str) -> Result<MapData, Error> {
+    MapData::from_pin(path).map_err(Error::map(name, "open"))
+}
+
+fn exists(path: &Path) -> Result<bool, Error> {
+    path.try_exists().map_err(Error::path("look for", path))
+}
+
+/// Refuses to work beside pins of another ABI version.
+fn check_abi(paths: &Paths) -> Result<(), Error> {
+    let folder = paths.instance_pins();
+    let entries = match fs::read_dir(&folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(Error::path("read", folder)(error)),
+    };
+    for entry in entries {
+        let entry = entry.map_err(Error::path("read", &folder))?;
+        let name = entry.file_name();
+        let version = name.to_str().and_then(|name| name.strip_prefix('v'));
+        if let Some(found) = version.filter(|version| *version != ABI_VERSION.to_string()) {
+            return Err(Error::OtherAbi { path: entry.path(), found: found.to_owned() });
+        }
+    }
+    Ok(())
+}
+
+fn pin_all(loaded: &mut Loaded, staging: &Path, policy: &Policy) -> Result<(), Error> {
+    let mut folders = fs::DirBuilder::new();
+    folders.recursive(true).mode(0o700);
+    folders.create(staging).map_err(Error::path("create", staging))?;
+    let links = staging.join(LINKS);
+    folders.create(&links).map_err(Error::path("create", links))?;
+    for map in abi::MAPS {
+        let path = staging.join(map.name);
+        loaded.map(map.name)?.pin(&path).map_err(|error| pin_error(&path, error))?;
+    }
+    let mut maps = loaded.take_maps()?;
+    write_policy(&mut maps, policy)?;
+    maps.set_config(Config::new(source_mask(policy)).with_allow_list(!policy.allow.is_empty()))?;
+    let path = staging.join(PROGRAM);
+    loaded.program()?.pin(&path).map_err(|error| pin_error(&path, error))
+}
+
+fn pin_error(path: &Path, error: aya::pin::PinError) -> Error {
+    Error::path("pin", path)(io::Error::other(error))
+}
+
+fn source_mask(policy: &Policy) -> SourceMask {
+    SourceMask::from(policy.prefixes)
+}
+
+/// Writes what differs: rules first, then the ports that lead to them, then the allow-list. A rule keeps its index by
+/// its name, wherever it stands in the file: counters and bans are kept under the index.
+fn write_policy(maps: &mut Maps, policy: &Policy) -> Result<(), Error> {
+    let live: BTreeMap<_, _> = maps.rules()?.into_iter().collect();
+    let mut wanted = BTreeMap::new();
+    for named in &policy.rules {
+        let named_so = |rule: &Rule| rule.name() == named.name.as_str();
+        let same = live.iter().find(|(_, rule)| named_so(rule)).map(|(index, _)| *index);
+        let mut free = (0..=u8::MAX).map(RuleIndex).filter(|index| !live.contains_key(index));
+        // `default` comes first and finds 0 free. There is room: rules that are gone free theirs the next time.
+        let index = same.or_else(|| free.find(|index| !wanted.contains_key(index)));
+        let index = index.ok_or(Error::MapFull { map: abi::RULES.name, entries: abi::RULES.entries })?;
+        wanted.insert(index, named);
+    }
+    let mut ports = BTreeMap::new();
+    for (index, named) in &wanted {
+        let old = maps.rule(*index)?;
+        if !(old.is_defined() && old.name() == named.name.as_str() && old.spec() == named.spec) {
+            maps.set_rule(*index, next_generation(named.name.as_str(), &named.spec, &old))?;
+        }
+        ports.extend(named.ports.iter().map(|port| (port, *index)));
+    }
+    let old_ports = maps.ports()?;
+    for port in old_ports.keys().chain(ports.keys()).copied().collect::<BTreeSet<_>>() {
+        let index = ports.get(&port).copied().unwrap_or(RuleIndex::DEFAULT);
+        if old_ports.get(&port).copied().unwrap_or(RuleIndex::DEFAULT) != index {
+            maps.set_rule_of(port, index)?;
+        }
+    }
+    for (index, old) in live.iter().filter(|(index, _)| !wanted.contains_key(index)) {
+        maps.set_rule(*index, old.removed())?;
+    }
+    allow(maps, policy.allow.iter().map(Cidr::to_prefix))
+}
+
+/// Allows prefixes. The kernel looks at the list only while it has entries: the flag is set before the first.
+pub fn allow(maps: &mut Maps, prefixes: impl IntoIterator<Item = (Address, u32)>) -> Result<(), Error> {
+    let mut prefixes = prefixes.into_iter().peekable();
+    if prefixes.peek().is_some() {
+        let config = maps.config()?;
+        if !config.has_allow_list() {
+            maps.set_config(config.with_allow_list(true))?;
+        }
+    }
+    prefixes.try_for_each(|(address, bits)| maps.allow(address, bits))
+}
+
+/// Stops allowing a prefix; false if it was not allowed.
+pub fn disallow(maps: &mut Maps, address: Address, bits: u32) -> Result<bool, Error> {
+    let removed = maps.disallow(address, bits)?;
+    let config = maps.config()?;
+    if config.has_allow_list() && maps.allowed()?.is_empty() {
+        maps.set_config(config.with_allow_list(false))?;
+    }
+    Ok(removed)
+}
+
+/// The rule with a generation that no counter made under `live` has. 0 is what empty counters have.
+fn next_generation(name: &str, spec: &RuleSpec, live: &Rule) -> Rule {
+    let generation = live.generation().checked_add(1).unwrap_or(1);
+    Rule::new(name, spec, generation)
+}
+
+/// Removes a folder of pins: links first, so that no packet meets a program whose maps are half gone.
+fn remove_pins(folder: &Path) -> Result<(), Error> {
+    for folder in [&folder.join(LINKS), folder] {
+        let entries = match fs::read_dir(folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(Error::path("read", folder)(error)),
+        };
+        for entry in entries {
+            let path = entry.map_err(Error::path("read", folder))?.path();
+            fs::remove_file(&path).map_err(Error::path("remove", &path))?;
+        }
+        fs::remove_dir(folder).map_err(Error::path("remove", folder))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,96 @@
+//! The XDP program, from its object to the kernel.
+
+use aya::maps::{Map, MapData, MapError};
+use aya::programs::{ProgramError, ProgramType, Xdp};
+use aya::sys::{BpfHelper, is_helper_supported};
+use aya::{Ebpf, EbpfError, EbpfLoader};
+use dosguard_common::abi;
+
+use super::{Error, Maps};
+use crate::system;
+
+/// The object that is shipped; empty in a build without it.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/dosguard-xdp"));
+
+/// What can be chosen when the program is loaded, and not later.
+#[derive(Clone, Debug, Default)]
+pub struct LoadOptions {
+    /// Log statements of the kernel program that stay in: 0 none, 1 errors, to 5 traces.
+    pub log_level: u8,
+    /// Entries of maps that are to differ from `abi`'s.
+    pub sizes: Vec<(&'static str, u32)>,
+}
+
+/// The program and its maps in the kernel, held by this process alone until they are pinned.
+pub struct Loaded {
+    ebpf: Ebpf,
+}
+
+impl Loaded {
+    /// Loads the shipped object.
+    pub fn shipped(options: &LoadOptions) -> Result<Self, Error> {
+        Self::new(OBJECT, options)
+    }
+
+    /// Loads an object: its maps are made and its program is verified.
+    pub fn new(object: &[u8], options: &LoadOptions) -> Result<Self, Error> {
+        if object.is_empty() {
+            return Err(Error::StubObject);
+        }
+        let cpus =
+            system::possible_cpus().map_err(Error::path("read", "/sys/devices/system/cpu/possible"))?;
+        let peers = u32::from(sees_peers());
+        let mut loader = EbpfLoader::new();
+        loader
+            .override_global(abi::CPUS_GLOBAL, &cpus, true)
+            .override_global(abi::PEERS_GLOBAL, &peers, true)
+            .override_global(abi::LOG_LEVEL_GLOBAL, &options.log_level, false);
+        for (map, entries) in &options.sizes {
+            loader.map_max_entries(map, *entries);
+        }
+        let ebpf = loader.load(object).map_err(|error| Error::Object(Box::new(error)))?;
+        let mut loaded = Self { ebpf };
+        loaded.program()?.load().map_err(|error| Error::Verifier(Box::new(error)))?;
+        Ok(loaded)
+    }
+
+    /// The program.
+    pub fn program(&mut self) -> Result<&mut Xdp, Error> {
+        let program = self.ebpf.program_mut(abi::PROGRAM).ok_or(ProgramError::UnexpectedProgramType);
+        program.and_then(TryInto::try_into).map_err(|error| Error::Verifier(Box::new(error)))
+    }
+
+    /// Takes the typed maps out. Those that are pinned are to be pinned before.
+    pub fn take_maps(&mut self) -> Result<Maps, Error> {
+        Maps::new(|name| self.take_map(name))
+    }
+
+    /// Takes a map out.
+    pub fn take_map(&mut self, name: &'static str) -> Result<MapData, Error> {
+        match self.ebpf.take_map(name) {
+            Some(
+                Map::Array(data)
+                | Map::PerCpuArray(data)
+                | Map::HashMap(data)
+                | Map::LruHashMap(data)
+                | Map::PerCpuLruHashMap(data)
+                | Map::LpmTrie(data)
+                | Map::RingBuf(data),
+            ) => Ok(data),
+            _ => Err(missing(name)),
+        }
+    }
+
+    pub(super) fn map(&self, name: &str) -> Result<&Map, Error> {
+        self.ebpf.map(name).ok_or_else(|| missing(name))
+    }
+}
+
+fn missing(name: &str) -> Error {
+    Error::Object(Box::new(EbpfError::MapError(MapError::InvalidName { name: name.to_owned() })))
+}
+
+/// Whether an XDP program may look at other CPUs' counters. A kernel that cannot be asked counts as one that cannot.
+pub fn sees_peers() -> bool {
+    is_helper_supported(ProgramType::Xdp, BpfHelper::BPF_FUNC_map_lookup_percpu_elem).unwrap_or(false)
+}

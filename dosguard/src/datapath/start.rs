@@ -1,0 +1,75 @@
+//! Bringing an instance up, all of it or nothing.
+
+use super::attach::{Attached, Mode, check};
+use super::{Datapath, Error, LoadOptions};
+use crate::config::policy::Policy;
+use crate::paths::Paths;
+use crate::system::{self, Bpffs};
+
+/// What to bring up.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// The interfaces to attach to, beside those that are attached already.
+    pub interfaces: &'a [String],
+    /// How to attach.
+    pub mode: Mode,
+    /// What the rules shall be; none leaves live ones alone and starts new ones from the built-in policy.
+    pub policy: Option<&'a Policy>,
+    /// For an instance that is not loaded yet.
+    pub load: &'a LoadOptions,
+}
+
+/// What was brought up.
+pub struct Started {
+    /// The instance.
+    pub datapath: Datapath,
+    /// What came of each interface that was asked for.
+    pub attached: Vec<Attached>,
+    /// Whether the instance was loaded now, or found pinned.
+    pub created: bool,
+    /// Whether a BPF file system had to be mounted.
+    pub bpffs: Bpffs,
+}
+
+/// Loads the instance unless it is pinned, attaches it and applies the policy. When a step fails, what the steps
+/// before it did is undone. The instance's lock must be held.
+pub fn start(paths: &Paths, request: &Request<'_>) -> Result<Started, Error> {
+    system::require_capabilities()?;
+    for interface in request.interfaces {
+        check(interface, paths)?;
+    }
+    let bpffs = system::require_bpffs(paths.bpffs())?;
+    let (datapath, created) = match Datapath::open(paths)? {
+        Some(datapath) => (datapath, false),
+        None => {
+            let built_in = Policy::default();
+            (Datapath::create(paths, request.policy.unwrap_or(&built_in), request.load)?, true)
+        }
+    };
+    let mut started = Started { datapath, attached: Vec::new(), created, bpffs };
+    match finish(&mut started, request) {
+        Ok(()) => Ok(started),
+        Err(error) => {
+            // The first error is the one to tell. What cannot be undone shows in `status`.
+            if created {
+                let _ = Datapath::remove(paths);
+            } else {
+                for attached in started.attached.iter().filter(|attached| !attached.already) {
+                    let _ = started.datapath.unlink(attached.ifindex);
+                }
+            }
+            Err(error)
+        }
+    }
+}
+
+fn finish(started: &mut Started, request: &Request<'_>) -> Result<(), Error> {
+    started.datapath.forget_stale_links()?;
+    for interface in request.interfaces {
+        started.attached.push(started.datapath.attach(interface, request.mode)?);
+    }
+    match request.policy {
+        Some(policy) if !started.created => started.datapath.apply(policy),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,55 @@
+//! Removing expired bans.
+
+use dosguard_common::ban::{Ban, BanKey};
+
+use super::{Datapath, Error};
+use crate::system;
+
+/// How long one sweep may hold the kernel off expired entries, in nanoseconds.
+const SWEEP_NS: u64 = 500_000_000;
+/// How long before its end a sweep stops removing, so that a removal that takes its time still lies within.
+const MARGIN_NS: u64 = 200_000_000;
+
+impl Datapath {
+    /// Removes the bans that have ended and returns them.
+    ///
+    /// The kernel has no compare-and-delete, and a source whose ban has just ended may be banned anew at any moment.
+    /// So the sweep first asks the kernel program to leave expired entries alone, waits until no program runs that
+    /// has not seen this, and only then removes what is expired still. A sweep that is killed ends by itself. The
+    /// instance's lock must be held.
+    pub fn sweep(&mut self) -> Result<Vec<(BanKey, Ban)>, Error> {
+        let now_ns = system::boot_now_ns()?;
+        let expired: Vec<_> = self
+            .maps
+            .bans()?
+            .into_iter()
+            .filter(|(_, ban)| !ban.is_active(now_ns))
+            .map(|(key, _)| key)
+            .collect();
+        if expired.is_empty() {
+            return Ok(Vec::new());
+        }
+        let until_ns = system::boot_now_ns()?.saturating_add(SWEEP_NS);
+        let config = self.maps.config()?;
+        self.maps.set_config(config.with_sweep_until_ns(until_ns))?;
+        system::wait_for_running_programs();
+        let removed = self.remove_expired(&expired, until_ns.saturating_sub(MARGIN_NS));
+        self.maps.set_config(config.with_sweep_until_ns(0))?;
+        removed
+    }
+
+    fn remove_expired(&mut self, keys: &[BanKey], until_ns: u64) -> Result<Vec<(BanKey, Ban)>, Error> {
+        let mut removed = Vec::new();
+        for key in keys {
+            let now_ns = system::boot_now_ns()?;
+            if now_ns >= until_ns {
+                break; // the rest is for the next sweep
+            }
+            let Some(ban) = self.maps.ban(key)? else { continue };
+            if !ban.is_active(now_ns) && self.maps.remove_ban(key)? {
+                removed.push((*key, ban));
+            }
+        }
+        Ok(removed)
+    }
+}

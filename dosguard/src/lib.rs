@@ -1,0 +1,11 @@
+//! dosguard stops connection floods at the network card: an XDP program counts new connections per source and drops
+//! packets from sources over the limit, and this library loads it, tells it the limits and reports what it does.
+
+pub mod cli;
+pub mod config;
+pub mod daemon;
+pub mod datapath;
+pub mod lock;
+pub mod output;
+pub mod paths;
+pub mod system;

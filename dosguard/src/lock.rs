@@ -1,0 +1,139 @@
+//! Locks: one process at a time changes an instance, and one daemon runs it.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+use crate::paths::Paths;
+
+/// Why a lock is not to be had.
+#[derive(Debug, Error)]
+pub enum LockError {
+    /// Another daemon runs the instance.
+    #[error(
+        "instance `{instance}` is already run by {}\n\
+         hint: stop that one first, or name another instance with `--instance`",
+        holder.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"))
+    )]
+    DaemonRuns {
+        /// The instance.
+        instance: String,
+        /// The other daemon's process id, if it left one.
+        holder: Option<u32>,
+    },
+    /// The file cannot be used.
+    #[error("cannot {action} `{}`", path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LockError {
+    let path = path.to_owned();
+    move |source| LockError::File { action, path, source }
+}
+
+/// Held while an instance's kernel state is changed. Released when dropped, or when the process ends.
+#[derive(Debug)]
+pub struct StateLock {
+    _file: File,
+}
+
+impl StateLock {
+    /// Waits for its turn.
+    pub fn acquire(paths: &Paths) -> Result<Self, LockError> {
+        let path = paths.lock();
+        let file = open(paths, &path, 0o600)?;
+        file.lock().map_err(at("lock", &path))?;
+        Ok(Self { _file: file })
+    }
+}
+
+/// Held by the daemon of an instance as long as it lives.
+#[derive(Debug)]
+pub struct DaemonLock {
+    _file: File,
+}
+
+impl DaemonLock {
+    /// Takes the lock and leaves the process id in it, or says who has it.
+    pub fn acquire(paths: &Paths) -> Result<Self, LockError> {
+        let path = paths.daemon_lock();
+        let mut file = open(paths, &path, 0o644)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let instance = paths.instance().to_owned();
+                return Err(LockError::DaemonRuns { instance, holder: read_pid(&path) });
+            }
+            Err(TryLockError::Error(error)) => return Err(at("lock", &path)(error)),
+        }
+        file.set_len(0)
+            .and_then(|()| writeln!(file, "{}", std::process::id()))
+            .map_err(at("write", &path))?;
+        Ok(Self { _file: file })
+    }
+}
+
+/// The process id of the daemon that runs the instance, if one does.
+pub fn running_daemon(paths: &Paths) -> Option<u32> {
+    let path = paths.daemon_lock();
+    let file = File::open(&path).ok()?;
+    match file.try_lock_shared() {
+        Err(TryLockError::WouldBlock) => read_pid(&path),
+        _ => None,
+    }
+}
+
+fn read_pid(path: &Path) -> Option<u32> {
+    let mut text = String::new();
+    File::open(path).ok()?.take(32).read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
+
+fn open(paths: &Paths, path: &Path, mode: u32) -> Result<File, LockError> {
+    let folder = paths.run_dir();
+    if !folder.is_dir() {
+        DirBuilder::new().recursive(true).mode(0o755).create(folder).map_err(at("create", folder))?;
+    }
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(mode);
+    options.open(path).map_err(at("open", path))
+}
+
+/// Removes what a daemon leaves in the run folder when it ends: nothing depends on it, so failures do not matter.
+pub fn remove_socket(paths: &Paths) {
+    let _ = fs::remove_file(paths.socket());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn paths(run_dir: &Path) -> Paths {
+        Paths::new("test", "/nowhere".into(), run_dir.join("run"), "/nowhere".into()).unwrap()
+    }
+
+    #[test]
+    fn the_second_daemon_is_told_who_runs() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = paths(folder.path());
+        assert_eq!(running_daemon(&paths), None);
+        let first = DaemonLock::acquire(&paths).unwrap();
+        let second = DaemonLock::acquire(&paths).unwrap_err();
+        assert!(second.to_string().contains(&format!("process {}", std::process::id())), "{second}");
+        assert_eq!(running_daemon(&paths), Some(std::process::id()));
+        drop(first);
+        assert_eq!(running_daemon(&paths), None);
+        DaemonLock::acquire(&paths).unwrap();
+    }
+}

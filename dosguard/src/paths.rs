@@ -1,0 +1,148 @@
+//! Every path that dosguard uses, in one place.
+
+use std::path::{Path, PathBuf};
+
+use dosguard_common::abi::ABI_VERSION;
+use thiserror::Error;
+
+/// Where the BPF file system is mounted unless said otherwise.
+pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf";
+/// Locks and sockets; gone at boot, like the pins.
+pub const DEFAULT_RUN_DIR: &str = "/run/dosguard";
+/// What survives a boot.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/dosguard";
+/// The instance that is meant unless said otherwise.
+pub const DEFAULT_INSTANCE: &str = "default";
+
+const MAX_INSTANCE: usize = 32;
+
+/// An instance name that cannot be used.
+#[derive(Debug, Error)]
+#[error("`{0}` cannot name an instance\nhint: use 1 to {MAX_INSTANCE} letters, digits, `-` or `_`")]
+pub struct BadInstance(String);
+
+/// The paths of one instance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Paths {
+    instance: String,
+    bpffs: PathBuf,
+    run_dir: PathBuf,
+    state_dir: PathBuf,
+}
+
+impl Paths {
+    /// The paths of `instance` below these folders.
+    pub fn new(
+        instance: &str,
+        bpffs: PathBuf,
+        run_dir: PathBuf,
+        state_dir: PathBuf,
+    ) -> Result<Self, BadInstance> {
+        let fits = (1..=MAX_INSTANCE).contains(&instance.len())
+            && instance.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+        if !fits {
+            return Err(BadInstance(instance.to_owned()));
+        }
+        Ok(Self { instance: instance.to_owned(), bpffs, run_dir, state_dir })
+    }
+
+    /// The instance's name.
+    pub fn instance(&self) -> &str {
+        &self.instance
+    }
+
+    /// The BPF file system's mount point.
+    pub fn bpffs(&self) -> &Path {
+        &self.bpffs
+    }
+
+    /// The folder of locks and sockets, 0755.
+    pub fn run_dir(&self) -> &Path {
+        &self.run_dir
+    }
+
+    /// The folder of what survives a boot, 0750.
+    pub fn state_dir(&self) -> &Path {
+        &self.state_dir
+    }
+
+    /// The folder that holds one folder of pins per ABI version, 0700.
+    pub fn instance_pins(&self) -> PathBuf {
+        self.bpffs.join("dosguard").join(&self.instance)
+    }
+
+    /// The pins of this ABI version. The folder is there with all of them, or not at all.
+    pub fn pins(&self) -> PathBuf {
+        self.instance_pins().join(format!("v{ABI_VERSION}"))
+    }
+
+    /// Where the pins are made before they appear under their own name.
+    pub fn staging_pins(&self) -> PathBuf {
+        self.instance_pins().join(STAGING)
+    }
+
+    /// A pinned map.
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.pins().join(name)
+    }
+
+    /// The pinned program.
+    pub fn program(&self) -> PathBuf {
+        self.pins().join(PROGRAM)
+    }
+
+    /// The folder of the pinned links.
+    pub fn links(&self) -> PathBuf {
+        self.pins().join(LINKS)
+    }
+
+    /// The pinned link of an interface. By index: names may have dots, which a BPF file system refuses.
+    pub fn link(&self, ifindex: u32) -> PathBuf {
+        self.links().join(ifindex.to_string())
+    }
+
+    /// The socket on which the daemon serves events, 0660.
+    pub fn socket(&self) -> PathBuf {
+        self.run_dir.join(format!("{}.sock", self.instance))
+    }
+
+    /// Held while the instance's kernel state is changed, 0600.
+    pub fn lock(&self) -> PathBuf {
+        self.run_dir.join(format!("{}.lock", self.instance))
+    }
+
+    /// Held, and filled with its process id, by the daemon, 0644.
+    pub fn daemon_lock(&self) -> PathBuf {
+        self.run_dir.join(format!("{}.pid", self.instance))
+    }
+}
+
+/// The staging folder's name.
+pub const STAGING: &str = "staging";
+/// The pinned program's name in the folder of pins.
+pub const PROGRAM: &str = "program";
+/// The name of the folder of links in the folder of pins.
+pub const LINKS: &str = "links";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn paths(instance: &str) -> Result<Paths, BadInstance> {
+        Paths::new(instance, "/sys/fs/bpf".into(), "/run/dosguard".into(), "/var/lib/dosguard".into())
+    }
+
+    #[test]
+    fn an_instance_keeps_to_its_own_paths() {
+        let paths = paths("mail").unwrap();
+        assert_eq!(paths.link(3), Path::new("/sys/fs/bpf/dosguard/mail/v1/links/3"));
+        assert_eq!(paths.socket(), Path::new("/run/dosguard/mail.sock"));
+    }
+
+    #[test]
+    fn an_instance_name_cannot_leave_its_folder() {
+        for bad in ["", "..", "a/b", "a.b", "ä", &"x".repeat(33)] {
+            assert!(paths(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! What dosguard asks of the machine: privileges, the BPF file system, the clock.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use caps::{CapSet, Capability};
+use nix::mount::MsFlags;
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use nix::time::{ClockId, clock_gettime};
+use thiserror::Error;
+
+/// What the machine does not give.
+#[derive(Debug, Error)]
+pub enum SystemError {
+    /// The process may not do what it was asked to.
+    #[error(
+        "{} {} missing\nhint: run as root, or give the program {} with `setcap`",
+        names.join(", "),
+        if names.len() == 1 { "is" } else { "are" },
+        if names.len() == 1 { "it" } else { "them" }
+    )]
+    MissingCapabilities {
+        /// The names of the capabilities.
+        names: Vec<String>,
+    },
+    /// There is no BPF file system.
+    #[error("no BPF file system at `{}`: {reason}\nhint: mount one with `mount -t bpf bpf {}`", path.display(), path.display())]
+    NoBpffs {
+        /// Where it was looked for.
+        path: PathBuf,
+        /// Why it could not be mounted.
+        reason: String,
+    },
+    /// The clock cannot be read.
+    #[error("cannot read the boot-time clock")]
+    Clock(#[source] nix::Error),
+}
+
+/// The privileges that loading and attaching need: `CAP_BPF` and `CAP_PERFMON` (both Linux 5.8, commits a17b53c4a4b5
+/// and 980737282232) for the program, `CAP_NET_ADMIN` for the interface.
+pub fn require_capabilities() -> Result<(), SystemError> {
+    // A process that cannot read its own capabilities is treated as one that has none.
+    let held = caps::read(None, CapSet::Effective).unwrap_or_default();
+    if held.contains(&Capability::CAP_SYS_ADMIN) && held.contains(&Capability::CAP_NET_ADMIN) {
+        return Ok(());
+    }
+    let names: Vec<_> = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN, Capability::CAP_PERFMON]
+        .into_iter()
+        .filter(|capability| !held.contains(capability))
+        .map(|capability| capability.to_string())
+        .collect();
+    if names.is_empty() { Ok(()) } else { Err(SystemError::MissingCapabilities { names }) }
+}
+
+/// What became of the BPF file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bpffs {
+    /// It was there.
+    Present,
+    /// It was mounted.
+    Mounted,
+}
+
+/// Whether `path` is a BPF file system.
+pub fn is_bpffs(path: &Path) -> bool {
+    statfs(path).is_ok_and(|status| status.filesystem_type() == BPF_FS_MAGIC)
+}
+
+/// Mounts a BPF file system at `path` unless there is one.
+pub fn require_bpffs(path: &Path) -> Result<Bpffs, SystemError> {
+    if is_bpffs(path) {
+        return Ok(Bpffs::Present);
+    }
+    let no_bpffs = |reason: String| SystemError::NoBpffs { path: path.to_owned(), reason };
+    match fs::metadata(path) {
+        Ok(metadata) if metadata.is_dir() => {}
+        Ok(_) => return Err(no_bpffs("it is not a folder".to_owned())),
+        Err(error) => return Err(no_bpffs(error.to_string())),
+    }
+    nix::mount::mount(
+        Some("bpf"),
+        path,
+        Some("bpf"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
+        Some("mode=0700"),
+    )
+    .map_err(|error| no_bpffs(format!("mounting one failed: {error}")))?;
+    Ok(Bpffs::Mounted)
+}
+
+/// Now, in nanoseconds of boot time: the clock of everything in the maps.
+pub fn boot_now_ns() -> Result<u64, SystemError> {
+    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map_err(SystemError::Clock)?;
+    let now = Duration::from(now);
+    Ok(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
+}
+
+/// Returns once every BPF program that was running when it was called has ended.
+///
+/// XDP programs run inside an RCU read-side section. `MEMBARRIER_CMD_GLOBAL` waits for a grace period
+/// (`synchronize_rcu`, kernel/sched/membarrier.c, Linux 4.3). Kernels with isolated CPUs (`nohz_full`) refuse it; there
+/// a wait stands in that is far longer than a program takes.
+pub fn wait_for_running_programs() {
+    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+    const NO_FLAGS: libc::c_uint = 0;
+    const ANY_CPU: libc::c_int = 0;
+    #[expect(unsafe_code, reason = "no library wraps this system call")]
+    // SAFETY: the system call takes three numbers and touches no memory of this process.
+    let waited =
+        unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, NO_FLAGS, ANY_CPU) } == 0;
+    if !waited {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// How many CPUs the kernel may use, online or not.
+pub fn possible_cpus() -> io::Result<u32> {
+    let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
+    Ok(u32::try_from(cpus).unwrap_or(u32::MAX))
+}

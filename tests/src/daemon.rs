@@ -1,0 +1,272 @@
+//! The real `dosguard`, run in the guard's namespace with the lab's own directories.
+
+use std::{
+    ffi::OsStr,
+    fs,
+    fs::File,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Output, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+
+use crate::{directory::LabDirectory, follow::Follower, lab::Lab, netns::Namespace};
+
+/// The environment variable that says which binary to run.
+pub const BINARY_VARIABLE: &str = "DOSGUARD_BIN";
+
+/// How long the daemon may take until it is attached, and until it has ended.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// One instance of dosguard in a lab: its binary and its global options.
+#[derive(Clone, Debug)]
+pub struct Dosguard<'a> {
+    namespace: &'a Namespace,
+    directory: &'a LabDirectory,
+    binary: PathBuf,
+    instance: String,
+}
+
+impl<'a> Dosguard<'a> {
+    /// The binary that `DOSGUARD_BIN` names, or the one built beside this program, with the instance `lab`.
+    pub fn new(lab: &'a Lab) -> Result<Self> {
+        Ok(Self {
+            namespace: lab.guard(),
+            directory: lab.directory(),
+            binary: find_binary()?,
+            instance: "lab".to_owned(),
+        })
+    }
+
+    /// The same with another instance.
+    #[must_use]
+    pub fn with_instance(&self, name: &str) -> Self {
+        Self { instance: name.to_owned(), ..self.clone() }
+    }
+
+    /// A command that runs `dosguard` with the global options and these arguments in the guard's namespace.
+    pub fn command<I, S>(&self, arguments: I) -> Command
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<OsStr>,
+    {
+        let mut command = self.namespace.command(&self.binary);
+        command
+            .args(["--instance", &self.instance])
+            .arg("--bpffs")
+            .arg(self.directory.bpffs())
+            .arg("--run-dir")
+            .arg(self.directory.run_dir())
+            .arg("--state-dir")
+            .arg(self.directory.state_dir())
+            .args(arguments)
+            // Who runs the lab from where must not change what is allowed in it.
+            .env_remove("SSH_CONNECTION")
+            .env_remove("SSH_CLIENT")
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a command to its end, whatever its exit status.
+    pub fn cli<I, S>(&self, arguments: I) -> Result<Output>
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<OsStr>,
+    {
+        let mut command = self.command(arguments);
+        command.output().with_context(|| format!("cannot run {command:?}"))
+    }
+
+    /// Runs a command that must succeed, and reads its standard output as JSON documents, one or one a line.
+    pub fn json<I, S>(&self, arguments: I) -> Result<Vec<Value>>
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<OsStr>,
+    {
+        let mut command = self.command(arguments);
+        let text = crate::netns::run(&mut command)?;
+        serde_json::Deserializer::from_str(&text)
+            .into_iter()
+            .collect::<Result<_, _>>()
+            .with_context(|| format!("{command:?} did not answer in JSON: {text}"))
+    }
+
+    /// What `status --json` says.
+    pub fn status(&self) -> Result<Value> {
+        self.json(["status", "--json"])?.into_iter().next().context("`dosguard status` said nothing")
+    }
+
+    /// Writes a configuration file into the lab's directory.
+    pub fn write_config(&self, name: &str, text: &str) -> Result<PathBuf> {
+        let path = self.directory.path().join(name);
+        fs::write(&path, text).with_context(|| format!("cannot write `{}`", path.display()))?;
+        Ok(path)
+    }
+
+    /// Starts a daemon with arguments such as `["run", "up0"]`, and waits until it runs with an interface attached.
+    pub fn start<I, S>(&self, arguments: I) -> Result<Daemon<'a>>
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<OsStr>,
+    {
+        static STARTED: AtomicU32 = AtomicU32::new(0);
+
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let log = |stream: &str| self.directory.log_dir().join(format!("dosguard-{number}.{stream}"));
+        let (stdout, stderr) = (log("stdout"), log("stderr"));
+        let create =
+            |path: &Path| File::create(path).with_context(|| format!("cannot create `{}`", path.display()));
+        let mut command = self.command(arguments);
+        command.stdout(create(&stdout)?).stderr(create(&stderr)?);
+        let child = command.spawn().with_context(|| format!("cannot run {command:?}"))?;
+        let mut daemon = Daemon { dosguard: self.clone(), child, stdout, stderr };
+        self.directory.record_child(daemon.child.id())?;
+        daemon.wait_until_ready()?;
+        Ok(daemon)
+    }
+}
+
+/// A daemon that runs; dropping it kills it.
+#[derive(Debug)]
+pub struct Daemon<'a> {
+    dosguard: Dosguard<'a>,
+    child: Child,
+    stdout: PathBuf,
+    stderr: PathBuf,
+}
+
+impl Daemon<'_> {
+    /// Its process number.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has written to its standard output so far.
+    pub fn stdout(&self) -> Result<String> {
+        read(&self.stdout)
+    }
+
+    /// What it has written to its standard error so far.
+    pub fn stderr(&self) -> Result<String> {
+        read(&self.stderr)
+    }
+
+    /// Hands each line it writes, to either stream, to `sink` as it comes.
+    pub fn follow(&self, sink: impl FnMut(&str) + Send + 'static) -> Result<Follower> {
+        Follower::start(&[&self.stdout, &self.stderr], sink)
+    }
+
+    /// Kills it with SIGKILL and waits until it is gone.
+    pub fn kill9(mut self) -> Result<()> {
+        self.child.kill().context("cannot kill dosguard")?;
+        self.child.wait().context("cannot wait for dosguard")?;
+        Ok(())
+    }
+
+    /// Asks it to end with SIGTERM and waits until it has.
+    pub fn terminate(mut self) -> Result<ExitStatus> {
+        let pid = Pid::from_raw(i32::try_from(self.child.id())?);
+        kill(pid, Signal::SIGTERM).context("cannot send SIGTERM to dosguard")?;
+        let end = Instant::now() + PATIENCE;
+        while Instant::now() < end {
+            if let Some(status) = self.child.try_wait().context("cannot wait for dosguard")? {
+                return Ok(status);
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        bail!("dosguard did not end within {PATIENCE:?} of SIGTERM\n{}", self.said())
+    }
+
+    fn wait_until_ready(&mut self) -> Result<()> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().context("cannot wait for dosguard")? {
+                bail!("dosguard ended at once ({status})\n{}", self.said());
+            }
+            // Until something is attached, `status` answers no.
+            let output = self.dosguard.cli(["status", "--json"])?;
+            if serde_json::from_slice(&output.stdout).is_ok_and(|status| is_ready(&status)) {
+                return Ok(());
+            }
+            let status = String::from_utf8_lossy(&output.stderr);
+            ensure!(
+                Instant::now() < end,
+                "dosguard was not attached within {PATIENCE:?}\n{}\n{}",
+                status.trim(),
+                self.said()
+            );
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn said(&self) -> String {
+        let text = [self.stdout(), self.stderr()].map(Result::unwrap_or_default).concat();
+        if text.trim().is_empty() { "it said nothing".to_owned() } else { text.trim().to_owned() }
+    }
+}
+
+impl Drop for Daemon<'_> {
+    fn drop(&mut self) {
+        // An error means that it has ended already.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+fn is_ready(status: &Value) -> bool {
+    let attached = status["interfaces"].as_array().is_some_and(|interfaces| !interfaces.is_empty());
+    attached && status["daemon"]["running"] == true
+}
+
+fn read(path: &Path) -> Result<String> {
+    fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))
+}
+
+fn find_binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os(BINARY_VARIABLE) {
+        let path = PathBuf::from(path);
+        ensure!(path.is_file(), "`{BINARY_VARIABLE}` names `{}`, which is no file", path.display());
+        // A child of a command in another directory needs it, too.
+        return path.canonicalize().context("cannot resolve the path of dosguard");
+    }
+    let own = std::env::current_exe().context("cannot find this program")?;
+    // From `target/release/demo` as well as from `target/debug/deps/lab_smoke-…`.
+    own
+        .ancestors()
+        .skip(1)
+        .take(3)
+        .flat_map(|folder| [folder.join("dosguard"), folder.join("release/dosguard")])
+        .find(|candidate| candidate.is_file())
+        .with_context(|| {
+            format!(
+                "no `dosguard` near `{}`\nhint: `cargo build --release -p dosguard`, or set `{BINARY_VARIABLE}`",
+                own.display()
+            )
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn ready_means_running_and_attached() {
+        let interface = json!([{"name": "up0", "ifindex": 2, "mode": "native"}]);
+        let running = json!({"running": true, "pid": 1});
+        assert!(is_ready(&json!({"daemon": running, "interfaces": interface})));
+        assert!(!is_ready(&json!({"daemon": running, "interfaces": []})));
+        assert!(!is_ready(&json!({"daemon": {"running": false, "pid": null}, "interfaces": interface})));
+        assert!(!is_ready(&json!({})));
+    }
+}

@@ -1,0 +1,175 @@
+//! A run's own directory: its bpffs, its run, state and log directories, and the record of its children.
+
+use std::{
+    fs,
+    fs::{File, OpenOptions},
+    io::Write as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail};
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+    mount::{MntFlags, MsFlags, mount, umount2},
+};
+use tempfile::TempDir;
+
+use crate::{interrupt::Interrupt, netns};
+
+/// How the name of every such directory begins; the process number ends it.
+const PREFIX: &str = "dosguard-lab-";
+const BPFFS: &str = "bpffs";
+const CHILDREN: &str = "children";
+
+/// Held while a lab exists, so that labs of different processes take turns.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    _lock: Flock<File>,
+}
+
+impl Turn {
+    /// Waits until no other lab exists, or gives up on an interrupt.
+    pub(crate) fn wait(interrupt: &Interrupt) -> Result<Self> {
+        let path = std::env::temp_dir().join("dosguard-lab.lock");
+        let mut file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .with_context(|| format!("cannot open `{}`", path.display()))?;
+        let mut told = false;
+        loop {
+            file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => return Ok(Self { _lock: lock }),
+                Err((file, Errno::EWOULDBLOCK)) => file,
+                Err((_, error)) => bail!("cannot lock `{}`: {error}", path.display()),
+            };
+            if !told {
+                eprintln!("lab: waiting for another lab to end (`{}`)", path.display());
+                told = true;
+            }
+            interrupt.wait(Duration::from_millis(50))?;
+        }
+    }
+}
+
+/// The directory of one lab, removed when dropped.
+#[derive(Debug)]
+pub struct LabDirectory {
+    // An option only so that the drop can unmount first.
+    directory: Option<TempDir>,
+    path: PathBuf,
+}
+
+impl LabDirectory {
+    /// Makes the directory and mounts its bpffs.
+    pub(crate) fn new() -> Result<Self> {
+        let directory = tempfile::Builder::new()
+            .prefix(PREFIX)
+            .suffix(&format!("-{}", std::process::id()))
+            .tempdir()
+            .context("cannot make the lab's directory")?;
+        let path = directory.path().to_owned();
+        let made = Self { directory: Some(directory), path };
+        for name in [BPFFS, "run", "state", "log"] {
+            let path = made.path.join(name);
+            fs::create_dir(&path).with_context(|| format!("cannot make `{}`", path.display()))?;
+        }
+        let bpffs = made.bpffs();
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        mount(Some("bpf"), &bpffs, Some("bpf"), flags, Some("mode=700"))
+            .with_context(|| format!("cannot mount a bpffs on `{}`", bpffs.display()))?;
+        Ok(made)
+    }
+
+    /// The directory itself.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The mounted bpffs, for `--bpffs`.
+    #[must_use]
+    pub fn bpffs(&self) -> PathBuf {
+        self.path.join(BPFFS)
+    }
+
+    /// For `--run-dir`.
+    #[must_use]
+    pub fn run_dir(&self) -> PathBuf {
+        self.path.join("run")
+    }
+
+    /// For `--state-dir`.
+    #[must_use]
+    pub fn state_dir(&self) -> PathBuf {
+        self.path.join("state")
+    }
+
+    /// Where the output of the processes that the lab starts goes.
+    #[must_use]
+    pub fn log_dir(&self) -> PathBuf {
+        self.path.join("log")
+    }
+
+    /// Notes a process that has to go when this run is killed before it can end it.
+    pub(crate) fn record_child(&self, pid: u32) -> Result<()> {
+        let path = self.path.join(CHILDREN);
+        let mut file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .with_context(|| format!("cannot open `{}`", path.display()))?;
+        writeln!(file, "{pid}").with_context(|| format!("cannot write `{}`", path.display()))
+    }
+}
+
+impl Drop for LabDirectory {
+    fn drop(&mut self) {
+        if let Err(error) = unmount(&self.bpffs()) {
+            eprintln!("lab: {error:#}");
+        }
+        if let Some(directory) = self.directory.take()
+            && let Err(error) = directory.close()
+        {
+            eprintln!("lab: cannot remove `{}`: {error}", self.path.display());
+        }
+    }
+}
+
+/// Removes what killed runs have left: their processes, their namespaces, their mounts and directories.
+///
+/// A [`crate::lab::Lab`] does this before it is made.
+pub fn reap_stale() -> Result<()> {
+    let mut stale = Vec::new();
+    let base = std::env::temp_dir();
+    for entry in fs::read_dir(&base).with_context(|| format!("cannot list `{}`", base.display()))? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let owner = name.strip_prefix(PREFIX).and_then(netns::owner);
+        if owner.is_some_and(|owner| !netns::is_alive(owner)) && entry.file_type()?.is_dir() {
+            stale.push(entry.path());
+        }
+    }
+    let children: Vec<i32> = stale
+        .iter()
+        .filter_map(|directory| fs::read_to_string(directory.join(CHILDREN)).ok())
+        .flat_map(|record| record.lines().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
+        .collect();
+    netns::reap(&children)?;
+    for directory in stale {
+        unmount(&directory.join(BPFFS))?;
+        fs::remove_dir_all(&directory).with_context(|| format!("cannot remove `{}`", directory.display()))?;
+    }
+    Ok(())
+}
+
+fn unmount(path: &Path) -> Result<()> {
+    match umount2(path, MntFlags::MNT_DETACH) {
+        // Nothing is mounted there, or the directory was not made yet.
+        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("cannot unmount `{}`", path.display())),
+    }
+}

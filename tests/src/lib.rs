@@ -1,0 +1,22 @@
+//! The lab of dosguard: network namespaces, traffic, peers and counters for the tests that need root, and the
+//! packet builder for those that do not.
+//!
+//! Everything happens between namespaces that a [`lab::Lab`] makes and removes itself. Nothing is ever attached to,
+//! sent from or sent into the machine's own interfaces, and all traffic is bounded in count and time.
+
+pub mod addresses;
+pub mod client;
+pub mod counter;
+pub mod cpu;
+pub mod daemon;
+pub mod directory;
+pub mod flood;
+pub mod follow;
+pub mod interrupt;
+pub mod lab;
+pub mod netns;
+pub mod objects;
+pub mod packet;
+pub mod server;
+pub mod statistics;
+pub mod transmit;

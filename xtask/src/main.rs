@@ -1,0 +1,110 @@
+//! Everything a developer of dosguard runs: `cargo xtask VERB`.
+//!
+//! Every verb makes sure by itself that what it needs is installed; see [`setup`].
+
+mod demo;
+mod host;
+mod lint;
+mod manifest;
+mod rules;
+mod run;
+mod setup;
+mod test;
+mod workspace;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::setup::{Scope, Want};
+
+/// Everything a developer of dosguard runs
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", disable_version_flag = true)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Find what the build and the lab need, and install what is missing
+    Setup,
+    /// Run the unit tests, and as root the tests of the program, the lab and the command line
+    Test(TestArgs),
+    /// Show an attacker being banned while a client goes on being served
+    Demo {
+        /// Arguments for the demo itself; after `--`, `--help` lists them
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+        args: Vec<OsString>,
+    },
+    /// Check formatting, clippy on both targets, documentation and the workspace's own rules
+    Lint,
+    /// Run `lint`, then `test`
+    Ci,
+}
+
+/// What `cargo xtask test` runs.
+#[derive(Args, Default)]
+struct TestArgs {
+    /// Run only tests whose name contains this
+    filter: Option<String>,
+    /// Only the unit tests, which need no root and no lab
+    #[arg(long, conflicts_with = "root")]
+    unit: bool,
+    /// Only the tests that need root
+    #[arg(long)]
+    root: bool,
+    /// Arguments for the test runners
+    #[arg(last = true, value_name = "ARGS")]
+    args: Vec<OsString>,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().verb {
+        Verb::Setup => {
+            setup::ensure(Scope { lint_tools: Want::Warn, lab: Want::Warn, verbose: true }).map(drop)
+        }
+        Verb::Test(args) => test::run(&args),
+        Verb::Demo { args } => demo::run(&args),
+        Verb::Lint => lint::run(),
+        Verb::Ci => lint::run().and_then(|()| test::run(&TestArgs::default())),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn command_line_is_well_formed() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn test_takes_a_filter_and_arguments_for_the_runner() {
+        let cli = Cli::try_parse_from(["xtask", "test", "window", "--unit", "--", "--nocapture"]).unwrap();
+        let Verb::Test(args) = cli.verb else { panic!("not `test`") };
+        assert_eq!(args.filter.as_deref(), Some("window"));
+        assert!(args.unit && !args.root);
+        assert_eq!(args.args, ["--nocapture"]);
+        assert!(Cli::try_parse_from(["xtask", "test", "--unit", "--root"]).is_err());
+    }
+
+    #[test]
+    fn demo_forwards_options_with_and_without_the_double_dash() {
+        for line in [&["xtask", "demo", "--", "--rate", "9"][..], &["xtask", "demo", "--rate", "9"]] {
+            let Verb::Demo { args } = Cli::try_parse_from(line).unwrap().verb else { panic!("not `demo`") };
+            assert_eq!(args, ["--rate", "9"], "{line:?}");
+        }
+    }
+}

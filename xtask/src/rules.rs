@@ -1,0 +1,97 @@
+//! Rules of this workspace that no compiler checks.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use crate::manifest;
+
+/// More than this and a file holds more than one thing.
+const MAX_LINES: usize = 450;
+
+/// Checks every rule and fails with all that is wrong.
+pub fn check(root: &Path) -> Result<()> {
+    let manifest = read(&root.join("Cargo.toml"))?;
+    let members = manifest::strings(&manifest, "workspace", "members")
+        .context("no `members` under `[workspace]` in `Cargo.toml`")?;
+    let mut wrong = Vec::new();
+    for member in members {
+        let path = Path::new(&member).join("Cargo.toml");
+        let text = read(&root.join(&path))?;
+        wrong.extend(broken_rules(&text).iter().map(|rule| format!("{}: {rule}", path.display())));
+    }
+    for path in rust_files(root)? {
+        let lines = read(&path)?.lines().count();
+        if lines > MAX_LINES {
+            let path = path.strip_prefix(root).unwrap_or(&path).display();
+            wrong.push(format!("{path}: {lines} lines, split it (at most {MAX_LINES})"));
+        }
+    }
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    bail!("the workspace breaks its own rules\n  {}", wrong.join("\n  "))
+}
+
+/// What a member's manifest lacks.
+fn broken_rules(text: &str) -> Vec<&'static str> {
+    let is = |section, key, wanted| manifest::value(text, section, key).as_deref() == Some(wanted);
+    let mut broken = Vec::new();
+    if !is("lints", "workspace", "true") {
+        broken.push("does not opt into the workspace's lints (`[lints]` with `workspace = true`)");
+    }
+    if !is("package", "publish.workspace", "true") && !is("package", "publish", "false") {
+        broken.push("could be published (`publish.workspace = true` is missing)");
+    }
+    broken
+}
+
+/// Every Rust file of the checkout, without what was built.
+fn rust_files(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    let entries = fs::read_dir(dir).with_context(|| format!("could not list `{}`", dir.display()))?;
+    for entry in entries {
+        let entry = entry.with_context(|| format!("could not list `{}`", dir.display()))?;
+        let (path, name) = (entry.path(), entry.file_name());
+        let hidden = name.to_string_lossy().starts_with('.');
+        // The type of the entry itself: a link may lead out of the checkout or round in circles.
+        let kind = entry.file_type().with_context(|| format!("could not look at `{}`", path.display()))?;
+        if kind.is_dir() && !hidden && name != "target" {
+            files.extend(rust_files(&path)?);
+        } else if kind.is_file() && path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn read(path: &Path) -> Result<String> {
+    fs::read_to_string(path).with_context(|| format!("could not read `{}`", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_must_opt_into_the_lints_and_stay_private() {
+        let good = "[package]\nname = \"a\"\npublish.workspace = true\n\n[lints]\nworkspace = true\n";
+        assert!(broken_rules(good).is_empty());
+        assert!(broken_rules(&good.replace("publish.workspace = true", "publish = false")).is_empty());
+
+        let without_lints = good.replace("[lints]\n", "[other]\n");
+        assert!(matches!(broken_rules(&without_lints)[..], [rule] if rule.contains("lints")));
+        let commented_out = good.replace("workspace = true\n\n", "workspace = true\n\n#");
+        assert_eq!(broken_rules(&commented_out).len(), 1);
+        assert_eq!(broken_rules("[package]\nname = \"a\"\n").len(), 2);
+    }
+
+    #[test]
+    fn this_workspace_has_rust_files_and_none_from_the_target_directory() {
+        let files = rust_files(&crate::workspace::root().unwrap()).unwrap();
+        assert!(files.iter().any(|path| path.ends_with("xtask/src/rules.rs")));
+        assert!(files.iter().all(|path| !path.components().any(|part| part.as_os_str() == "target")));
+    }
+}

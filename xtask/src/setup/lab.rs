@@ -1,0 +1,65 @@
+//! The programs the lab uses, by the names Debian packages them under.
+
+use super::{Report, Want, apt};
+use crate::host;
+
+/// Each package with the programs of it that the lab, the demo and the tests start.
+const TOOLS: [(&str, &[&str]); 7] = [
+    ("bpftool", &["bpftool"]),
+    ("ethtool", &["ethtool"]),
+    ("hping3", &["hping3"]),
+    ("iproute2", &["ip", "tc"]),
+    ("nftables", &["nft"]),
+    ("tcpdump", &["tcpdump"]),
+    ("util-linux", &["nsenter", "taskset"]),
+];
+
+/// Installs the packages of the programs that are missing.
+pub fn ensure(want: Want, report: &mut Report) {
+    // By program, not by package: that holds for every distribution, and for what was built from source.
+    let on_this_machine = |program: &str| host::find(program).is_some();
+    let before = missing(on_this_machine);
+    for (package, programs) in TOOLS.iter().filter(|tool| !before.contains(tool)) {
+        report.found(package, &programs.join(", "));
+    }
+    if before.is_empty() {
+        return;
+    }
+
+    let packages: Vec<&str> = before.iter().map(|(package, _)| *package).collect();
+    let why = match apt::install(&packages) {
+        Ok(()) => "apt-get installed it, but it is not there".to_owned(),
+        Err(error) => format!("{error:#}"),
+    };
+    let after = missing(on_this_machine);
+    for tool in before {
+        let (package, programs) = tool;
+        let programs = programs.join(", ");
+        if after.contains(&tool) {
+            let hint = format!("install the package with {programs} (Debian's name: {package})");
+            report.failed(want, package, &why, &hint);
+        } else {
+            report.installed(package, &programs);
+        }
+    }
+}
+
+/// The tools of which a program is missing, going by `is_there`.
+fn missing(is_there: impl Fn(&str) -> bool) -> Vec<(&'static str, &'static [&'static str])> {
+    TOOLS.into_iter().filter(|(_, programs)| !programs.iter().all(|program| is_there(program))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_package_is_missing_if_any_of_its_programs_is() {
+        let packages = |is_there: fn(&str) -> bool| -> Vec<&str> {
+            missing(is_there).iter().map(|(package, _)| *package).collect()
+        };
+        assert!(packages(|_| true).is_empty());
+        assert_eq!(packages(|program| program != "tc" && program != "hping3"), ["hping3", "iproute2"]);
+        assert_eq!(packages(|_| false).len(), TOOLS.len());
+    }
+}
