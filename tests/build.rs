@@ -25,14 +25,6 @@ fn main() -> anyhow::Result<()> {
     // SAFETY: a build script has one thread until `build_ebpf` starts its own, so nobody reads the environment meanwhile.
     // It lets the pinned stable compiler use `-Z build-std=core`, in the inner build alone.
     unsafe { env::set_var("RUSTC_BOOTSTRAP", "1") };
-    if env::var_os("DOSGUARD_DEV_FLOOD_ONLY").is_some() {
-        aya_build::build_ebpf(
-            [Package { name: "dosguard-flood-ebpf", root_dir: "flood-ebpf", ..Package::default() }],
-            Toolchain::Custom(TOOLCHAIN),
-        )?;
-        let out = env::var_os("OUT_DIR").context("`OUT_DIR` is not set")?;
-        return Ok(fs::write(Path::new(&out).join(OBJECTS[1]), [])?);
-    }
     aya_build::build_ebpf(
         [
             Package { name: "dosguard-flood-ebpf", root_dir: "flood-ebpf", ..Package::default() },

@@ -17,7 +17,7 @@ const TABLE: &str = "dosguard_lab";
 /// Counters of the packets that reach the stack on some interfaces, per source. Dropping it removes them.
 ///
 /// They sit at the ingress hook, the first after XDP, native or generic, and before anything may refuse a packet.
-/// Frames with a VLAN tag do not count for their source.
+/// Frames with two VLAN tags do not count for their source, those with one do.
 #[derive(Debug)]
 pub struct StackCounters<'a> {
     namespace: &'a Namespace,
@@ -77,14 +77,16 @@ fn rules(interfaces: &[&str], sources: &[IpAddr]) -> String {
     // Writing to a string does not fail.
     let _ = writeln!(text, "table netdev {TABLE} {{\n counter total {{}}");
     for source in sources {
-        let family = if source.is_ipv4() { "ip" } else { "ip6" };
+        // nft would read a later fragment's payload as a TCP header.
+        let (family, whole) = match source {
+            IpAddr::V4(_) => ("ip", " ip frag-off & 0x1fff == 0"),
+            IpAddr::V6(_) => ("ip6", ""),
+        };
         let (all, syn) = (name("all", *source), name("syn", *source));
         let _ = writeln!(text, " counter {all} {{}}\n counter {syn} {{}}");
         let _ = writeln!(counting, "  {family} saddr {source} counter name \"{all}\"");
-        let _ = writeln!(
-            counting,
-            "  {family} saddr {source} tcp flags & (syn|ack) == syn counter name \"{syn}\""
-        );
+        let is_syn = format!("{family} saddr {source}{whole} tcp flags & (syn|ack) == syn");
+        let _ = writeln!(counting, "  {is_syn} counter name \"{syn}\"");
     }
     for interface in interfaces {
         let hook = format!("type filter hook ingress device {interface} priority -500;");

@@ -1,7 +1,7 @@
 //! The real `dosguard`, run in the guard's namespace with the lab's own directories.
 
 use std::{
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     fs,
     fs::File,
     path::{Path, PathBuf},
@@ -52,6 +52,28 @@ impl<'a> Dosguard<'a> {
         Self { instance: name.to_owned(), ..self.clone() }
     }
 
+    /// The binary.
+    #[must_use]
+    pub fn binary(&self) -> &Path {
+        &self.binary
+    }
+
+    /// The options that keep it to the lab's own directories.
+    #[must_use]
+    pub fn global_arguments(&self) -> [OsString; 8] {
+        let Self { instance, directory, .. } = self;
+        [
+            "--instance".into(),
+            instance.into(),
+            "--bpffs".into(),
+            directory.bpffs().into(),
+            "--run-dir".into(),
+            directory.run_dir().into(),
+            "--state-dir".into(),
+            directory.state_dir().into(),
+        ]
+    }
+
     /// A command that runs `dosguard` with the global options and these arguments in the guard's namespace.
     pub fn command<I, S>(&self, arguments: I) -> Command
     where
@@ -60,13 +82,7 @@ impl<'a> Dosguard<'a> {
     {
         let mut command = self.namespace.command(&self.binary);
         command
-            .args(["--instance", &self.instance])
-            .arg("--bpffs")
-            .arg(self.directory.bpffs())
-            .arg("--run-dir")
-            .arg(self.directory.run_dir())
-            .arg("--state-dir")
-            .arg(self.directory.state_dir())
+            .args(self.global_arguments())
             .args(arguments)
             // Who runs the lab from where must not change what is allowed in it.
             .env_remove("SSH_CONNECTION")

@@ -1,22 +1,23 @@
 //! Ctrl-C as a flag, so that everything is put away before the process ends.
 
+#![expect(unsafe_code, reason = "a signal handler is installed")]
+
 use std::{
     fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
-/// Set once SIGINT, SIGTERM or SIGHUP has arrived. Clones share it.
-#[derive(Clone, Debug, Default)]
+static ARRIVED: AtomicBool = AtomicBool::new(false);
+
+/// Set once SIGINT, SIGTERM or SIGHUP has arrived. The default one never is.
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Interrupt {
-    arrived: Arc<AtomicBool>,
+    arrived: Option<&'static AtomicBool>,
 }
 
 /// The error of whoever noticed an interrupt.
@@ -32,32 +33,22 @@ impl fmt::Display for Interrupted {
 impl std::error::Error for Interrupted {}
 
 impl Interrupt {
-    /// Takes the signals over. Call it before any other thread exists: threads inherit which signals are blocked.
+    /// Takes the signals over for the whole process; from now on they end nothing by themselves.
+    ///
+    /// A handler, and not a thread that waits for blocked signals: children would inherit that they are blocked.
     pub fn install() -> Result<Self> {
-        let mut signals = SigSet::empty();
+        let action = SigAction::new(SigHandler::Handler(note), SaFlags::SA_RESTART, SigSet::empty());
         for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-            signals.add(signal);
+            // SAFETY: the handler only stores to an atomic, which a handler may do at any moment.
+            unsafe { sigaction(signal, &action) }.with_context(|| format!("cannot handle {signal}"))?;
         }
-        signals.thread_block().context("cannot block the signals")?;
-        let interrupt = Self::default();
-        let arrived = Arc::clone(&interrupt.arrived);
-        thread::Builder::new()
-            .name("signals".to_owned())
-            .spawn(move || {
-                while signals.wait().is_ok() {
-                    if !arrived.swap(true, Ordering::Relaxed) {
-                        eprintln!("interrupted: putting everything away");
-                    }
-                }
-            })
-            .context("cannot start the thread that waits for signals")?;
-        Ok(interrupt)
+        Ok(Self { arrived: Some(&ARRIVED) })
     }
 
     /// Whether a signal has arrived.
     #[must_use]
     pub fn has_arrived(&self) -> bool {
-        self.arrived.load(Ordering::Relaxed)
+        self.arrived.is_some_and(|arrived| arrived.load(Ordering::Relaxed))
     }
 
     /// An error if a signal has arrived.
@@ -79,17 +70,24 @@ impl Interrupt {
     }
 }
 
+extern "C" fn note(_: libc::c_int) {
+    ARRIVED.store(true, Ordering::Relaxed);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_wait_ends_early_once_a_signal_has_arrived() {
-        let interrupt = Interrupt::default();
+        static OWN: AtomicBool = AtomicBool::new(false);
+
+        let interrupt = Interrupt { arrived: Some(&OWN) };
         assert_eq!(interrupt.wait(Duration::from_millis(1)), Ok(()));
-        interrupt.arrived.store(true, Ordering::Relaxed);
+        OWN.store(true, Ordering::Relaxed);
         let start = Instant::now();
-        assert_eq!(interrupt.clone().wait(Duration::from_secs(10)), Err(Interrupted));
+        assert_eq!(interrupt.wait(Duration::from_secs(10)), Err(Interrupted));
         assert!(start.elapsed() < Duration::from_secs(1));
+        assert_eq!(Interrupt::default().check(), Ok(()));
     }
 }

@@ -187,7 +187,8 @@ impl Lab {
 
 /// The `ip` commands that give an interface its addresses and static neighbours.
 fn up(interface: &str, addresses: &[IpAddr], neighbours: &[IpAddr], mac: MacAddress) -> String {
-    let mut commands = String::new();
+    // All neighbours are known. Without ARP, IPv6 does not announce its multicast groups either.
+    let mut commands = format!("link set {interface} arp off\n");
     for address in addresses {
         let (length, options) = if address.is_ipv4() { (24, "") } else { (64, " nodad") };
         // Writing to a string does not fail.

@@ -17,6 +17,8 @@ pub mod lab;
 pub mod netns;
 pub mod objects;
 pub mod packet;
+pub mod program;
 pub mod server;
 pub mod statistics;
 pub mod transmit;
+pub mod wait;

@@ -17,3 +17,15 @@ pub fn real(object: &'static [u8]) -> Result<&'static [u8]> {
     );
     Ok(object)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stub_says_what_to_do() {
+        let error = real(&[]).unwrap_err().to_string();
+        assert!(error.contains("`AYA_BUILD_SKIP`") && error.contains("hint: "), "{error}");
+        assert!(real(b"\x7fELF").is_ok());
+    }
+}

@@ -13,7 +13,10 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
 
 use crate::netns::Namespace;
 
@@ -79,7 +82,10 @@ impl Drop for TcpServer {
 fn serve(listener: &TcpListener, shared: &Shared) -> Result<()> {
     while !shared.stop.load(Ordering::Relaxed) {
         let mut events = [PollFd::new(listener.as_fd(), PollFlags::POLLIN)];
-        poll(&mut events, PollTimeout::from(50_u8)).context("cannot wait for a connection")?;
+        match poll(&mut events, PollTimeout::from(50_u8)) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(error) => return Err(error).context("cannot wait for a connection"),
+        }
         loop {
             match listener.accept() {
                 Ok((mut connection, _)) => {

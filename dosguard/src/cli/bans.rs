@@ -42,7 +42,7 @@ pub(super) struct AddArgs {
     #[arg(value_name = "ADDR")]
     address: String,
     /// For how long, from now.
-    #[arg(long = "for", value_name = "DURATION", default_value = "10m")]
+    #[arg(long = "for", value_name = "DURATION", default_value = "10m", allow_hyphen_values = true)]
     length: String,
     /// Every packet, or only SYNs to the ports of a rule.
     #[arg(long, value_enum, default_value_t)]

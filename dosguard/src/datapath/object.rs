@@ -19,6 +19,8 @@ pub struct LoadOptions {
     pub log_level: u8,
     /// Entries of maps that are to differ from `abi`'s.
     pub sizes: Vec<(&'static str, u32)>,
+    /// How many CPUs to count on; none for as many as the kernel may use.
+    pub cpus: Option<u32>,
 }
 
 /// The program and its maps in the kernel, held by this process alone until they are pinned.

@@ -56,7 +56,10 @@ fn main() -> ExitCode {
     match run(&arguments) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
-        Err(error) if error.is::<Interrupted>() => ExitCode::from(130),
+        Err(error) if error.is::<Interrupted>() => {
+            eprintln!("interrupted; everything has been put away");
+            ExitCode::from(130)
+        }
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::from(2)
@@ -71,7 +74,6 @@ fn run(arguments: &Arguments) -> Result<bool> {
             "the demo makes network namespaces and loads eBPF programs, which needs root\nhint: run it with `sudo`"
         );
     }
-    // Before any other thread.
     let interrupt = Interrupt::install()?;
     let lab = Lab::new_unless(&interrupt).context("cannot make the lab")?;
     introduce();

@@ -56,14 +56,14 @@ pub(crate) fn print_bans(bans: &[Value]) {
     }
     for ban in bans {
         println!(
-            "Banned: {}, rule {}, scope {}, because of {}: {} against a limit of {}, until {}",
+            "Banned: {}, rule {}, scope {}, because of {}: {} against a limit of {}, for another {} s",
             text(&ban["source"]),
             text(&ban["rule"]),
             text(&ban["scope"]),
             text(&ban["reason"]),
             text(&ban["count"]),
             text(&ban["limit"]),
-            text(&ban["until"]),
+            ban["remaining_s"].as_f64().map_or_else(|| NONE.to_owned(), |seconds| format!("{seconds:.0}")),
         );
     }
 }

@@ -1,0 +1,158 @@
+//! The real kernel program, run on single frames with a clock that the test sets.
+//!
+//! Each [`Program`] has maps of its own and pins nothing, so tests that use it run side by side.
+
+use aya::maps::{Array, Map, MapData, RingBuf};
+use aya::{TestRun as _, TestRunOptions};
+use dosguard::config::cidr::Cidr;
+use dosguard::datapath::{LoadOptions, Loaded, Maps, allow};
+use dosguard_common::abi;
+use dosguard_common::address::SourceMask;
+use dosguard_common::config::Config;
+use dosguard_common::event::Event;
+use dosguard_common::reason::{Count, Reason, Verdict};
+use dosguard_common::rule::{Action, Rule, RuleIndex, RuleSpec, Scope};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::objects::{TEST_CLOCK_OBJECT, real};
+use crate::packet::Frame;
+
+/// One second, in nanoseconds.
+pub const SECOND: u64 = 1_000_000_000;
+/// When a test's clock begins: well after boot.
+pub const START: u64 = 10_000 * SECOND;
+
+const XDP_DROP: u32 = 1;
+const XDP_PASS: u32 = 2;
+
+/// A rule that bans for ten seconds whoever sends more than `limit` SYNs in a second.
+pub const fn ban_over(limit: u32) -> RuleSpec {
+    RuleSpec {
+        limit,
+        window_ns: SECOND,
+        action: Action::Ban,
+        scope: Scope::All,
+        ban_ns: 10 * SECOND,
+        ban_max_ns: 40 * SECOND,
+        forget_ns: 100 * SECOND,
+    }
+}
+
+/// The program with its maps.
+pub struct Program {
+    loaded: Loaded,
+    maps: Maps,
+    clock: Array<MapData, u64>,
+    events: RingBuf<MapData>,
+}
+
+impl Program {
+    /// Loads it afresh, with `spec` as its rule `default`, /32 and /64 sources and the clock at [`START`].
+    pub fn new(spec: RuleSpec) -> Result<Self> {
+        Self::with_sizes(spec, &[])
+    }
+
+    /// The same with maps of other sizes.
+    pub fn with_sizes(spec: RuleSpec, sizes: &[(&'static str, u32)]) -> Result<Self> {
+        Self::with_options(spec, &LoadOptions { sizes: sizes.to_vec(), ..LoadOptions::default() })
+    }
+
+    /// The same as on a machine with so many CPUs.
+    pub fn for_cpus(spec: RuleSpec, cpus: u32) -> Result<Self> {
+        Self::with_options(spec, &LoadOptions { cpus: Some(cpus), ..LoadOptions::default() })
+    }
+
+    fn with_options(spec: RuleSpec, options: &LoadOptions) -> Result<Self> {
+        let mut loaded = Loaded::new(real(TEST_CLOCK_OBJECT)?, options)?;
+        let clock = Map::from_map_data(loaded.take_map("CLOCK")?)?.try_into()?;
+        let events = Map::from_map_data(loaded.take_map(abi::EVENTS.name)?)?.try_into()?;
+        let maps = loaded.take_maps()?;
+        let mut program = Self { loaded, maps, clock, events };
+        program.maps.set_config(Config::new(SourceMask::new(32, 64)))?;
+        program.set_rule(RuleIndex::DEFAULT, "default", spec, 1)?;
+        program.set_clock(START)?;
+        Ok(program)
+    }
+
+    /// The maps.
+    pub const fn maps(&self) -> &Maps {
+        &self.maps
+    }
+
+    /// The maps, to change.
+    pub const fn maps_mut(&mut self) -> &mut Maps {
+        &mut self.maps
+    }
+
+    /// Sets the clock, in nanoseconds of boot time.
+    pub fn set_clock(&mut self, now_ns: u64) -> Result<()> {
+        Ok(self.clock.set(0, now_ns, 0)?)
+    }
+
+    /// Writes a rule.
+    pub fn set_rule(&mut self, index: RuleIndex, name: &str, spec: RuleSpec, generation: u32) -> Result<()> {
+        Ok(self.maps.set_rule(index, Rule::new(name, &spec, generation))?)
+    }
+
+    /// Allows a network.
+    pub fn allow(&mut self, network: &str) -> Result<()> {
+        let network: Cidr = network.parse()?;
+        Ok(allow(&mut self.maps, [network.to_prefix()])?)
+    }
+
+    /// Runs the program on a frame. Its verdict must be the one of the reason that it counted, once and with all the
+    /// frame's bytes.
+    pub fn judge(&mut self, frame: &Frame) -> Result<Reason> {
+        let before = self.counters()?;
+        let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::new() };
+        let action = self.loaded.program()?.test_run(options).with_context(|| format!("{frame:?}"))?;
+        let after = self.counters()?;
+        let mut counted = Vec::new();
+        for ((reason, before), after) in Reason::ALL.iter().zip(before).zip(after) {
+            if after != before {
+                let once = Count { packets: before.packets + 1, bytes: before.bytes + frame.len() as u64 };
+                ensure!(after == once, "{}: {before:?} became {after:?}\n{frame:?}", reason.name());
+                counted.push(*reason);
+            }
+        }
+        let [reason] = counted.as_slice() else {
+            anyhow::bail!("{} reasons were counted: {counted:?}\n{frame:?}", counted.len());
+        };
+        let expected = match reason.verdict() {
+            Verdict::Pass => XDP_PASS,
+            Verdict::Drop => XDP_DROP,
+        };
+        ensure!(
+            action.return_value == expected,
+            "XDP action {} for reason {}\n{frame:?}",
+            action.return_value,
+            reason.name()
+        );
+        Ok(*reason)
+    }
+
+    /// Runs the program on each frame in turn.
+    pub fn judge_all<'a>(&mut self, frames: impl IntoIterator<Item = &'a Frame>) -> Result<Vec<Reason>> {
+        frames.into_iter().map(|frame| self.judge(frame)).collect()
+    }
+
+    /// Takes the events that were reported since the last call.
+    pub fn events(&mut self) -> Result<Vec<Event>> {
+        let mut events = Vec::new();
+        while let Some(record) = self.events.next() {
+            events.push(Event::from_bytes(&record).context("a record is no event")?);
+        }
+        Ok(events)
+    }
+
+    /// How many instructions the verifier looked at.
+    pub fn verified_instructions(&mut self) -> Result<u32> {
+        let info = self.loaded.program()?.info()?;
+        info.verified_instruction_count().context("this kernel does not tell (Linux 5.16)")
+    }
+
+    fn counters(&self) -> Result<Vec<Count>> {
+        Reason::ALL.iter().map(|reason| Ok(self.maps.packets(*reason)?)).collect()
+    }
+}
