@@ -162,9 +162,9 @@ impl Flood {
                 },
             };
             let turn = turn.min(self.frames - asked).min(MAX_FRAMES_PER_CALL);
-            generator.send(u32::try_from(turn)?)?;
             asked += turn;
             shared.sent.store(asked, Ordering::Relaxed);
+            generator.send(u32::try_from(turn)?)?;
         }
         // The kernel's own count, which leaves out what an interrupted call did not send.
         Ok(FloodReport { sent: generator.sent()?, elapsed: start.elapsed() })
@@ -203,7 +203,7 @@ struct Shared {
 }
 
 impl RunningFlood {
-    /// How many frames have been sent so far.
+    /// How many frames have been sent so far, those under way included.
     #[must_use]
     pub fn sent(&self) -> u64 {
         self.shared.sent.load(Ordering::Relaxed)

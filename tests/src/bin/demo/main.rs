@@ -4,7 +4,11 @@ mod attack;
 mod phases;
 mod report;
 
-use std::{net::Ipv6Addr, process::ExitCode, time::Duration};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr},
+    process::ExitCode,
+    time::Duration,
+};
 
 use anstream::{eprintln, println};
 use anyhow::{Context as _, Result, bail};
@@ -102,7 +106,10 @@ fn run(arguments: &Arguments) -> Result<bool> {
 fn introduce() {
     println!("A lab of three network namespaces; no interface of this machine is touched.");
     println!();
-    println!("  attacker {FORGED_V4}   ──► up0 {GUARD_V4} ┐");
-    println!("  and      {SECOND_FORGED_V4}, slower             ├ guard, a TCP server on port {SERVER_PORT}");
-    println!("  client   {CLIENT_V4}       ──► up1 {GUARD_CLIENT_V4}    ┘");
+    let row = |who: &str, source: Ipv4Addr, interface: &str, rest: &str| {
+        println!("  {who:<9}{source:<15}{interface:>20} {rest}");
+    };
+    row("attacker", FORGED_V4, &format!("──► up0 {GUARD_V4:<12}"), "┐");
+    row("slower", SECOND_FORGED_V4, "──►                 ", "├ guard, with a TCP server");
+    row("client", CLIENT_V4, &format!("──► up1 {GUARD_CLIENT_V4:<12}"), &format!("┘ on port {SERVER_PORT}"));
 }
