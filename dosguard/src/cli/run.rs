@@ -64,7 +64,7 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, out: &mut dyn Write) -> anyhow:
     report_attached(paths, &started)?;
     let kernel_log = match args.kernel_log {
         KernelLog::Off => None,
-        _ => Some(EbpfLogger::init_from_id(started.datapath.program()?.0).context(
+        _ => Some(EbpfLogger::init_from_id_with_logger(started.datapath.program()?.0, &talk::KernelTalk as &'static dyn log::Log).context(
             "cannot read the kernel program's log\nhint: it is chosen when the program is loaded: `dosguard detach --all` first",
         )?),
     };

@@ -31,6 +31,22 @@ impl Log for Stderr {
     fn flush(&self) {}
 }
 
+/// The kernel program's own log: who asked for it when the program was loaded wants to see it, whatever `-v` says.
+pub(super) struct KernelTalk;
+
+impl Log for KernelTalk {
+    fn enabled(&self, _metadata: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        let level = record.level().as_str().to_lowercase();
+        let _ = writeln!(anstream::stderr().lock(), "{BOLD}kernel {level}:{BOLD:#} {}", record.args());
+    }
+
+    fn flush(&self) {}
+}
+
 /// Sends log messages to stderr: warnings, with `-v` information, with `-vv` everything.
 pub(super) fn init(verbose: u8) {
     if log::set_logger(&Stderr).is_ok() {
