@@ -96,3 +96,15 @@ fn missing(name: &str) -> Error {
 pub fn sees_peers() -> bool {
     is_helper_supported(ProgramType::Xdp, BpfHelper::BPF_FUNC_map_lookup_percpu_elem).unwrap_or(false)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stub_is_told_from_an_object() {
+        let Err(error) = Loaded::new(&[], &LoadOptions::default()) else { panic!("it was loaded") };
+        assert!(error.to_string().contains("AYA_BUILD_SKIP"), "{error}");
+        assert!(error.to_string().contains("\nhint: "), "{error}");
+    }
+}
