@@ -102,12 +102,17 @@ pub struct Ban {
     /// Which offence of the source this is, from 1; 0 for an administrator's ban.
     pub offence: u32,
     reason: u8,
-    /// The rule that imposed it.
+    /// The rule that imposed it; for an administrator's ban the one whose ports it is about.
     pub rule: RuleIndex,
-    padding: [u8; 2],
+    note_len: u8,
+    padding: u8,
+    note: [u8; MAX_NOTE],
 }
 
-const _: () = assert!(size_of::<Ban>() == 40);
+const _: () = assert!(size_of::<Ban>() == 64);
+
+/// Longest note of an administrator, in bytes.
+pub const MAX_NOTE: usize = 24;
 
 impl Ban {
     /// A ban for going over the limit of `rule`, which `index` names, with `count` SYNs in the window. `offences` are
@@ -123,12 +128,20 @@ impl Ban {
             offence: offences.saturating_add(1),
             reason: BanReason::SynLimit.code(),
             rule: index,
-            padding: [0; 2],
+            note_len: 0,
+            padding: 0,
+            note: [0; MAX_NOTE],
         }
     }
 
-    /// An administrator's ban from now until then.
-    pub const fn by_admin(rule: RuleIndex, now_ns: u64, until_ns: u64) -> Self {
+    /// An administrator's ban from now until then, with a note that is cut at [`MAX_NOTE`] bytes.
+    pub fn by_admin(rule: RuleIndex, now_ns: u64, until_ns: u64, note: &str) -> Self {
+        let mut length = note.len().min(MAX_NOTE);
+        while !note.is_char_boundary(length) {
+            length -= 1;
+        }
+        let mut bytes = [0; MAX_NOTE];
+        bytes[..length].copy_from_slice(&note.as_bytes()[..length]);
         Self {
             until_ns,
             since_ns: now_ns,
@@ -138,8 +151,17 @@ impl Ban {
             offence: 0,
             reason: BanReason::Admin.code(),
             rule,
-            padding: [0; 2],
+            // At most `MAX_NOTE`.
+            note_len: u8::try_from(length).unwrap_or(0),
+            padding: 0,
+            note: bytes,
         }
+    }
+
+    /// The administrator's note; empty if there is none, or if the bytes are no text.
+    pub fn note(&self) -> &str {
+        let note = self.note.get(..usize::from(self.note_len)).unwrap_or_default();
+        core::str::from_utf8(note).unwrap_or_default()
     }
 
     /// Why it was imposed; none for a byte that no version wrote.
@@ -228,6 +250,17 @@ mod tests {
         let ban = Ban::for_limit(&rule(), RuleIndex(0), u32::MAX, u32::MAX, u64::MAX - 1);
         assert_eq!((ban.until_ns, ban.offence), (u64::MAX, u32::MAX));
         assert_eq!(Offender::after(&ban).remembered(u64::MAX, 5), u32::MAX);
+    }
+
+    #[test]
+    fn a_note_is_kept_with_an_administrators_ban() {
+        let ban = Ban::by_admin(RuleIndex(0), 1, 2, "scanner, see ticket 4711");
+        assert_eq!((ban.note(), ban.reason()), ("scanner, see ticket 4711", Some(BanReason::Admin)));
+        assert_eq!(
+            Ban::by_admin(RuleIndex(0), 1, 2, "twenty-three bytes, then \u{e4}").note(),
+            "twenty-three bytes, then"
+        );
+        assert_eq!(Ban::for_limit(&rule(), RuleIndex(2), 4, 0, 1_000).note(), "");
     }
 
     #[test]

@@ -173,7 +173,7 @@ mod tests {
     use super::*;
 
     fn event() -> Event {
-        let ban = Ban::by_admin(RuleIndex(3), 10, 20);
+        let ban = Ban::by_admin(RuleIndex(3), 10, 20, "");
         let key = BanKey::for_rule(Address::from_ipv4([192, 0, 2, 1]), RuleIndex(3));
         let cause = Cause { port: 25, mac: [1, 2, 3, 4, 5, 6], arrival: Arrival { ifindex: 7, queue: 1 } };
         Event::of_ban(Kind::Unban, &key, &ban, &cause, 15)

@@ -1,9 +1,10 @@
 //! Locks: one process at a time changes an instance, and one daemon runs it.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -56,6 +57,17 @@ impl StateLock {
         file.lock().map_err(at("lock", &path))?;
         Ok(Self { _file: file })
     }
+
+    /// Takes its turn if nobody else has it.
+    pub fn try_acquire(paths: &Paths) -> Result<Option<Self>, LockError> {
+        let path = paths.lock();
+        let file = open(paths, &path, 0o600)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Self { _file: file })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(at("lock", &path)(error)),
+        }
+    }
 }
 
 /// Held by the daemon of an instance as long as it lives.
@@ -65,31 +77,37 @@ pub struct DaemonLock {
 }
 
 impl DaemonLock {
-    /// Takes the lock and leaves the process id in it, or says who has it.
+    /// Takes the lock and leaves the process id beside it, or says who has it.
     pub fn acquire(paths: &Paths) -> Result<Self, LockError> {
         let path = paths.daemon_lock();
-        let mut file = open(paths, &path, 0o644)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let instance = paths.instance().to_owned();
-                return Err(LockError::DaemonRuns { instance, holder: read_pid(&path) });
+        let file = open(paths, &path, 0o600)?;
+        // A command that looks whether a daemon runs holds the lock for a moment.
+        let mut tries = 0;
+        loop {
+            match file.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) if tries < 10 => {
+                    tries += 1;
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                Err(TryLockError::WouldBlock) => {
+                    let instance = paths.instance().to_owned();
+                    return Err(LockError::DaemonRuns { instance, holder: read_pid(&paths.pid()) });
+                }
+                Err(TryLockError::Error(error)) => return Err(at("lock", &path)(error)),
             }
-            Err(TryLockError::Error(error)) => return Err(at("lock", &path)(error)),
         }
-        file.set_len(0)
-            .and_then(|()| writeln!(file, "{}", std::process::id()))
-            .map_err(at("write", &path))?;
+        let path = paths.pid();
+        fs::write(&path, format!("{}\n", std::process::id())).map_err(at("write", &path))?;
         Ok(Self { _file: file })
     }
 }
 
 /// The process id of the daemon that runs the instance, if one does.
 pub fn running_daemon(paths: &Paths) -> Option<u32> {
-    let path = paths.daemon_lock();
-    let file = File::open(&path).ok()?;
+    let file = File::open(paths.daemon_lock()).ok()?;
     match file.try_lock_shared() {
-        Err(TryLockError::WouldBlock) => read_pid(&path),
+        Err(TryLockError::WouldBlock) => read_pid(&paths.pid()),
         _ => None,
     }
 }
@@ -108,11 +126,6 @@ fn open(paths: &Paths, path: &Path, mode: u32) -> Result<File, LockError> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(mode);
     options.open(path).map_err(at("open", path))
-}
-
-/// Removes what a daemon leaves in the run folder when it ends: nothing depends on it, so failures do not matter.
-pub fn remove_socket(paths: &Paths) {
-    let _ = fs::remove_file(paths.socket());
 }
 
 #[cfg(test)]

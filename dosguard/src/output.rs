@@ -7,7 +7,7 @@ use std::io::{self, Write};
 use anstyle::{AnsiColor, Style};
 use comfy_table::{ContentArrangement, Table, presets};
 use dosguard_common::ban::{Ban, BanKey};
-use dosguard_common::event::{Event, Kind};
+use dosguard_common::event::{Cause, Event, Kind};
 use jiff::{SignedDuration, Timestamp, Unit, tz::TimeZone};
 use serde::{Deserialize, Serialize};
 
@@ -56,11 +56,9 @@ pub fn source_text(source: dosguard_common::address::Address, prefixes: SourcePr
     Cidr::containing(ip, bits).to_string()
 }
 
-/// A ban, as `bans list` shows it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct BanRecord {
-    /// [`SCHEMA`].
-    pub version: u32,
+/// What records of bans and of events have in common.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BanFields {
     /// Who is banned: an address, or a network where sources are wider.
     pub source: String,
     /// The rule that imposed it.
@@ -74,14 +72,27 @@ pub struct BanRecord {
     /// The limit at that time; 0 if no rule was involved.
     pub limit: u32,
     /// The window at that time, such as `1s`; absent if no rule was involved.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", default)]
     pub window: Option<String>,
     /// Which offence of the source this is; 0 for an administrator's ban.
     pub offences: u32,
     /// When it began.
     pub since: Timestamp,
-    /// When it ends.
+    /// When it ends or ended.
     pub until: Timestamp,
+}
+
+/// A ban, as `bans list` shows it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BanRecord {
+    /// [`SCHEMA`].
+    pub version: u32,
+    /// The ban.
+    #[serde(flatten)]
+    pub ban: BanFields,
+    /// An administrator's note; absent if there is none.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub note: Option<String>,
     /// Seconds that remain.
     pub remaining_s: f64,
 }
@@ -90,19 +101,31 @@ impl BanRecord {
     /// The record of a ban.
     pub fn new(key: &BanKey, ban: &Ban, rule: String, prefixes: SourcePrefixes, clock: &WallClock) -> Self {
         let remaining_ns = ban.until_ns.saturating_sub(clock.boot_now_ns());
+        let event = Event::of_ban(Kind::Ban, key, ban, &Cause::default(), ban.since_ns);
         Self {
             version: SCHEMA,
-            source: source_text(key.source(), prefixes),
-            rule,
-            scope: key.scope().name().to_owned(),
-            reason: ban.reason().map_or("unknown", |reason| reason.name()).to_owned(),
-            count: ban.count,
-            limit: ban.limit,
-            window: (ban.window_ns != 0).then(|| Span::from_ns(ban.window_ns).to_string()),
-            offences: ban.offence,
-            since: clock.at(ban.since_ns),
-            until: clock.at(ban.until_ns),
+            ban: BanFields::new(&event, rule, prefixes, clock),
+            note: Some(ban.note().to_owned()).filter(|note| !note.is_empty()),
             remaining_s: Span::from_ns(remaining_ns).duration().as_secs_f64(),
+        }
+    }
+}
+
+impl BanFields {
+    fn new(event: &Event, rule: String, prefixes: SourcePrefixes, clock: &WallClock) -> Self {
+        let (count, limit, window_ns) = event.measure();
+        let (since_ns, until_ns) = event.span_ns();
+        Self {
+            source: source_text(event.source(), prefixes),
+            rule,
+            scope: event.scope().name().to_owned(),
+            reason: event.reason().map_or("unknown", |reason| reason.name()).to_owned(),
+            count,
+            limit,
+            window: (window_ns != 0).then(|| Span::from_ns(window_ns).to_string()),
+            offences: event.offence(),
+            since: clock.at(since_ns),
+            until: clock.at(until_ns),
         }
     }
 }
@@ -116,27 +139,9 @@ pub struct EventRecord {
     pub kind: String,
     /// When it happened.
     pub at: Timestamp,
-    /// Who it is about: an address, or a network where sources are wider.
-    pub source: String,
-    /// The rule that imposed the ban.
-    pub rule: String,
-    /// `all` or `syn`.
-    pub scope: String,
-    /// `syn-limit` or `admin`.
-    pub reason: String,
-    /// SYNs in the window when the ban was imposed.
-    pub count: u32,
-    /// The limit at that time; 0 if no rule was involved.
-    pub limit: u32,
-    /// The window at that time, such as `1s`; absent if no rule was involved.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub window: Option<String>,
-    /// Which offence of the source this is; 0 for an administrator's ban.
-    pub offences: u32,
-    /// When the ban began.
-    pub since: Timestamp,
-    /// When the ban ends or ended.
-    pub until: Timestamp,
+    /// The ban that it is about.
+    #[serde(flatten)]
+    pub ban: BanFields,
     /// The packet that caused it; absent where no packet did.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub packet: Option<PacketRecord>,
@@ -166,8 +171,6 @@ impl EventRecord {
         prefixes: SourcePrefixes,
         clock: &WallClock,
     ) -> Self {
-        let (count, limit, window_ns) = event.measure();
-        let (since_ns, until_ns) = event.span_ns();
         let packet = event.cause().map(|cause| PacketRecord {
             port: cause.port,
             mac: cause.mac.map(|byte| format!("{byte:02x}")).join(":"),
@@ -179,35 +182,26 @@ impl EventRecord {
             version: SCHEMA,
             kind: event.kind().name().to_owned(),
             at: clock.at(event.at_ns()),
-            source: source_text(event.source(), prefixes),
-            rule,
-            scope: event.scope().name().to_owned(),
-            reason: event.reason().map_or("unknown", |reason| reason.name()).to_owned(),
-            count,
-            limit,
-            window: (window_ns != 0).then(|| Span::from_ns(window_ns).to_string()),
-            offences: event.offence(),
-            since: clock.at(since_ns),
-            until: clock.at(until_ns),
+            ban: BanFields::new(event, rule, prefixes, clock),
             packet,
         }
     }
 
     /// One line for people. Colour says the kind once more, and nothing else.
     pub fn line(&self) -> String {
-        let style = if self.kind == Kind::Ban.name() { RED } else { GREEN };
-        let length = approx(self.since, self.until);
-        let mut line = format!("{} {style}{:<5}{style:#} {}", local(self.at), self.kind, self.source);
-        match (&self.window, self.kind == Kind::Ban.name()) {
-            (Some(window), true) => {
-                line += &format!(
-                    " for {length}: {} SYNs in {window}, limit {} (rule {}, scope {}, offence {})",
-                    self.count, self.limit, self.rule, self.scope, self.offences
-                );
-            }
-            (None, true) => line += &format!(" for {length}: {} (scope {})", self.reason, self.scope),
-            (_, false) => line += &format!(" after {length} ({}, rule {})", self.reason, self.rule),
-        }
+        let imposed = self.kind == Kind::Ban.name();
+        let style = if imposed { RED } else { GREEN };
+        let BanFields { source, rule, scope, reason, count, limit, window, offences, since, until } =
+            &self.ban;
+        let length = if imposed { approx(self.at, *until) } else { approx(*since, self.at.min(*until)) };
+        let mut line = format!("{} {style}{:<5}{style:#} {source}", local(self.at), self.kind);
+        line += &match window {
+            Some(window) if imposed => format!(
+                " for {length}: {count} SYNs in {window}, limit {limit} (rule {rule}, scope {scope}, offence {offences})"
+            ),
+            _ if imposed => format!(" for {length}: {reason} (scope {scope})"),
+            _ => format!(" after {length} ({reason}, rule {rule})"),
+        };
         if let Some(packet) = &self.packet {
             line += &format!(
                 "; port {}, MAC {}, {} queue {}",
@@ -279,7 +273,6 @@ pub fn grouped(number: u64) -> String {
 mod tests {
     use super::*;
     use dosguard_common::address::Address;
-    use dosguard_common::event::Cause;
     use dosguard_common::frame::Arrival;
     use dosguard_common::rule::RuleIndex;
 
@@ -299,7 +292,7 @@ mod tests {
     #[test]
     fn an_event_says_who_when_and_why() {
         let source = Address::from_ipv4([198, 51, 100, 66]);
-        let mut ban = Ban::by_admin(RuleIndex(0), 1_000_000_000, 61_000_000_000);
+        let mut ban = Ban::by_admin(RuleIndex(0), 1_000_000_000, 61_000_000_000, "");
         let cause = Cause { port: 25, mac: [2, 0, 0, 0, 0, 0xa], arrival: Arrival { ifindex: 7, queue: 1 } };
         ban.count = 4;
         ban.limit = 3;

@@ -1,5 +1,6 @@
 //! Every path that dosguard uses, in one place.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use dosguard_common::abi::ABI_VERSION;
@@ -96,9 +97,10 @@ impl Paths {
         self.pins().join(LINKS)
     }
 
-    /// The pinned link of an interface. By index: names may have dots, which a BPF file system refuses.
-    pub fn link(&self, ifindex: u32) -> PathBuf {
-        self.links().join(ifindex.to_string())
+    /// The pinned link of an interface, by its network namespace and index: indices repeat between namespaces, and
+    /// names may have dots, which a BPF file system refuses.
+    pub fn link(&self, link: LinkName) -> PathBuf {
+        self.links().join(link.to_string())
     }
 
     /// The socket on which the daemon serves events, 0660.
@@ -111,9 +113,37 @@ impl Paths {
         self.run_dir.join(format!("{}.lock", self.instance))
     }
 
-    /// Held, and filled with its process id, by the daemon, 0644.
+    /// Held by the daemon as long as it lives, 0600: who may not run a daemon must not be able to keep one away.
     pub fn daemon_lock(&self) -> PathBuf {
+        self.run_dir.join(format!("{}.daemon", self.instance))
+    }
+
+    /// The daemon's process id, 0644. It means something only while the lock is held.
+    pub fn pid(&self) -> PathBuf {
         self.run_dir.join(format!("{}.pid", self.instance))
+    }
+}
+
+/// What a pinned link is called: `<inode of the network namespace>-<interface index>`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LinkName {
+    /// The network namespace's inode number.
+    pub namespace: u64,
+    /// The interface's index there.
+    pub ifindex: u32,
+}
+
+impl fmt::Display for LinkName {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}-{}", self.namespace, self.ifindex)
+    }
+}
+
+impl LinkName {
+    /// From the name of a pin; none for anything else.
+    pub fn parse(name: &str) -> Option<Self> {
+        let (namespace, ifindex) = name.split_once('-')?;
+        Some(Self { namespace: namespace.parse().ok()?, ifindex: ifindex.parse().ok()? })
     }
 }
 
@@ -135,7 +165,9 @@ mod tests {
     #[test]
     fn an_instance_keeps_to_its_own_paths() {
         let paths = paths("mail").unwrap();
-        assert_eq!(paths.link(3), Path::new("/sys/fs/bpf/dosguard/mail/v1/links/3"));
+        let link = LinkName { namespace: 4_026_531_840, ifindex: 3 };
+        assert_eq!(paths.link(link), Path::new("/sys/fs/bpf/dosguard/mail/v1/links/4026531840-3"));
+        assert_eq!(LinkName::parse(&link.to_string()), Some(link));
         assert_eq!(paths.socket(), Path::new("/run/dosguard/mail.sock"));
     }
 

@@ -90,6 +90,19 @@ pub fn require_bpffs(path: &Path) -> Result<Bpffs, SystemError> {
     Ok(Bpffs::Mounted)
 }
 
+/// Takes back a mount that [`require_bpffs`] made for something that failed.
+pub fn unmount_bpffs(path: &Path) {
+    // What cannot be unmounted is an empty file system where one belongs.
+    let _ = nix::mount::umount2(path, nix::mount::MntFlags::MNT_DETACH);
+}
+
+/// The inode number of this process's network namespace: what tells namespaces apart.
+pub fn network_namespace() -> io::Result<u64> {
+    use std::os::unix::fs::MetadataExt as _;
+    // Of the calling thread: `self` would be the first thread's.
+    fs::metadata("/proc/thread-self/ns/net").map(|metadata| metadata.ino())
+}
+
 /// Now, in nanoseconds of boot time: the clock of everything in the maps.
 pub fn boot_now_ns() -> Result<u64, SystemError> {
     let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map_err(SystemError::Clock)?;

@@ -8,7 +8,7 @@ use std::{
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -18,7 +18,12 @@ use nix::{
 };
 use serde_json::Value;
 
-use crate::{directory::LabDirectory, follow::Follower, lab::Lab, netns::Namespace};
+use crate::{
+    directory::{LabDirectory, walk},
+    follow::Follower,
+    lab::Lab,
+    netns::Namespace,
+};
 
 /// The environment variable that says which binary to run.
 pub const BINARY_VARIABLE: &str = "DOSGUARD_BIN";
@@ -50,6 +55,12 @@ impl<'a> Dosguard<'a> {
     #[must_use]
     pub fn with_instance(&self, name: &str) -> Self {
         Self { instance: name.to_owned(), ..self.clone() }
+    }
+
+    /// The same instance, from within another namespace of the lab.
+    #[must_use]
+    pub fn in_namespace(&self, namespace: &'a Namespace) -> Self {
+        Self { namespace, ..self.clone() }
     }
 
     /// The binary.
@@ -133,6 +144,23 @@ impl<'a> Dosguard<'a> {
         I: IntoIterator<Item = S>,
         S: AsRef<OsStr>,
     {
+        self.start_with(arguments, None)
+    }
+
+    /// The same with its standard output going somewhere else than into a file.
+    pub fn start_into<I, S>(&self, stdout: impl Into<Stdio>, arguments: I) -> Result<Daemon<'a>>
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<OsStr>,
+    {
+        self.start_with(arguments, Some(stdout.into()))
+    }
+
+    fn start_with<I, S>(&self, arguments: I, elsewhere: Option<Stdio>) -> Result<Daemon<'a>>
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<OsStr>,
+    {
         static STARTED: AtomicU32 = AtomicU32::new(0);
 
         let number = STARTED.fetch_add(1, Ordering::Relaxed);
@@ -141,7 +169,8 @@ impl<'a> Dosguard<'a> {
         let create =
             |path: &Path| File::create(path).with_context(|| format!("cannot create `{}`", path.display()));
         let mut command = self.command(arguments);
-        command.stdout(create(&stdout)?).stderr(create(&stderr)?);
+        let file = create(&stdout)?;
+        command.stdout(elsewhere.unwrap_or_else(|| file.into())).stderr(create(&stderr)?);
         let child = command.spawn().with_context(|| format!("cannot run {command:?}"))?;
         let mut daemon = Daemon { dosguard: self.clone(), child, stdout, stderr };
         self.directory.record_child(daemon.child.id())?;
@@ -189,9 +218,14 @@ impl Daemon<'_> {
     }
 
     /// Asks it to end with SIGTERM and waits until it has.
-    pub fn terminate(mut self) -> Result<ExitStatus> {
+    pub fn terminate(self) -> Result<ExitStatus> {
+        self.end_by(Signal::SIGTERM)
+    }
+
+    /// Sends it a signal and waits until it has ended.
+    pub fn end_by(mut self, signal: Signal) -> Result<ExitStatus> {
         let pid = Pid::from_raw(i32::try_from(self.child.id())?);
-        kill(pid, Signal::SIGTERM).context("cannot send SIGTERM to dosguard")?;
+        kill(pid, signal).with_context(|| format!("cannot send {signal} to dosguard"))?;
         let end = Instant::now() + PATIENCE;
         while Instant::now() < end {
             if let Some(status) = self.child.try_wait().context("cannot wait for dosguard")? {
@@ -199,7 +233,7 @@ impl Daemon<'_> {
             }
             thread::sleep(Duration::from_millis(10));
         }
-        bail!("dosguard did not end within {PATIENCE:?} of SIGTERM\n{}", self.said())
+        bail!("dosguard did not end within {PATIENCE:?} of {signal}\n{}", self.said())
     }
 
     fn wait_until_ready(&mut self) -> Result<()> {
@@ -256,7 +290,7 @@ fn find_binary() -> Result<PathBuf> {
     }
     let own = std::env::current_exe().context("cannot find this program")?;
     // From `target/release/demo` as well as from `target/debug/deps/lab_smoke-…`.
-    own
+    let found = own
         .ancestors()
         .skip(1)
         .take(3)
@@ -267,7 +301,32 @@ fn find_binary() -> Result<PathBuf> {
                 "no `dosguard` near `{}`\nhint: `cargo build --release -p dosguard`, or set `{BINARY_VARIABLE}`",
                 own.display()
             )
-        })
+        })?;
+    refuse_older_than_sources(&found)?;
+    Ok(found)
+}
+
+/// Whoever names no binary means the one of these sources.
+fn refuse_older_than_sources(binary: &Path) -> Result<()> {
+    let built = modified(binary)?;
+    for crate_name in ["dosguard", "dosguard-common", "dosguard-ebpf"] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name(crate_name);
+        for source in walk(&folder)?.iter().filter(|path| path.is_file()) {
+            ensure!(
+                modified(source)? <= built,
+                "`{}` is older than `{}`\n\
+                 hint: `cargo xtask test` builds it first; or say with `{BINARY_VARIABLE}` that this is the one to test",
+                binary.display(),
+                source.display()
+            );
+        }
+    }
+    Ok(())
+}
+
+fn modified(path: &Path) -> Result<SystemTime> {
+    let metadata = path.metadata().with_context(|| format!("cannot look at `{}`", path.display()))?;
+    metadata.modified().context("the system keeps no times of files")
 }
 
 #[cfg(test)]
@@ -284,5 +343,14 @@ mod tests {
         assert!(!is_ready(&json!({"daemon": running, "interfaces": []})));
         assert!(!is_ready(&json!({"daemon": {"running": false, "pid": null}, "interfaces": interface})));
         assert!(!is_ready(&json!({})));
+    }
+
+    #[test]
+    fn a_binary_of_other_sources_is_refused() {
+        let binary = tempfile::NamedTempFile::new().unwrap();
+        assert!(refuse_older_than_sources(binary.path()).is_ok());
+        binary.as_file().set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        let error = refuse_older_than_sources(binary.path()).unwrap_err().to_string();
+        assert!(error.contains("is older than `") && error.contains("\nhint: "), "{error}");
     }
 }

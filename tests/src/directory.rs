@@ -3,25 +3,54 @@
 use std::{
     fs,
     fs::{File, OpenOptions},
-    io::Write as _,
+    io::{ErrorKind, Write as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
     mount::{MntFlags, MsFlags, mount, umount2},
+    unistd::geteuid,
 };
 use tempfile::TempDir;
 
 use crate::{interrupt::Interrupt, netns};
 
+/// Holds every such directory and the lock, where nobody but root can put anything.
+///
+/// Its path is short, because those of the daemon's sockets have to be.
+const BASE: &str = "/run/dosguard-lab";
 /// How the name of every such directory begins; the process number ends it.
-const PREFIX: &str = "dosguard-lab-";
+pub const PREFIX: &str = "lab-";
 const BPFFS: &str = "bpffs";
 const CHILDREN: &str = "children";
+
+/// The folder that holds the directories of all runs, made when it is missing; an error for whoever is not root.
+pub fn base() -> Result<&'static Path> {
+    ensure!(
+        geteuid().is_root(),
+        "the lab makes network namespaces and loads eBPF programs, which needs root\n\
+         hint: use `cargo xtask test` or `cargo xtask demo`, or run the same with `sudo`"
+    );
+    let base = Path::new(BASE);
+    match fs::DirBuilder::new().mode(0o700).create(base) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+            return Err(error).with_context(|| format!("cannot make `{BASE}`"));
+        }
+        _ => {}
+    }
+    // Not followed, should it be a link.
+    let found = fs::symlink_metadata(base).with_context(|| format!("cannot look at `{BASE}`"))?;
+    ensure!(
+        found.is_dir() && found.uid() == 0 && found.mode() & 0o077 == 0,
+        "`{BASE}` is not a directory of root's alone\nhint: see who made it, and remove it"
+    );
+    Ok(base)
+}
 
 /// Held while a lab exists, so that labs of different processes take turns.
 #[derive(Debug)]
@@ -32,7 +61,7 @@ pub(crate) struct Turn {
 impl Turn {
     /// Waits until no other lab exists, or gives up on an interrupt.
     pub(crate) fn wait(interrupt: &Interrupt) -> Result<Self> {
-        let path = std::env::temp_dir().join("dosguard-lab.lock");
+        let path = base()?.join("lock");
         let mut file = OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -69,7 +98,7 @@ impl LabDirectory {
         let directory = tempfile::Builder::new()
             .prefix(PREFIX)
             .suffix(&format!("-{}", std::process::id()))
-            .tempdir()
+            .tempdir_in(base()?)
             .context("cannot make the lab's directory")?;
         let path = directory.path().to_owned();
         let made = Self { directory: Some(directory), path };
@@ -128,7 +157,7 @@ impl LabDirectory {
 
 impl Drop for LabDirectory {
     fn drop(&mut self) {
-        if let Err(error) = unmount(&self.bpffs()) {
+        if let Err(error) = unmount_all(&self.path) {
             eprintln!("lab: {error:#}");
         }
         if let Some(directory) = self.directory.take()
@@ -144,8 +173,8 @@ impl Drop for LabDirectory {
 /// A [`crate::lab::Lab`] does this before it is made.
 pub fn reap_stale() -> Result<()> {
     let mut stale = Vec::new();
-    let base = std::env::temp_dir();
-    for entry in fs::read_dir(&base).with_context(|| format!("cannot list `{}`", base.display()))? {
+    let base = base()?;
+    for entry in fs::read_dir(base).with_context(|| format!("cannot list `{}`", base.display()))? {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
         let owner = name.strip_prefix(PREFIX).and_then(netns::owner);
@@ -160,16 +189,52 @@ pub fn reap_stale() -> Result<()> {
         .collect();
     netns::reap(&children)?;
     for directory in stale {
-        unmount(&directory.join(BPFFS))?;
+        unmount_all(&directory)?;
         fs::remove_dir_all(&directory).with_context(|| format!("cannot remove `{}`", directory.display()))?;
     }
     Ok(())
 }
 
-fn unmount(path: &Path) -> Result<()> {
-    match umount2(path, MntFlags::MNT_DETACH) {
-        // Nothing is mounted there, or the directory was not made yet.
-        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
-        Err(error) => Err(error).with_context(|| format!("cannot unmount `{}`", path.display())),
+/// Everything below a folder, at any depth.
+pub fn walk(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).with_context(|| format!("cannot list `{}`", folder.display()))? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            found.extend(walk(&entry.path())?);
+        }
+        found.push(entry.path());
+    }
+    Ok(found)
+}
+
+/// Whether something is mounted there.
+pub fn is_mounted(path: &Path) -> Result<bool> {
+    let mounts = fs::read_to_string("/proc/mounts").context("cannot read `/proc/mounts`")?;
+    Ok(mounts.contains(&format!(" {} ", path.display())))
+}
+
+/// Unmounts the bpffs, and what a test has mounted beside it.
+fn unmount_all(directory: &Path) -> Result<()> {
+    for entry in fs::read_dir(directory).with_context(|| format!("cannot list `{}`", directory.display()))? {
+        let path = entry?.path();
+        match umount2(&path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            // EINVAL: nothing is mounted there.
+            Ok(()) | Err(Errno::EINVAL) => {}
+            Err(error) => Err(error).with_context(|| format!("cannot unmount `{}`", path.display()))?,
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_daemon_can_bind_its_socket_in_here() {
+        // A process number has seven digits at most, an instance's name 32 letters, and a socket's path 107 bytes.
+        let socket = format!("{BASE}/{PREFIX}XXXXXX-4194304/run/{}.sock", "i".repeat(32));
+        assert!(socket.len() < 100, "{socket}");
     }
 }

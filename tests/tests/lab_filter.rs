@@ -5,7 +5,7 @@
 
 use std::net::{Ipv4Addr, UdpSocket};
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use dosguard::datapath::Datapath;
 use dosguard::paths::Paths;
@@ -18,6 +18,7 @@ use dosguard_common::tables::SynsKey;
 use dosguard_tests::addresses::{
     ATTACKER_V4, FORGED_V4, GUARD_ATTACKER_SIDE, GUARD_V4, PEER, SECOND_FORGED_V4,
 };
+use dosguard_tests::cli::{PATIENCE, done};
 use dosguard_tests::counter::StackCounters;
 use dosguard_tests::cpu;
 use dosguard_tests::daemon::Dosguard;
@@ -25,19 +26,20 @@ use dosguard_tests::flood::Flood;
 use dosguard_tests::lab::Lab;
 use dosguard_tests::packet::{Frame, Packet};
 use dosguard_tests::transmit::{send_frames, send_frames_from_cpu};
-
-const PATIENCE: Duration = Duration::from_secs(10);
+use dosguard_tests::wait::wait_until;
 
 fn syn(source: Ipv4Addr, port: u16) -> Frame {
     Packet::eth().ipv4(source, GUARD_V4).tcp(port, 80).syn().build()
 }
 
 fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !done() {
-        assert!(Instant::now() < deadline, "timed out waiting for {what}");
-        sleep(Duration::from_millis(10));
-    }
+    wait_until(what, PATIENCE, || Ok(done())).unwrap();
+}
+
+/// Attaches on the attacker's side with this configuration.
+fn attach(dosguard: &Dosguard<'_>, config: &str) {
+    let config = dosguard.write_config("c.toml", config).unwrap();
+    done(dosguard, &format!("attach -c {} {GUARD_ATTACKER_SIDE}", config.display()));
 }
 
 fn open(lab: &Lab) -> Datapath {
@@ -107,11 +109,7 @@ fn kill_9_under_flood_lets_not_one_packet_through_and_loses_no_state() {
 fn a_ban_of_two_seconds_ends_on_time_with_no_process_alive() {
     let lab = Lab::new().unwrap();
     let dosguard = Dosguard::new(&lab).unwrap();
-    let config = dosguard.write_config("c.toml", "[rule.default]\nlimit = '3/1s'\nban = '2s'\n").unwrap();
-    let output = dosguard
-        .cli(["attach".as_ref(), "-c".as_ref(), config.as_os_str(), GUARD_ATTACKER_SIDE.as_ref()])
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    attach(&dosguard, "[rule.default]\nlimit = '3/1s'\nban = '2s'\n");
 
     send_frames(lab.attacker(), PEER, &vec![syn(ATTACKER_V4, 1); 4]).unwrap();
     let until_ns = {
@@ -156,11 +154,7 @@ fn two_cpus_that_each_see_half_of_the_syns_decide_about_the_sum() {
     assert!(cpus.len() > 1, "two CPUs are needed");
     let lab = Lab::new().unwrap();
     let dosguard = Dosguard::new(&lab).unwrap();
-    let config = dosguard.write_config("c.toml", "[rule.default]\nlimit = '100/1h'\nban = '10m'\n").unwrap();
-    let output = dosguard
-        .cli(["attach".as_ref(), "-c".as_ref(), config.as_os_str(), GUARD_ATTACKER_SIDE.as_ref()])
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    attach(&dosguard, "[rule.default]\nlimit = '100/1h'\nban = '10m'\n");
     let stack = StackCounters::install(lab.guard(), &[GUARD_ATTACKER_SIDE], &[FORGED_V4.into()]).unwrap();
     let datapath = open(&lab);
     let send = |cpu: usize, count: usize| {
@@ -184,44 +178,37 @@ fn two_cpus_that_each_see_half_of_the_syns_decide_about_the_sum() {
     assert_eq!(stack.read().unwrap().syns(FORGED_V4.into()).unwrap(), LIMIT);
 }
 
-/// Two CPUs at full speed with the same thousand sources: the sum is never over the limit, and short of it only where
-/// two SYNs met at the border, of which each sees the other.
+/// Two CPUs at full speed with the same sources: the sum is never over the limit, and short of it only where two SYNs
+/// met at the border, of which each sees the other.
 #[test]
 fn two_cpus_at_once_never_let_more_than_the_limit_through() {
-    const SOURCES: u64 = 200;
+    const SOURCES: u32 = 200;
     let cpus = cpu::available().unwrap();
     assert!(cpus.len() > 1, "two CPUs are needed");
     let lab = Lab::new().unwrap();
     let dosguard = Dosguard::new(&lab).unwrap();
     for limit in [10, 150] {
-        let text = format!("[rule.default]\nlimit = '{limit}/1h'\nban = '10m'\n");
-        let config = dosguard.write_config("c.toml", &text).unwrap();
-        let output = dosguard
-            .cli(["attach".as_ref(), "-c".as_ref(), config.as_os_str(), GUARD_ATTACKER_SIDE.as_ref()])
-            .unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let all_within = u64::from(SOURCES) * limit;
+        attach(&dosguard, &format!("[rule.default]\nlimit = '{limit}/1h'\nban = '10m'\n"));
         let datapath = open(&lab);
         let floods: Vec<_> = [cpus[0], cpus[1]]
             .into_iter()
             .map(|cpu| {
-                let flood = Flood::new(syn(Ipv4Addr::new(203, 0, 113, 1), 1)).sources(200);
-                let flood = flood.rate(150_000).frames(SOURCES * limit).cpu(cpu);
+                let flood = Flood::new(syn(Ipv4Addr::new(203, 0, 113, 1), 1)).sources(SOURCES);
+                let flood = flood.rate(150_000).frames(all_within).cpu(cpu);
                 flood.start(lab.attacker(), PEER).unwrap()
             })
             .collect();
         let offered: u64 = floods.into_iter().map(|flood| flood.join().unwrap().sent).sum();
         let (passed, dropped) = {
             let count = |reason| packets(&datapath, reason);
-            wait_for("the last packets", || {
-                [Reason::UnderLimit, Reason::OverLimit, Reason::Banned].map(count).iter().sum::<u64>()
-                    >= offered
-            });
+            let judged = [Reason::UnderLimit, Reason::OverLimit, Reason::Banned];
+            wait_for("the last packets", || judged.map(count).iter().sum::<u64>() >= offered);
             (count(Reason::UnderLimit), count(Reason::OverLimit) + count(Reason::Banned))
         };
         println!("limit {limit}: {offered} offered, {passed} passed, {dropped} dropped");
-        assert!(passed <= SOURCES * limit, "{passed} passed");
-        assert!(passed + SOURCES >= SOURCES * limit, "{passed} passed");
-        let output = dosguard.cli(["detach", "--all"]).unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(passed <= all_within, "{passed} passed");
+        assert!(passed + u64::from(SOURCES) >= all_within, "{passed} passed");
+        done(&dosguard, "detach --all");
     }
 }

@@ -18,6 +18,7 @@ use dosguard_tests::{
     client::Client,
     counter::StackCounters,
     cpu,
+    directory::{self, is_mounted},
     flood::Flood,
     lab::{Lab, QUEUES},
     netns::{Namespace, run},
@@ -36,7 +37,7 @@ fn a_lab_leaves_nothing_behind() {
     let lab = Lab::new().unwrap();
     let names = [lab.guard(), lab.attacker(), lab.client()].map(|namespace| namespace.name().to_owned());
     let directory = lab.directory().path().to_owned();
-    assert!(is_mounted(&lab.directory().bpffs()));
+    assert!(is_mounted(&lab.directory().bpffs()).unwrap());
     assert!(directory.join("run").is_dir() && directory.join("state").is_dir());
     let listed = run(Command::new("ip").args(["netns", "list"])).unwrap();
     assert!(names.iter().all(|name| listed.contains(name)), "{listed}");
@@ -49,7 +50,7 @@ fn a_lab_leaves_nothing_behind() {
     drop(lab);
     let listed = run(Command::new("ip").args(["netns", "list"])).unwrap();
     assert!(!names.iter().any(|name| listed.contains(name)), "{listed}");
-    assert!(!is_mounted(&bpffs));
+    assert!(!is_mounted(&bpffs).unwrap());
     assert!(!directory.exists());
 }
 
@@ -59,9 +60,9 @@ fn a_killed_run_is_put_away_by_the_next() {
     let owner = dead.id();
     dead.wait().unwrap();
     let directory = tempfile::Builder::new()
-        .prefix("dosguard-lab-")
+        .prefix(directory::PREFIX)
         .suffix(&format!("-{owner}"))
-        .tempdir()
+        .tempdir_in(directory::base().unwrap())
         .unwrap()
         .keep();
     let bpffs = directory.join("bpffs");
@@ -84,7 +85,7 @@ fn a_killed_run_is_put_away_by_the_next() {
     drop(Lab::new().unwrap());
 
     assert!(!Path::new("/run/netns").join(&name).exists());
-    assert!(!is_mounted(&bpffs));
+    assert!(!is_mounted(&bpffs).unwrap());
     assert!(!directory.exists());
     assert!(!recorded.wait().unwrap().success(), "the process that the run had started is ended");
     assert_eq!(stranger.try_wait().unwrap(), None, "a process that it had not started goes on");
@@ -271,10 +272,6 @@ fn count(lab: &Lab) -> StackCounters<'_> {
 
 fn syn(source: std::net::Ipv4Addr) -> Frame {
     Packet::eth().ipv4(source, GUARD_V4).tcp(1024, PORT).syn().build()
-}
-
-fn is_mounted(path: &Path) -> bool {
-    fs::read_to_string("/proc/mounts").unwrap().contains(&format!(" {} ", path.display()))
 }
 
 /// One of the namespace's `Tcp:` counters.

@@ -10,8 +10,7 @@ use crate::{host, run};
 /// Runs the demo with `args`. Does not return if it could be started: its exit status becomes ours.
 pub fn run(args: &[OsString]) -> Result<()> {
     let workspace = setup::ensure(Scope { lint_tools: Want::No, lab: Want::Must, verbose: false })?;
-    // Before building for minutes.
-    host::as_root("true", &[]).context("the demo makes network namespaces, which takes root")?;
+    host::require_root().context("the demo makes network namespaces, which takes root")?;
 
     let release = workspace.build_release()?;
     let demo = host::as_root(release.demo, &["-E"])?;

@@ -9,6 +9,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::run;
+
 /// Where distributions keep administrators' tools, which is not on everybody's `PATH`.
 const ADMIN_DIRS: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
@@ -30,6 +32,12 @@ pub fn as_root(program: impl AsRef<OsStr>, sudo_options: &[&str]) -> Result<Comm
     let mut command = Command::new("sudo");
     command.args(sudo_options).arg(program);
     Ok(command)
+}
+
+/// Fails now, and not after minutes of building, where [`as_root`] would.
+pub fn require_root() -> Result<()> {
+    let mut nothing = as_root("true", &[])?;
+    if is_root()? { Ok(()) } else { run::run(&mut nothing) }
 }
 
 /// Where cargo puts the programs it installs, if that can be told.

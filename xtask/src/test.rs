@@ -16,8 +16,7 @@ pub fn run(args: &TestArgs) -> Result<()> {
     let lab = if args.unit { Want::No } else { Want::Must };
     let workspace = setup::ensure(Scope { lint_tools: Want::No, lab, verbose: false })?;
     if !args.unit {
-        // Before building for minutes.
-        host::as_root("true", &[]).context("the tests of the program and the lab run as root")?;
+        host::require_root().context("the tests of the program and the lab run as root")?;
     }
 
     let mut ran = Vec::new();

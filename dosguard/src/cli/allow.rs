@@ -11,6 +11,7 @@ use crate::datapath::{self, Datapath};
 use crate::lock::StateLock;
 use crate::output::{SCHEMA, write_json};
 use crate::paths::Paths;
+use crate::system::require_capabilities;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum AllowVerb {
@@ -57,6 +58,7 @@ pub(super) fn allow(paths: &Paths, verb: &AllowVerb, out: &mut dyn Write) -> any
         }
         AllowVerb::Add(args) => {
             let networks = parse(&args.networks)?;
+            require_capabilities()?;
             let _lock = StateLock::acquire(paths)?;
             let mut datapath = Datapath::require(paths)?;
             datapath::allow(datapath.maps_mut(), networks.iter().map(Cidr::to_prefix))?;
@@ -67,6 +69,7 @@ pub(super) fn allow(paths: &Paths, verb: &AllowVerb, out: &mut dyn Write) -> any
         }
         AllowVerb::Del(args) => {
             let networks = parse(&args.networks)?;
+            require_capabilities()?;
             let _lock = StateLock::acquire(paths)?;
             let mut datapath = Datapath::require(paths)?;
             let mut answer = Answer::Done;

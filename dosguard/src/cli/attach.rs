@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use dosguard_common::rule::Action;
 
 use super::{Answer, talk};
@@ -24,9 +24,6 @@ pub(super) struct AttachArgs {
     /// The configuration file. Without one, live settings stay and new ones are the built-in.
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Keep the kernel program's log statements up to this level, for a daemon to read.
-    #[arg(long, value_enum, default_value_t)]
-    kernel_log: KernelLog,
     /// Interfaces to guard.
     #[arg(value_name = "IFACE", required = true)]
     interfaces: Vec<String>,
@@ -37,42 +34,19 @@ pub(super) struct DetachArgs {
     /// Detach from every interface and remove the instance: its bans, counters and settings too.
     #[arg(long, conflicts_with = "interfaces")]
     all: bool,
-    /// Interfaces to leave alone from now on. The instance stays loaded.
+    /// Interfaces to leave alone from now on. With the last one goes the instance, unless its daemon runs.
     #[arg(value_name = "IFACE", required_unless_present = "all")]
     interfaces: Vec<String>,
-}
-
-/// Which of the kernel program's log statements stay in it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub(super) enum KernelLog {
-    /// None: they cost nothing.
-    #[default]
-    Off,
-    /// Errors.
-    Error,
-    /// Warnings too.
-    Warn,
-    /// Information too.
-    Info,
-    /// Single packets that were over the limit too.
-    Debug,
-    /// Everything.
-    Trace,
-}
-
-impl KernelLog {
-    pub(super) const fn level(self) -> u8 {
-        self as u8
-    }
 }
 
 pub(super) fn attach(paths: &Paths, args: &AttachArgs, _out: &mut dyn Write) -> anyhow::Result<Answer> {
     let policy = read_policy(args.config.as_deref())?;
     let interfaces = wanted_interfaces(policy.as_ref(), &args.interfaces);
-    system::require_capabilities()?;
-    let load = LoadOptions { log_level: args.kernel_log.level(), ..LoadOptions::default() };
-    let _lock = StateLock::acquire(paths)?;
+    let load = LoadOptions::default();
     let request = Request { interfaces: &interfaces, mode: args.mode, policy: policy.as_ref(), load: &load };
+    // What can be refused is refused before anything is made.
+    datapath::check(paths, &request)?;
+    let _lock = StateLock::acquire(paths)?;
     let started = datapath::start(paths, &request)?;
     report_attached(paths, &started)?;
     Ok(Answer::Done)
@@ -82,7 +56,7 @@ pub(super) fn detach(paths: &Paths, args: &DetachArgs, _out: &mut dyn Write) -> 
     system::require_capabilities()?;
     let _lock = StateLock::acquire(paths)?;
     if args.all {
-        if Datapath::open(paths)?.is_none() {
+        if !Datapath::is_pinned(paths)? {
             talk::say(&format!("instance `{}` is not loaded", paths.instance()));
             return Ok(Answer::No);
         }
@@ -92,9 +66,7 @@ pub(super) fn detach(paths: &Paths, args: &DetachArgs, _out: &mut dyn Write) -> 
                 paths.instance()
             );
         }
-        Datapath::remove(paths)?;
-        talk::say(&format!("instance `{}` is gone: detached, and nothing left behind", paths.instance()));
-        return Ok(Answer::Done);
+        return remove(paths);
     }
     let datapath = Datapath::require(paths)?;
     let guarded = datapath.guarded()?;
@@ -108,6 +80,16 @@ pub(super) fn detach(paths: &Paths, args: &DetachArgs, _out: &mut dyn Write) -> 
         datapath.detach(name)?;
         talk::say(&format!("detached from `{name}`"));
     }
+    // Nobody would miss what is left: no packet comes by it, and no daemon uses it.
+    if datapath.guarded()?.is_empty() && running_daemon(paths).is_none() {
+        return remove(paths);
+    }
+    Ok(Answer::Done)
+}
+
+fn remove(paths: &Paths) -> anyhow::Result<Answer> {
+    Datapath::remove(paths)?;
+    talk::say(&format!("instance `{}` is gone: detached, and nothing left behind", paths.instance()));
     Ok(Answer::Done)
 }
 
@@ -142,10 +124,14 @@ pub(super) fn report_attached(paths: &Paths, started: &Started) -> anyhow::Resul
             ));
         }
     }
-    for guarded in started.datapath.guarded()? {
+    let guarded = started.datapath.guarded()?;
+    for guarded in &guarded {
         if let (Some(name), Some(mode)) = (&guarded.name, guarded.mode) {
             talk::say(&format!("guarding {BOLD}{name}{BOLD:#} in {mode} mode"));
         }
+    }
+    if guarded.is_empty() {
+        talk::say(&format!("{YELLOW}warning:{YELLOW:#} no interface is guarded"));
     }
     for (_, rule) in started.datapath.rules()? {
         let ports = if rule.name.is_default() { "every other port".into() } else { rule.ports.to_string() };

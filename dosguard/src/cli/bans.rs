@@ -3,19 +3,22 @@
 use std::io::Write;
 
 use clap::{Args, Subcommand, ValueEnum};
-use dosguard_common::address::SourceMask;
-use dosguard_common::ban::{Ban, BanKey};
+use dosguard_common::address::{Address, SourceMask};
+use dosguard_common::ban::{Ban, BanKey, MAX_NOTE};
+use dosguard_common::event::{Cause, Event, Kind};
 use dosguard_common::rule::{RuleIndex, Scope};
 use jiff::Timestamp;
 
 use super::{Answer, talk};
-use crate::config::cidr::{parse_address, to_address};
+use crate::config::cidr::{Cidr, parse_address, to_address};
+use crate::config::policy::SourcePrefixes;
 use crate::config::units::Span;
+use crate::daemon;
 use crate::datapath::Datapath;
 use crate::lock::StateLock;
-use crate::output::{BanRecord, WallClock, source_text, table, write_json, write_table};
+use crate::output::{BanRecord, EventRecord, WallClock, source_text, table, write_json, write_table};
 use crate::paths::Paths;
-use crate::system;
+use crate::system::{boot_now_ns, require_capabilities};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum BansVerb {
@@ -38,9 +41,9 @@ pub(super) struct ListArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct AddArgs {
-    /// The source's address.
+    /// The source: an address, or a network as `bans list` shows it.
     #[arg(value_name = "ADDR")]
-    address: String,
+    source: String,
     /// For how long, from now.
     #[arg(long = "for", value_name = "DURATION", default_value = "10m", allow_hyphen_values = true)]
     length: String,
@@ -50,13 +53,16 @@ pub(super) struct AddArgs {
     /// The rule whose ports are meant with `--scope syn`.
     #[arg(long, value_name = "NAME", default_value = "default")]
     rule: String,
+    /// Why: a note that is listed with the ban, of up to 24 bytes.
+    #[arg(long = "reason", value_name = "TEXT", default_value = "")]
+    note: String,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct DelArgs {
-    /// The sources' addresses.
+    /// The sources: addresses, or networks as `bans list` shows them.
     #[arg(value_name = "ADDR", required = true)]
-    addresses: Vec<String>,
+    sources: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -88,7 +94,7 @@ pub(super) fn bans(paths: &Paths, verb: &BansVerb, out: &mut dyn Write) -> anyho
 
 fn list(paths: &Paths, args: &ListArgs, out: &mut dyn Write) -> anyhow::Result<Answer> {
     let datapath = Datapath::require(paths)?;
-    let clock = WallClock::new(Timestamp::now(), system::boot_now_ns()?);
+    let clock = WallClock::new(Timestamp::now(), boot_now_ns()?);
     let prefixes = datapath.maps().source_mask()?.into();
     let mut bans: Vec<_> = datapath.maps().bans()?.into_iter().collect();
     bans.retain(|(_, ban)| ban.is_active(clock.boot_now_ns()));
@@ -104,18 +110,16 @@ fn list(paths: &Paths, args: &ListArgs, out: &mut dyn Write) -> anyhow::Result<A
         let remaining = Span::from_ns(ban.until_ns.saturating_sub(clock.boot_now_ns())).approx();
         let dash = || "-".to_owned();
         let count = if ban.count == 0 { dash() } else { ban.count.to_string() };
-        let limit = record.window.map_or_else(dash, |window| format!("{}/{window}", ban.limit));
+        let fields = record.ban;
+        let limit = fields.window.map_or_else(dash, |window| format!("{}/{window}", ban.limit));
         let offence = if ban.offence == 0 { dash() } else { ban.offence.to_string() };
-        lines.add_row([
-            record.source,
-            remaining,
-            record.reason,
-            record.rule,
-            record.scope,
-            count,
-            limit,
-            offence,
-        ]);
+        // A ban of everything by hand has nothing to do with a rule.
+        let rule = if ban.window_ns == 0 && key.scope() == Scope::All { dash() } else { fields.rule };
+        let reason = match record.note {
+            Some(note) => format!("{}: {note}", fields.reason),
+            None => fields.reason,
+        };
+        lines.add_row([fields.source, remaining, reason, rule, fields.scope, count, limit, offence]);
     }
     if args.json {
         return Ok(Answer::Done);
@@ -129,19 +133,24 @@ fn list(paths: &Paths, args: &ListArgs, out: &mut dyn Write) -> anyhow::Result<A
 }
 
 fn add(paths: &Paths, args: &AddArgs) -> anyhow::Result<Answer> {
-    let address = parse_address(&args.address)?;
     let length: Span = args.length.parse()?;
     if length.ns() == 0 {
         anyhow::bail!("a ban of `{}` would end at once\nhint: such as `--for 10m`", args.length);
     }
+    if args.note.len() > MAX_NOTE || args.note.chars().any(char::is_control) {
+        anyhow::bail!(
+            "`--reason` takes one line of up to {MAX_NOTE} bytes\nhint: such as `--reason \"ticket 4711\"`"
+        );
+    }
+    require_capabilities()?;
     let _lock = StateLock::acquire(paths)?;
     let mut datapath = Datapath::require(paths)?;
     let mask = datapath.maps().source_mask()?;
-    let source = mask.source(to_address(address));
+    let source = source(&args.source, mask)?;
     let index = rule_index(&datapath, &args.rule)?;
     let key = BanKey::with_scope(source, args.scope.into(), index);
-    let now_ns = system::boot_now_ns()?;
-    let mut ban = Ban::by_admin(index, now_ns, now_ns.saturating_add(length.ns()));
+    let now_ns = boot_now_ns()?;
+    let mut ban = Ban::by_admin(index, now_ns, now_ns.saturating_add(length.ns()), &args.note);
     let old = datapath.maps().ban(&key)?.filter(|old| old.is_active(now_ns));
     if let Some(old) = old {
         ban.since_ns = old.since_ns;
@@ -149,10 +158,47 @@ fn add(paths: &Paths, args: &AddArgs) -> anyhow::Result<Answer> {
     }
     datapath.maps_mut().set_ban(&key, &ban)?;
     let left = Span::from_ns(ban.until_ns.saturating_sub(now_ns)).approx();
-    let source = source_text(source, mask.into());
+    let text = source_text(source, mask.into());
     let word = if old.is_some() { "extended: banned" } else { "banned" };
-    talk::say(&format!("{source} {word} for {left}, scope {}", key.scope().name()));
+    talk::say(&format!("{text} {word} for {left}, scope {}", key.scope().name()));
+    report(paths, &datapath, Kind::Ban, &[(key, ban)], now_ns);
     Ok(Answer::Done)
+}
+
+/// The source that is meant: an address, or a network of just the length that sources have.
+fn source(text: &str, mask: SourceMask) -> anyhow::Result<Address> {
+    if !text.contains('/') {
+        return Ok(mask.source(to_address(parse_address(text)?)));
+    }
+    let network: Cidr = text.parse()?;
+    let (address, bits) = network.to_prefix();
+    let prefixes = SourcePrefixes::from(mask);
+    let source_bits = if address.is_ipv4() { 96 + u32::from(prefixes.ipv4) } else { prefixes.ipv6.into() };
+    anyhow::ensure!(
+        bits == 128 || bits == source_bits,
+        "`{text}` is no source\nhint: sources are IPv4 /{} and IPv6 /{}; name one, or an address in it",
+        prefixes.ipv4,
+        prefixes.ipv6
+    );
+    Ok(mask.source(address))
+}
+
+/// Tells the daemon, if there is one. The change is made: what goes wrong here is only said.
+fn report(paths: &Paths, datapath: &Datapath, kind: Kind, changed: &[(BanKey, Ban)], now_ns: u64) {
+    let records = || -> anyhow::Result<Vec<EventRecord>> {
+        let clock = WallClock::new(Timestamp::now(), boot_now_ns()?);
+        let prefixes = datapath.maps().source_mask()?.into();
+        let mut records = Vec::new();
+        for (key, ban) in changed {
+            let event = Event::of_ban(kind, key, ban, &Cause::default(), now_ns);
+            let rule = datapath.rule_name(ban.rule)?;
+            records.push(EventRecord::new(&event, rule, |index| index.to_string(), prefixes, &clock));
+        }
+        Ok(records)
+    };
+    if let Err(error) = records().and_then(|records| Ok(daemon::report(paths, records)?)) {
+        log::warn!("the daemon was not told: {error:#}");
+    }
 }
 
 fn rule_index(datapath: &Datapath, name: &str) -> anyhow::Result<RuleIndex> {
@@ -167,42 +213,50 @@ fn rule_index(datapath: &Datapath, name: &str) -> anyhow::Result<RuleIndex> {
 }
 
 fn del(paths: &Paths, args: &DelArgs) -> anyhow::Result<Answer> {
-    let addresses = args.addresses.iter().map(|text| parse_address(text)).collect::<Result<Vec<_>, _>>()?;
+    require_capabilities()?;
     let _lock = StateLock::acquire(paths)?;
     let mut datapath = Datapath::require(paths)?;
-    let mask: SourceMask = datapath.maps().source_mask()?;
+    let mask = datapath.maps().source_mask()?;
+    let sources = args.sources.iter().map(|text| source(text, mask)).collect::<anyhow::Result<Vec<_>>>()?;
     let bans = datapath.maps().bans()?;
-    let now_ns = system::boot_now_ns()?;
     let mut answer = Answer::Done;
-    for address in addresses {
-        let source = mask.source(to_address(address));
-        let mut ended = 0;
-        for (key, ban) in bans.iter().filter(|(key, _)| key.source() == source) {
-            if datapath.maps_mut().remove_ban(key)? && ban.is_active(now_ns) {
-                ended += 1;
-            }
-        }
+    for source in sources {
+        let of_source = bans.iter().filter(|(key, _)| key.source() == source).map(|(key, ban)| (*key, *ban));
+        let ended = end(&mut datapath, of_source)?;
         let text = source_text(source, mask.into());
-        if ended == 0 {
+        if ended.is_empty() {
             talk::say(&format!("{text} was not banned"));
             answer = Answer::No;
         } else {
             talk::say(&format!("{text} is no longer banned"));
+            report(paths, &datapath, Kind::Unban, &ended, boot_now_ns()?);
         }
     }
     Ok(answer)
 }
 
 fn flush(paths: &Paths) -> anyhow::Result<Answer> {
+    require_capabilities()?;
     let _lock = StateLock::acquire(paths)?;
     let mut datapath = Datapath::require(paths)?;
-    let now_ns = system::boot_now_ns()?;
-    let mut ended = 0_usize;
-    for (key, ban) in datapath.maps().bans()? {
-        if datapath.maps_mut().remove_ban(&key)? && ban.is_active(now_ns) {
-            ended += 1;
+    let bans = datapath.maps().bans()?;
+    let ended = end(&mut datapath, bans)?;
+    talk::say(&format!("{} {} ended", ended.len(), if ended.len() == 1 { "ban" } else { "bans" }));
+    report(paths, &datapath, Kind::Unban, &ended, boot_now_ns()?);
+    Ok(Answer::Done)
+}
+
+/// Removes bans and returns those that still held. Expired ones stay for the daemon, which reports them.
+fn end(
+    datapath: &mut Datapath,
+    bans: impl IntoIterator<Item = (BanKey, Ban)>,
+) -> anyhow::Result<Vec<(BanKey, Ban)>> {
+    let now_ns = boot_now_ns()?;
+    let mut ended = Vec::new();
+    for (key, ban) in bans {
+        if ban.is_active(now_ns) && datapath.maps_mut().remove_ban(&key)? {
+            ended.push((key, ban));
         }
     }
-    talk::say(&format!("{ended} {} ended", if ended == 1 { "ban" } else { "bans" }));
-    Ok(Answer::Done)
+    Ok(ended)
 }

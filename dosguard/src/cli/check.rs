@@ -26,7 +26,7 @@ pub(super) fn check(args: &CheckArgs, out: &mut dyn Write) -> anyhow::Result<Ans
             )?;
             Ok(Answer::Done)
         }
-        Err(error @ file::FileError::Invalid { .. }) => {
+        Err(error @ (file::FileError::Invalid { .. } | file::FileError::NotText { .. })) => {
             super::talk::error(&error.into());
             Ok(Answer::No)
         }

@@ -7,16 +7,18 @@ mod attach;
 mod bans;
 mod check;
 mod events;
+mod printer;
 mod run;
 mod status;
 mod sysctl;
 mod talk;
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, ColorChoice, Parser, Subcommand};
+use clap::{Args, ColorChoice, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum as _};
 
 use crate::paths::{DEFAULT_BPFFS, DEFAULT_INSTANCE, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, Paths};
 
@@ -91,7 +93,14 @@ enum Answer {
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match parse(std::env::args_os().collect()) {
+        Ok(cli) => cli,
+        // Help and version are asked for; all else is an error. What cannot be printed has no other way to be said.
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
+        }
+    };
     match cli.global.color {
         ColorChoice::Auto => {} // a terminal that takes colours, and no NO_COLOR
         ColorChoice::Always => anstream::ColorChoice::AlwaysAnsi.write_global(),
@@ -109,6 +118,19 @@ pub fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// Parses the arguments. Help and errors obey `--color` too, wherever it stands.
+fn parse(arguments: Vec<OsString>) -> Result<Cli, clap::Error> {
+    let next = arguments.iter().skip(1).chain([&OsString::new()]).cloned().collect::<Vec<_>>();
+    let color = arguments.iter().zip(&next).find_map(|(argument, next)| {
+        let argument = argument.to_str()?;
+        let value = if argument == "--color" { next.to_str() } else { argument.strip_prefix("--color=") };
+        ColorChoice::from_str(value?, false).ok()
+    });
+    let command = Cli::command().color(color.unwrap_or(ColorChoice::Auto));
+    let matches = command.try_get_matches_from(arguments)?;
+    Cli::from_arg_matches(&matches)
 }
 
 fn dispatch(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Answer> {
@@ -137,11 +159,19 @@ fn is_closed_pipe(error: &anyhow::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
 
     #[test]
     fn the_command_tree_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn color_is_found_wherever_it_stands() {
+        for line in ["dosguard --color never status", "dosguard status --color=never"] {
+            let cli = parse(line.split(' ').map(OsString::from).collect()).unwrap();
+            assert_eq!(cli.global.color, ColorChoice::Never);
+        }
+        assert!(parse(vec!["dosguard".into(), "--color".into()]).is_err());
     }
 
     #[test]

@@ -5,14 +5,15 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use aya_log::EbpfLogger;
-use clap::Args;
+use clap::{Args, ValueEnum};
 
-use super::attach::{KernelLog, read_policy, report_attached, wanted_interfaces};
+use super::attach::{read_policy, report_attached, wanted_interfaces};
+use super::printer::Printer;
 use super::{Answer, talk};
-use crate::daemon;
-use crate::datapath::{self, Datapath, LoadOptions, Mode, Request};
-use crate::lock::{DaemonLock, StateLock, remove_socket};
-use crate::output::write_json;
+use crate::daemon::{self, KernelLog, Server, StopSignals};
+use crate::datapath::{self, Datapath, LoadOptions, Mode, Request, Started};
+use crate::lock::{DaemonLock, StateLock};
+use crate::output::YELLOW;
 use crate::paths::Paths;
 
 #[derive(Debug, Args)]
@@ -29,67 +30,103 @@ pub(super) struct RunArgs {
     /// Print events as JSON, one object a line.
     #[arg(long)]
     json: bool,
-    /// Keep the kernel program's log statements up to this level. Costs time on packets that are dropped.
+    /// Keep the kernel program's log statements up to this level, and print them. Costs time on packets that are
+    /// dropped; chosen when the instance is loaded.
     #[arg(long, value_enum, default_value_t)]
-    kernel_log: KernelLog,
+    kernel_log: KernelLogLevel,
     /// Interfaces to guard, beside those of the file and those that are guarded already.
     #[arg(value_name = "IFACE")]
     interfaces: Vec<String>,
 }
 
-pub(super) fn run(paths: &Paths, args: &RunArgs, out: &mut dyn Write) -> anyhow::Result<Answer> {
+/// Which of the kernel program's log statements stay in it. In the order of aya-log's levels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum KernelLogLevel {
+    /// None: they cost nothing.
+    #[default]
+    Off,
+    /// Errors.
+    Error,
+    /// Warnings too.
+    Warn,
+    /// Information too.
+    Info,
+    /// Single packets that were over the limit too.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow::Result<Answer> {
     let policy = read_policy(args.config.as_deref())?;
     let interfaces = wanted_interfaces(policy.as_ref(), &args.interfaces);
-    crate::system::require_capabilities()?;
+    let load = LoadOptions { log_level: args.kernel_log as u8, ..LoadOptions::default() };
+    let request = Request { interfaces: &interfaces, mode: args.mode, policy: policy.as_ref(), load: &load };
+    // What can be refused is refused before anything is made.
+    datapath::check(paths, &request)?;
+    let loaded = Datapath::open(paths)?;
+    anyhow::ensure!(
+        !interfaces.is_empty() || loaded.is_some(),
+        "no interface to guard\nhint: name one, such as `dosguard run eth0`, or set `interfaces` in the file"
+    );
+    anyhow::ensure!(
+        args.kernel_log == KernelLogLevel::Off || loaded.is_none(),
+        "the kernel program's log is chosen when it is loaded, and instance `{}` is loaded\n\
+         hint: `dosguard detach --all` first; bans and counters go with it",
+        paths.instance()
+    );
+    drop(loaded);
+
     let _daemon = DaemonLock::acquire(paths)?;
-    let load = LoadOptions { log_level: args.kernel_log.level(), ..LoadOptions::default() };
-    let started = {
-        let _lock = StateLock::acquire(paths)?;
-        if interfaces.is_empty() && Datapath::open(paths)?.is_none() {
-            anyhow::bail!(
-                "no interface to guard\nhint: name one, such as `dosguard run eth0`, or set `interfaces` in the file"
-            );
-        }
-        let request =
-            Request { interfaces: &interfaces, mode: args.mode, policy: policy.as_ref(), load: &load };
-        datapath::start(paths, &request)?
-    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("cannot start the event loop")?;
-    // Handlers stand before anything says that the daemon is up.
-    let shutdown = {
-        let _guard = runtime.enter();
-        daemon::StopSignals::new().context("cannot watch for signals")?
+    let (signals, server) = {
+        let _inside = runtime.enter();
+        let signals = StopSignals::new().context("cannot watch for signals")?;
+        let server = Server::listen(paths).with_context(|| {
+            let socket = paths.socket();
+            format!("cannot serve events at `{}`\nhint: another `--run-dir`, not too long", socket.display())
+        })?;
+        (signals, server)
     };
-    report_attached(paths, &started)?;
-    let kernel_log = match args.kernel_log {
-        KernelLog::Off => None,
-        _ => Some(EbpfLogger::init_from_id_with_logger(started.datapath.program()?.0, &talk::KernelTalk as &'static dyn log::Log).context(
-            "cannot read the kernel program's log\nhint: it is chosen when the program is loaded: `dosguard detach --all` first",
-        )?),
+    let started = {
+        let _lock = StateLock::acquire(paths)?;
+        datapath::start(paths, &request)?
     };
-    let served = runtime.block_on(daemon::serve(
-        paths,
-        started.datapath,
-        kernel_log,
-        |record| {
-            if args.json {
-                write_json(out, record)?;
-            } else {
-                writeln!(out, "{}", record.line())?;
-            }
-            out.flush()
-        },
-        shutdown.received(),
-    ));
-    remove_socket(paths);
-    served?;
+    let served = (|| {
+        report_attached(paths, &started)?;
+        let kernel_log = kernel_log(args.kernel_log, &started)?;
+        let printer = Printer::start(args.json);
+        let serve = daemon::serve(
+            paths,
+            started.datapath,
+            server,
+            kernel_log,
+            |record| printer.print(record),
+            signals.received(),
+        );
+        let served = runtime.block_on(serve);
+        printer.finish();
+        anyhow::Ok(served?)
+    })();
     if args.detach_on_exit {
+        // Also after a failure: that is what was asked for.
         let _lock = StateLock::acquire(paths)?;
         Datapath::remove(paths)?;
         talk::say("detached; nothing is guarded any more");
-    } else {
+    } else if served.is_ok() {
         talk::say("stopped; the filter goes on, `dosguard detach --all` removes it");
+    } else {
+        talk::say(&format!("{YELLOW}the daemon ends, and the filter goes on{YELLOW:#}"));
     }
-    Ok(Answer::Done)
+    served.map(|()| Answer::Done)
+}
+
+fn kernel_log(level: KernelLogLevel, started: &Started) -> anyhow::Result<Option<KernelLog>> {
+    if level == KernelLogLevel::Off {
+        return Ok(None);
+    }
+    let (program, _) = started.datapath.program()?;
+    let log = EbpfLogger::init_from_id_with_logger(program, &talk::KernelTalk as &'static dyn log::Log);
+    log.map(Some).context("cannot read the kernel program's log")
 }

@@ -116,7 +116,7 @@ pub(super) fn status(paths: &Paths, args: &StatusArgs, out: &mut dyn Write) -> a
 fn state(datapath: &Datapath) -> anyhow::Result<StateRecord> {
     let maps = datapath.maps();
     let (id, verified_instructions) = datapath.program()?;
-    let interface = |on: Guarded| InterfaceRecord { name: on.name, ifindex: on.ifindex, mode: on.mode };
+    let interface = |on: Guarded| InterfaceRecord { name: on.name, ifindex: on.link.ifindex, mode: on.mode };
     let mut rules = Vec::new();
     for (index, rule) in datapath.rules()? {
         rules.push(RuleRecord {
@@ -174,7 +174,10 @@ fn print(record: &StatusRecord, out: &mut dyn Write) -> anyhow::Result<()> {
     for on in &state.interfaces {
         match (&on.name, on.mode) {
             (Some(name), Some(mode)) => writeln!(out, "guarding {BOLD}{name}{BOLD:#} in {mode} mode")?,
-            _ => writeln!(
+            (Some(name), None) => {
+                writeln!(out, "{RED}the program is no longer on {name}{RED:#}: somebody detached it")?;
+            }
+            (None, _) => writeln!(
                 out,
                 "{YELLOW}interface {} is gone{YELLOW:#}, or in another network namespace",
                 on.ifindex

@@ -15,6 +15,7 @@ use crate::config::policy::{NamedRule, RuleName, SourcePrefixes};
 use crate::datapath::Datapath;
 use crate::lock::StateLock;
 use crate::paths::Paths;
+use crate::system::require_capabilities;
 
 #[derive(Debug, Args)]
 pub(super) struct SysctlArgs {
@@ -63,9 +64,13 @@ pub(super) fn sysctl(paths: &Paths, args: &SysctlArgs, out: &mut dyn Write) -> a
             None => patterns.push(text.as_str()),
         }
     }
+    if args.write && args.keys.is_empty() && args.load.is_none() {
+        anyhow::bail!("nothing to write\nhint: such as `dosguard sysctl -w rule.default.limit=100/1s`");
+    }
     if args.all || (assignments.is_empty() && patterns.is_empty() && args.load.is_none()) {
         patterns.push("*");
     }
+    require_capabilities()?;
     let _lock = if assignments.is_empty() { None } else { Some(StateLock::acquire(paths)?) };
     let mut datapath = Datapath::require(paths)?;
     let live = Live::read(&datapath)?;
@@ -98,12 +103,12 @@ fn changes(live: &Live, assignments: &[(String, String)]) -> anyhow::Result<BTre
         // An exact key, so that an unknown rule is named with its nearest neighbour.
         let (found, current) = match keys::select(&live.rules, live.prefixes, key)?.as_slice() {
             [only] if !key.contains(['*', '?']) => only.clone(),
-            _ => anyhow::bail!("`{key}` cannot be set: a pattern is only for reading"),
+            _ => anyhow::bail!("`{key}` cannot be set\nhint: patterns are for reading; name one key"),
         };
-        if current == *value {
-            continue; // what is read back is no change, even where changes are refused
-        }
         if let Some(reason) = found.read_only() {
+            if current == *value {
+                continue; // what is read back is no change
+            }
             anyhow::bail!("`{found}` is read-only: {reason}");
         }
         if let Key::Rule { rule, field } = found {
@@ -126,7 +131,9 @@ fn read_assignments(file: &PathBuf) -> anyhow::Result<Vec<(String, String)>> {
     } else {
         fs::read_to_string(file)
     };
-    let text = text.with_context(|| format!("cannot read `{}`", file.display()))?;
+    let text = text.with_context(|| {
+        format!("cannot read `{}`\nhint: a file as `dosguard sysctl -a` prints it, or `-`", file.display())
+    })?;
     let mut assignments = Vec::new();
     for (number, line) in text.lines().enumerate() {
         let line = line.trim();

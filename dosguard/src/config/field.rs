@@ -28,6 +28,9 @@ pub enum RuleField {
     Scope,
 }
 
+/// The shortest ban: a shorter one would report more than it drops.
+const SHORTEST_BAN: Span = Span::from_ns(100_000_000);
+
 /// Why a setting does not take a value.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum FieldError {
@@ -47,6 +50,14 @@ pub enum FieldError {
         "{field} `{text}`: a ban cannot be zero\nhint: such as `10m`; action `drop` is the one without bans"
     )]
     ZeroBan {
+        /// `ban` or `ban_max`.
+        field: RuleField,
+        /// What was written.
+        text: String,
+    },
+    /// A ban of next to nothing was asked for.
+    #[error("{field} `{text}` is too short\nhint: `{SHORTEST_BAN}` or more, such as `10m`")]
+    ShortBan {
         /// `ban` or `ban_max`.
         field: RuleField,
         /// What was written.
@@ -164,6 +175,7 @@ impl RuleField {
         let span = || text.parse::<Span>().map_err(|error| FieldError::Duration { field: self, error });
         let ban = || match span()?.ns() {
             0 => Err(FieldError::ZeroBan { field: self, text: text.to_owned() }),
+            ns if ns < SHORTEST_BAN.ns() => Err(FieldError::ShortBan { field: self, text: text.to_owned() }),
             ns => Ok(ns),
         };
         match self {

@@ -43,7 +43,7 @@ const MAX_BYTES: u64 = 16 << 20;
 #[derive(Debug, Error)]
 pub enum FileError {
     /// There is no such file.
-    #[error("there is no file `{path}`", path = path.display())]
+    #[error("there is no file `{path}`\nhint: a path from here, or one that begins with `/`", path = path.display())]
     Missing {
         /// The file.
         path: PathBuf,
@@ -225,7 +225,7 @@ mod tests {
         let shown = path.display().to_string();
         let said = || read(&path).unwrap_err().to_string();
 
-        assert_eq!(said(), format!("there is no file `{shown}`"));
+        assert!(said().starts_with(&format!("there is no file `{shown}`\nhint: ")));
         fs::write(&path, "interfaces = [\"eth0\"]\n").unwrap();
         assert_eq!(read(&path).unwrap().interfaces, ["eth0"]);
         fs::write(&path, b"# one\n# tw\xff\n").unwrap();

@@ -4,7 +4,6 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer, de};
 use thiserror::Error;
 
 const US: u64 = 1_000;
@@ -154,12 +153,6 @@ impl fmt::Display for Span {
         let exact = UNITS.into_iter().find(|(_, unit_ns)| self.0 != 0 && self.0.is_multiple_of(*unit_ns));
         let (unit, unit_ns) = exact.unwrap_or(("s", SECOND));
         f.pad(&format!("{}{unit}", self.0 / unit_ns))
-    }
-}
-
-impl<'de> Deserialize<'de> for Span {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
     }
 }
 

@@ -40,20 +40,23 @@ impl EventHub {
         Ok(Self { prefixes, interfaces: HashMap::new(), backlog: VecDeque::new(), sender })
     }
 
-    /// Hands out an event and returns its record.
-    pub fn publish(&mut self, datapath: &Datapath, event: &Event) -> Result<Arc<EventRecord>, DaemonError> {
+    /// The record of an event.
+    pub fn record(&mut self, datapath: &Datapath, event: &Event) -> Result<Arc<EventRecord>, DaemonError> {
         let rule = datapath.rule_name(event.rule())?;
         let clock = WallClock::new(Timestamp::now(), system::boot_now_ns()?);
         let prefixes = self.prefixes;
         let name = |index| self.interface(index);
-        let record = Arc::new(EventRecord::new(event, rule, name, prefixes, &clock));
+        Ok(Arc::new(EventRecord::new(event, rule, name, prefixes, &clock)))
+    }
+
+    /// Hands out a record.
+    pub fn publish(&mut self, record: Arc<EventRecord>) {
         if self.backlog.len() == BACKLOG {
             self.backlog.pop_front();
         }
         self.backlog.push_back(Arc::clone(&record));
         // Nobody listening is no failure.
-        let _ = self.sender.send(Arc::clone(&record));
-        Ok(record)
+        let _ = self.sender.send(record);
     }
 
     /// A new listener.

@@ -4,23 +4,29 @@
 //! ring buffer, and expired bans no longer hold anyway.
 
 mod events;
+mod signals;
 mod socket;
 
 use std::future::Future;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aya::maps::{MapData, RingBuf};
 use aya_log::EbpfLogger;
+use dosguard_common::ban::{Ban, BanKey};
 use dosguard_common::event::{Cause, Event, Kind};
 use dosguard_common::reason::Tally;
 use thiserror::Error;
 use tokio::io::unix::AsyncFd;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::{JoinSet, yield_now};
+use tokio::time::{sleep_until, timeout};
 
 pub use events::EventHub;
-pub use socket::{Subscription, SubscriptionError, subscribe};
+pub use signals::StopSignals;
+pub use socket::{Server, Subscription, SubscriptionError, report, subscribe};
 
 use crate::datapath::{self, Datapath};
 use crate::lock::{LockError, StateLock};
@@ -35,8 +41,15 @@ pub const BACKLOG: usize = 1_000;
 const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
 /// A look takes at most this part of the time: with very many bans it comes less often.
 const SWEEP_SHARE: u32 = 20;
-/// Events taken from the ring buffer in one go, so that a flood of them does not starve the rest.
-const BATCH: usize = 1_024;
+/// Events handed out in one go. Between such batches everybody else gets a turn; a listener's queue holds several.
+const BATCH: usize = 512;
+/// Batches that are read at the end, or before a sweep: more than the ring buffer holds, so that a flood that goes on
+/// does not keep the daemon from stopping.
+const DRAIN_BATCHES: usize = 32;
+/// How many may listen at once.
+const MAX_CLIENTS: usize = 64;
+/// How long listeners have at the end to read what is theirs.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Why the daemon ends other than by being asked to.
 #[derive(Debug, Error)]
@@ -65,157 +78,162 @@ fn io_error(action: &'static str) -> impl FnOnce(io::Error) -> DaemonError {
     move |source| DaemonError::Io { action, source }
 }
 
-/// Runs until `shutdown` completes. Every event goes to `report`, and to those who listen at the instance's socket.
+/// The reader of the kernel program's log.
+pub type KernelLog = EbpfLogger<&'static dyn log::Log>;
+
+/// Runs until `shutdown` completes. Every event goes to `print`, which must not block, and to those who listen at the
+/// instance's socket.
 pub async fn serve(
     paths: &Paths,
-    mut datapath: Datapath,
+    datapath: Datapath,
+    server: Server,
     kernel_log: Option<KernelLog>,
-    mut report: impl FnMut(&EventRecord) -> io::Result<()>,
+    print: impl FnMut(&EventRecord),
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), DaemonError> {
-    let mut ring = datapath.events()?.watch().map_err(io_error("wait for events"))?;
-    let mut kernel_log = kernel_log.map(Watch::watch).transpose().map_err(io_error("wait for the log"))?;
-    let mut hub = EventHub::new(&datapath)?;
-    let listener = socket::listen(paths).map_err(io_error("serve events"))?;
+    let mut ring = watch(datapath.events()?).map_err(io_error("wait for events"))?;
+    let mut kernel_log =
+        kernel_log.map(|log| watch(log).map_err(io_error("wait for the kernel's log"))).transpose()?;
+    let mut pump = Pump::new(datapath, print)?;
+    let mut clients = JoinSet::new();
+    let (reporter, mut reports) = mpsc::channel(BATCH);
     let mut sweep_at = tokio::time::Instant::now();
-    let mut lost = datapath.maps().tallied(Tally::EventLost)?;
     tokio::pin!(shutdown);
     loop {
         tokio::select! {
-            () = &mut shutdown => {
-                drain(&mut ring, &mut hub, &datapath, &mut report)?;
-                return Ok(());
-            }
+            () = &mut shutdown => break,
             ready = ring.readable_mut() => {
                 let mut ready = ready.map_err(io_error("wait for events"))?;
-                if take_batch(ready.get_inner_mut(), &mut hub, &datapath, &mut report)? < BATCH {
+                if pump.take_batch(ready.get_inner_mut())? < BATCH {
                     ready.clear_ready();
                 }
-                // Other tasks get their turn between batches.
-                tokio::task::yield_now().await;
+                yield_now().await;
             }
-            () = tokio::time::sleep_until(sweep_at) => {
+            () = sleep_until(sweep_at) => {
                 let began = Instant::now();
-                let ended = {
-                    let _lock = StateLock::acquire(paths)?;
-                    datapath.sweep()?
-                };
-                let now_ns = system::boot_now_ns()?;
-                // Bans that the ring buffer still holds come before their ends.
-                drain(&mut ring, &mut hub, &datapath, &mut report)?;
-                for (key, ban) in &ended {
-                    let event = Event::of_ban(Kind::Unban, key, ban, &Cause::default(), now_ns);
-                    publish(&mut hub, &datapath, &event, &mut report)?;
+                // What fails now may work the next time, and nothing depends on it: expired bans do not hold.
+                if let Err(error) = pump.sweep(paths, ring.get_mut()).await {
+                    log::warn!("expired bans were not removed: {error}");
                 }
-                let now_lost = datapath.maps().tallied(Tally::EventLost)?;
-                if now_lost > lost {
-                    log::warn!("{} events were lost: the ring buffer was full", now_lost - lost);
-                    lost = now_lost;
-                }
-                let pause = SWEEP_INTERVAL.max(began.elapsed() * SWEEP_SHARE);
-                sweep_at = tokio::time::Instant::now() + pause;
+                sweep_at = tokio::time::Instant::now() + SWEEP_INTERVAL.max(began.elapsed() * SWEEP_SHARE);
             }
-            accepted = listener.accept() => {
-                match accepted {
-                    Ok((stream, _)) => drop(tokio::spawn(socket::serve_one(stream, hub.subscribe()))),
-                    Err(error) => {
-                        log::warn!("a listener could not be accepted: {error}");
-                        tokio::time::sleep(Duration::from_millis(100)).await;
-                    }
+            accepted = server.accept() => match accepted {
+                Ok(_) if clients.len() >= MAX_CLIENTS => {
+                    log::warn!("more than {MAX_CLIENTS} want to listen; one was turned away");
                 }
-            }
+                Ok(stream) => {
+                    clients.spawn(socket::serve_one(stream, pump.hub.subscribe(), reporter.clone()));
+                }
+                Err(error) => {
+                    log::warn!("a listener could not be accepted: {error}");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            },
+            Some(_) = clients.join_next() => {}
+            Some(record) = reports.recv() => pump.publish(Arc::new(record)),
             ready = log_ready(&mut kernel_log), if kernel_log.is_some() => ready?,
         }
     }
+    pump.drain(ring.get_mut()).await?;
+    // With the hub goes its end of every listener's queue: they read what is in it, and are done.
+    drop(pump);
+    let farewell = async { while clients.join_next().await.is_some() {} };
+    let _ = timeout(FAREWELL, farewell).await;
+    Ok(())
 }
 
-type KernelLog = EbpfLogger<&'static dyn log::Log>;
-
-/// A ring buffer, to be waited for.
-trait Watch: AsRawFd + Sized {
-    fn watch(self) -> io::Result<AsyncFd<Self>>;
+/// From the ring buffer to whoever wants events.
+struct Pump<P> {
+    datapath: Datapath,
+    hub: EventHub,
+    print: P,
+    lost: u64,
 }
 
-macro_rules! watch {
-    ($($ring:ty),+) => {$(
-        impl Watch for $ring {
-            #[expect(unsafe_code, reason = "tokio takes the caller's word that a descriptor stays what it is")]
-            fn watch(self) -> io::Result<AsyncFd<Self>> {
-                // SAFETY: the type owns the descriptor of its map, keeps it open as long as it lives and never
-                // exchanges it.
-                Ok(unsafe { AsyncFd::register(self) }?)
+impl<P: FnMut(&EventRecord)> Pump<P> {
+    fn new(datapath: Datapath, print: P) -> Result<Self, DaemonError> {
+        let hub = EventHub::new(&datapath)?;
+        let lost = datapath.maps().tallied(Tally::EventLost)?;
+        Ok(Self { datapath, hub, print, lost })
+    }
+
+    /// Publishes up to [`BATCH`] events and returns how many.
+    fn take_batch(&mut self, ring: &mut RingBuf<MapData>) -> Result<usize, DaemonError> {
+        let mut taken = 0;
+        while taken < BATCH {
+            let Some(record) = ring.next() else { break };
+            taken += 1;
+            match Event::from_bytes(&record) {
+                Some(event) => {
+                    let record = self.hub.record(&self.datapath, &event)?;
+                    self.publish(record);
+                }
+                None => log::warn!("an event of {} bytes is of no known kind", record.len()),
             }
         }
-    )+};
+        Ok(taken)
+    }
+
+    /// Publishes what the ring buffer holds, and not what comes meanwhile without end.
+    async fn drain(&mut self, ring: &mut RingBuf<MapData>) -> Result<(), DaemonError> {
+        for _ in 0..DRAIN_BATCHES {
+            if self.take_batch(ring)? < BATCH {
+                break;
+            }
+            yield_now().await;
+        }
+        Ok(())
+    }
+
+    /// Removes expired bans and publishes their ends: after the bans themselves, and before a next ban of the source.
+    async fn sweep(&mut self, paths: &Paths, ring: &mut RingBuf<MapData>) -> Result<(), DaemonError> {
+        // Whoever changes the instance now may take long; expired bans can wait, events cannot.
+        let Some(lock) = StateLock::try_acquire(paths)? else { return Ok(()) };
+        self.drain(ring).await?;
+        let ended = self.datapath.sweep()?;
+        drop(lock);
+        self.publish_ends(&ended).await?;
+        let lost = self.datapath.maps().tallied(Tally::EventLost)?;
+        if lost > self.lost {
+            log::warn!("{} events were lost: the ring buffer was full", lost - self.lost);
+            self.lost = lost;
+        }
+        Ok(())
+    }
+
+    async fn publish_ends(&mut self, ended: &[(BanKey, Ban)]) -> Result<(), DaemonError> {
+        let now_ns = system::boot_now_ns()?;
+        for some in ended.chunks(BATCH) {
+            for (key, ban) in some {
+                let event = Event::of_ban(Kind::Unban, key, ban, &Cause::default(), now_ns);
+                let record = self.hub.record(&self.datapath, &event)?;
+                self.publish(record);
+            }
+            yield_now().await;
+        }
+        Ok(())
+    }
+
+    fn publish(&mut self, record: Arc<EventRecord>) {
+        (self.print)(&record);
+        self.hub.publish(record);
+    }
 }
 
-watch!(RingBuf<MapData>, KernelLog);
+/// A ring buffer, to be waited for.
+#[expect(unsafe_code, reason = "tokio takes the caller's word that a descriptor stays what it is")]
+fn watch<T: AsRawFd>(ring: T) -> io::Result<AsyncFd<T>> {
+    // SAFETY: called with `RingBuf` and `EbpfLogger` only, which own the descriptor of their map, keep it open as long as
+    // they live and never exchange it.
+    Ok(unsafe { AsyncFd::register(ring) }?)
+}
 
 async fn log_ready(kernel_log: &mut Option<AsyncFd<KernelLog>>) -> Result<(), DaemonError> {
     if let Some(kernel_log) = kernel_log {
         let ready = kernel_log.readable_mut().await;
-        let mut ready = ready.map_err(io_error("wait for the kernel program's log"))?;
+        let mut ready = ready.map_err(io_error("wait for the kernel's log"))?;
         ready.get_inner_mut().flush();
         ready.clear_ready();
     }
     Ok(())
-}
-
-fn drain(
-    ring: &mut AsyncFd<RingBuf<MapData>>,
-    hub: &mut EventHub,
-    datapath: &Datapath,
-    report: &mut impl FnMut(&EventRecord) -> io::Result<()>,
-) -> Result<(), DaemonError> {
-    while take_batch(ring.get_mut(), hub, datapath, report)? == BATCH {}
-    Ok(())
-}
-
-fn take_batch(
-    ring: &mut RingBuf<MapData>,
-    hub: &mut EventHub,
-    datapath: &Datapath,
-    report: &mut impl FnMut(&EventRecord) -> io::Result<()>,
-) -> Result<usize, DaemonError> {
-    let mut taken = 0;
-    while taken < BATCH {
-        let Some(record) = ring.next() else { break };
-        taken += 1;
-        match Event::from_bytes(&record) {
-            Some(event) => publish(hub, datapath, &event, report)?,
-            None => log::warn!("an event of {} bytes is of no known kind", record.len()),
-        }
-    }
-    Ok(taken)
-}
-
-fn publish(
-    hub: &mut EventHub,
-    datapath: &Datapath,
-    event: &Event,
-    report: &mut impl FnMut(&EventRecord) -> io::Result<()>,
-) -> Result<(), DaemonError> {
-    let record = hub.publish(datapath, event)?;
-    report(&record).map_err(io_error("print an event"))
-}
-
-/// Handlers for SIGINT and SIGTERM. From their making on, neither ends the process.
-pub struct StopSignals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl StopSignals {
-    /// Sets the handlers up; inside the event loop's context.
-    pub fn new() -> io::Result<Self> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
-    }
-
-    /// Completes when either arrives.
-    pub async fn received(mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
 }

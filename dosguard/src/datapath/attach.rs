@@ -10,7 +10,8 @@ use aya_obj::programs::XdpAttachType;
 
 use super::links::{AttachedProgram, Interface, interfaces};
 use super::{Datapath, Error};
-use crate::paths::Paths;
+use crate::paths::{LinkName, Paths};
+use crate::system;
 
 /// How to attach.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -24,6 +25,13 @@ pub enum Mode {
     Generic,
     /// On the network card itself.
     Offload,
+}
+
+impl Mode {
+    /// Whether an interface that is attached in the mode `obtained` is attached as asked.
+    fn accepts(self, obtained: &str) -> bool {
+        self == Self::Auto || self.to_string() == obtained
+    }
 }
 
 impl fmt::Display for Mode {
@@ -42,8 +50,8 @@ impl fmt::Display for Mode {
 pub struct Attached {
     /// The interface's name.
     pub interface: String,
-    /// Its index.
-    pub ifindex: u32,
+    /// The link that holds it.
+    pub link: LinkName,
     /// The mode that the kernel reports.
     pub mode: &'static str,
     /// Why native mode was not to be had, if `auto` fell back.
@@ -55,65 +63,81 @@ pub struct Attached {
 /// An interface that the instance has a link to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Guarded {
-    /// The interface's index when it was attached.
-    pub ifindex: u32,
-    /// Its name in this network namespace; none if the interface is gone, or of another namespace.
+    /// The link.
+    pub link: LinkName,
+    /// The interface's name; none if it is gone, or of another network namespace.
     pub name: Option<String>,
     /// The mode that the kernel reports; none if the program is not on the interface.
     pub mode: Option<&'static str>,
 }
 
 impl Datapath {
-    /// The interfaces that the instance has a link to, as the kernel sees them.
+    /// The interfaces that the instance has a link to, as the kernel sees them from this network namespace.
     pub fn guarded(&self) -> Result<Vec<Guarded>, Error> {
         let (program, _) = self.program()?;
+        let here = network_namespace()?;
         let present = interfaces().map_err(Error::Netlink)?;
+        let mut found = Vec::new();
+        for link in self.links()? {
+            let interface =
+                present.iter().find(|interface| link.namespace == here && interface.index == link.ifindex);
+            let on_it = interface.and_then(|interface| interface.program).filter(|on| on.id == program);
+            found.push(Guarded {
+                link,
+                name: interface.map(|interface| interface.name.clone()),
+                mode: on_it.map(|on| on.mode),
+            });
+        }
+        Ok(found)
+    }
+
+    /// The pinned links, in order.
+    fn links(&self) -> Result<Vec<LinkName>, Error> {
         let folder = self.paths.links();
         let mut found = Vec::new();
         for entry in fs::read_dir(&folder).map_err(Error::path("read", &folder))? {
             let entry = entry.map_err(Error::path("read", &folder))?;
-            let Some(ifindex) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
-                continue;
-            };
-            let interface = present.iter().find(|interface| interface.index == ifindex);
-            let on_it = interface.and_then(|interface| interface.program).filter(|on| on.id == program);
-            found.push(Guarded {
-                ifindex,
-                name: on_it.and(interface).map(|interface| interface.name.clone()),
-                mode: on_it.map(|on| on.mode),
-            });
+            found.extend(entry.file_name().to_str().and_then(LinkName::parse));
         }
-        found.sort_by_key(|guarded| guarded.ifindex);
+        found.sort_unstable();
         Ok(found)
     }
 
     /// Attaches to an interface and pins the link. Nobody else's program is replaced.
     pub fn attach(&self, name: &str, mode: Mode) -> Result<Attached, Error> {
         let interface = find(name)?;
+        let link = LinkName { namespace: network_namespace()?, ifindex: interface.index };
         let (own, _) = self.program()?;
+        let attached =
+            |mode, refused, already| Attached { interface: name.to_owned(), link, mode, refused, already };
         match interface.program {
-            Some(on) if on.id == own && self.is_linked(interface.index) => {
-                return Ok(attached(&interface, on.mode, None, true));
+            Some(on) if on.id == own && self.paths.link(link).exists() => {
+                if !mode.accepts(on.mode) {
+                    return Err(Error::OtherMode {
+                        interface: name.to_owned(),
+                        obtained: on.mode,
+                        asked: mode,
+                    });
+                }
+                return Ok(attached(on.mode, None, true));
             }
             Some(on) => return Err(foreign(&interface, on)),
             None => {}
         }
-        let refused = self.link(&interface, mode)?;
+        let refused = self.link(&interface, link, mode)?;
         let on = find(name)?.program.filter(|on| on.id == own);
-        let on = on.ok_or_else(|| Error::NotAttached {
-            instance: self.paths.instance().to_owned(),
-            interface: name.to_owned(),
-        })?;
-        Ok(attached(&interface, on.mode, refused, false))
+        Ok(attached(on.ok_or_else(|| self.not_attached(name))?.mode, refused, false))
+    }
+
+    fn not_attached(&self, name: &str) -> Error {
+        Error::NotAttached { instance: self.paths.instance().to_owned(), interface: name.to_owned() }
     }
 
     /// Detaches from an interface.
     pub fn detach(&self, name: &str) -> Result<(), Error> {
-        let not_attached =
-            || Error::NotAttached { instance: self.paths.instance().to_owned(), interface: name.to_owned() };
         let guarded = self.guarded()?;
         let link = guarded.iter().find(|guarded| guarded.name.as_deref() == Some(name));
-        self.unlink(link.ok_or_else(not_attached)?.ifindex)
+        self.unlink(link.ok_or_else(|| self.not_attached(name))?.link)
     }
 
     /// Forgets the links whose interfaces are gone.
@@ -121,24 +145,20 @@ impl Datapath {
         let guarded = self.guarded()?;
         guarded.iter().filter(|guarded| guarded.mode.is_none()).try_for_each(|stale| {
             // A link to an interface of another network namespace is alive, though not seen from here.
-            if self.is_dead(stale.ifindex) { self.unlink(stale.ifindex) } else { Ok(()) }
+            if self.is_dead(stale.link) { self.unlink(stale.link) } else { Ok(()) }
         })
     }
 
     /// Removes the pinned link of an interface, which detaches the program.
-    pub fn unlink(&self, ifindex: u32) -> Result<(), Error> {
-        let path = self.paths.link(ifindex);
+    pub fn unlink(&self, link: LinkName) -> Result<(), Error> {
+        let path = self.paths.link(link);
         fs::remove_file(&path).map_err(Error::path("remove", path))
-    }
-
-    fn is_linked(&self, ifindex: u32) -> bool {
-        self.paths.link(ifindex).exists()
     }
 
     /// Whether the link no longer leads to an interface: the kernel then says that it is of interface 0, which aya
     /// does not pass on. What it does pass on is the update that such a link refuses.
-    fn is_dead(&self, ifindex: u32) -> bool {
-        let Ok(link) = PinnedLink::from_pin(self.paths.link(ifindex)) else { return false };
+    fn is_dead(&self, link: LinkName) -> bool {
+        let Ok(link) = PinnedLink::from_pin(self.paths.link(link)) else { return false };
         let Ok(mut program) = Xdp::from_pin(self.paths.program(), XdpAttachType::Interface) else {
             return false;
         };
@@ -151,13 +171,17 @@ impl Datapath {
     }
 
     /// Attaches in the wanted mode; returns why native was refused if `auto` had to fall back.
-    fn link(&self, interface: &Interface, mode: Mode) -> Result<Option<String>, Error> {
+    fn link(&self, interface: &Interface, link: LinkName, mode: Mode) -> Result<Option<String>, Error> {
         let first = match mode {
             Mode::Auto | Mode::Native => XdpMode::Driver,
             Mode::Generic => XdpMode::Skb,
-            Mode::Offload => XdpMode::Hardware,
+            Mode::Offload => {
+                // The program would have to be loaded for the card, which aya 0.14 cannot do.
+                let source = "this program cannot be loaded onto a network card".into();
+                return Err(Error::ModeRefused { interface: interface.name.clone(), mode, source });
+            }
         };
-        let error = match self.link_in(interface, first) {
+        let error = match self.link_in(interface, link, first) {
             Ok(()) => return Ok(None),
             Err(LinkError::Pin(error)) => return Err(error),
             Err(LinkError::Kernel(error)) => error,
@@ -172,7 +196,7 @@ impl Datapath {
                 source: Box::new(error),
             });
         }
-        match self.link_in(interface, XdpMode::Skb) {
+        match self.link_in(interface, link, XdpMode::Skb) {
             Ok(()) => Ok(Some(reason(&error))),
             Err(LinkError::Pin(error)) => Err(error),
             Err(LinkError::Kernel(error)) => {
@@ -181,25 +205,18 @@ impl Datapath {
         }
     }
 
-    fn link_in(&self, interface: &Interface, mode: XdpMode) -> Result<(), LinkError> {
+    fn link_in(&self, interface: &Interface, link: LinkName, mode: XdpMode) -> Result<(), LinkError> {
         let mut program = Xdp::from_pin(self.paths.program(), XdpAttachType::Interface)?;
         let id = program.attach_to_if_index(interface.index, mode)?;
         // Without BPF links aya attaches over netlink; such an attachment cannot be pinned, and goes with this value.
-        let link = FdLink::try_from(program.take_link(id)?).map_err(|_| {
+        let attached = FdLink::try_from(program.take_link(id)?).map_err(|_| {
             LinkError::Pin(Error::Attach {
                 interface: interface.name.clone(),
                 source: "the kernel has no BPF links for XDP (Linux 5.9)".into(),
             })
         })?;
-        let path = self.paths.link(interface.index);
-        // The interface before this one may have had the same index.
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(LinkError::Pin(Error::path("remove", path)(error)));
-            }
-            _ => {}
-        }
-        let pinned = link.pin(&path);
+        let path = self.paths.link(link);
+        let pinned = attached.pin(&path);
         pinned.map_err(|error| LinkError::Pin(Error::path("pin", path)(io::Error::other(error))))?;
         Ok(())
     }
@@ -218,14 +235,22 @@ impl From<ProgramError> for LinkError {
     }
 }
 
-/// Refuses what attaching would refuse later: an interface that is not there or that somebody else's program is on.
-pub(super) fn check(name: &str, paths: &Paths) -> Result<(), Error> {
+/// Refuses what attaching would refuse later: an interface that is not there, that somebody else's program is on, or
+/// that is attached in another mode.
+pub(super) fn check_interface(name: &str, mode: Mode, paths: &Paths) -> Result<(), Error> {
     let interface = find(name)?;
     let own = ProgramInfo::from_pin(paths.program()).ok().map(|info| info.id());
     match interface.program {
         Some(on) if Some(on.id) != own => Err(foreign(&interface, on)),
+        Some(on) if !mode.accepts(on.mode) => {
+            Err(Error::OtherMode { interface: name.to_owned(), obtained: on.mode, asked: mode })
+        }
         _ => Ok(()),
     }
+}
+
+fn network_namespace() -> Result<u64, Error> {
+    system::network_namespace().map_err(Error::path("read", "/proc/thread-self/ns/net"))
 }
 
 /// The innermost cause, which is the kernel's word.
@@ -246,10 +271,6 @@ fn find(name: &str) -> Result<Interface, Error> {
             Err(Error::NoInterface { name: name.to_owned(), known: known.join(", ") })
         }
     }
-}
-
-fn attached(interface: &Interface, mode: &'static str, refused: Option<String>, already: bool) -> Attached {
-    Attached { interface: interface.name.clone(), ifindex: interface.index, mode, refused, already }
 }
 
 fn foreign(interface: &Interface, on: AttachedProgram) -> Error {

@@ -10,7 +10,7 @@ use thiserror::Error;
 use super::Mode;
 use crate::system::SystemError;
 
-/// An error of the data path. What it left behind is what was there before.
+/// An error of the data path.
 #[derive(Debug, Error)]
 pub enum Error {
     /// There is no such interface.
@@ -48,6 +48,19 @@ pub enum Error {
         mode: Mode,
         /// What the kernel said.
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The interface is attached in another mode than asked for.
+    #[error(
+        "`{interface}` is attached in {obtained} mode already, and {asked} was asked for\n\
+         hint: `dosguard detach {interface}` first, or leave the mode out"
+    )]
+    OtherMode {
+        /// The interface.
+        interface: String,
+        /// The mode that it has.
+        obtained: &'static str,
+        /// The mode that was asked for.
+        asked: Mode,
     },
     /// The kernel refused generic mode too.
     #[error("cannot attach to `{interface}`")]
@@ -113,7 +126,10 @@ pub enum Error {
         source: Box<MapError>,
     },
     /// A map has no room.
-    #[error("map `{map}` is full ({entries} entries); nothing was added")]
+    #[error(
+        "map `{map}` has room for {entries} entries, and no more; nothing was added\n\
+         hint: remove entries that are no longer needed"
+    )]
     MapFull {
         /// The map.
         map: &'static str,

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues, RingBuf};
+use aya::util::nr_cpus;
 use dosguard_common::abi::{self, MapSpec};
 use dosguard_common::address::{Address, SourceMask};
-use dosguard_common::ban::{Ban, BanKey, Offender};
+use dosguard_common::ban::{Ban, BanKey};
 use dosguard_common::config::Config;
 use dosguard_common::reason::{Count, Reason, Tally};
 use dosguard_common::rule::{Rule, RuleIndex};
@@ -23,12 +24,12 @@ pub struct Maps {
     rules: Array<MapData, Wire<Rule>>,
     syns: PerCpuHashMap<MapData, Wire<SynsKey>, Wire<Window>>,
     bans: HashMap<MapData, Wire<BanKey>, Wire<Ban>>,
-    offenders: HashMap<MapData, Wire<Address>, Wire<Offender>>,
     allow: LpmTrie<MapData, Wire<Address>, u32>,
     counters: PerCpuArray<MapData, Wire<Count>>,
     rule_counters: PerCpuArray<MapData, u64>,
     sources_capacity: u32,
     bans_capacity: u32,
+    allow_capacity: u32,
 }
 
 /// How many entries of the maps that can fill up are used, of how many.
@@ -49,16 +50,17 @@ impl Maps {
     /// Takes each map from `take`, which knows them by name. Types and the sizes of keys and values are checked.
     pub(super) fn new(mut take: impl FnMut(&'static str) -> Result<MapData, Error>) -> Result<Self, Error> {
         let (syns, bans) = (take(abi::SYNS.name)?, take(abi::BANS.name)?);
+        let allow = take(abi::ALLOW.name)?;
         Ok(Self {
             sources_capacity: capacity(&syns, abi::SYNS)?,
             bans_capacity: capacity(&bans, abi::BANS)?,
+            allow_capacity: capacity(&allow, abi::ALLOW)?,
             config: typed(abi::CONFIG, take(abi::CONFIG.name)?)?,
             ports: typed(abi::PORTS, take(abi::PORTS.name)?)?,
             rules: typed(abi::RULES, take(abi::RULES.name)?)?,
             syns: typed(abi::SYNS, syns)?,
             bans: typed(abi::BANS, bans)?,
-            offenders: typed(abi::OFFENDERS, take(abi::OFFENDERS.name)?)?,
-            allow: typed(abi::ALLOW, take(abi::ALLOW.name)?)?,
+            allow: typed(abi::ALLOW, allow)?,
             counters: typed(abi::COUNTERS, take(abi::COUNTERS.name)?)?,
             rule_counters: typed(abi::RULE_COUNTERS, take(abi::RULE_COUNTERS.name)?)?,
         })
@@ -154,26 +156,12 @@ impl Maps {
     /// Adds or replaces a ban.
     pub fn set_ban(&mut self, key: &BanKey, ban: &Ban) -> Result<(), Error> {
         let result = self.bans.insert(Wire(*key), Wire(*ban), 0);
-        result.map_err(full_or(abi::BANS))
+        result.map_err(full_or(abi::BANS, self.bans_capacity))
     }
 
     /// Removes a ban; false if there was none.
     pub fn remove_ban(&mut self, key: &BanKey) -> Result<bool, Error> {
         removed(self.bans.remove(&Wire(*key)), abi::BANS)
-    }
-
-    /// What is remembered of a source.
-    pub fn offender(&self, source: Address) -> Result<Option<Offender>, Error> {
-        match self.offenders.get(&Wire(source), 0) {
-            Ok(offender) => Ok(Some(offender.0)),
-            Err(MapError::KeyNotFound) => Ok(None),
-            Err(error) => Err(Error::map(abi::OFFENDERS.name, "read")(error)),
-        }
-    }
-
-    /// Removes the counters of a source under a rule.
-    pub fn clear_windows(&mut self, key: &SynsKey) -> Result<bool, Error> {
-        removed(self.syns.remove(&Wire(*key)), abi::SYNS)
     }
 
     /// One source's counters under a rule, a window for each CPU.
@@ -197,10 +185,17 @@ impl Maps {
         Ok(found)
     }
 
+    /// Refuses an allow-list of more entries than the map holds.
+    pub fn require_room_to_allow(&self, entries: usize) -> Result<(), Error> {
+        let capacity = self.allow_capacity;
+        let fits = u32::try_from(entries).is_ok_and(|entries| entries <= capacity);
+        if fits { Ok(()) } else { Err(Error::MapFull { map: abi::ALLOW.name, entries: capacity }) }
+    }
+
     /// Allows a prefix.
     pub fn allow(&mut self, address: Address, bits: u32) -> Result<(), Error> {
         let result = self.allow.insert(&Key::new(bits, Wire(address)), 0, 0);
-        result.map_err(full_or(abi::ALLOW))
+        result.map_err(full_or(abi::ALLOW, self.allow_capacity))
     }
 
     /// Stops allowing a prefix; false if it was not allowed.
@@ -233,6 +228,19 @@ impl Maps {
         let counts =
             self.rule_counters.get(&index, 0).map_err(Error::map(abi::RULE_COUNTERS.name, "read"))?;
         Ok(counts.iter().fold(0_u64, |sum, count| sum.wrapping_add(*count)))
+    }
+
+    /// Sets the packets of a rule back to zero, under every reason.
+    pub fn reset_rule_packets(&mut self, rule: RuleIndex) -> Result<(), Error> {
+        let cpus = nr_cpus().map_err(|(path, error)| Error::path("read", path)(error))?;
+        for reason in Reason::ALL {
+            let index = u32::from(rule.0) * Reason::COUNT + reason.index();
+            let zeroes =
+                PerCpuValues::try_from(vec![0; cpus]).map_err(Error::path("count CPUs in", "/sys"))?;
+            let result = self.rule_counters.set(index, zeroes, 0);
+            result.map_err(Error::map(abi::RULE_COUNTERS.name, "write"))?;
+        }
+        Ok(())
     }
 
     /// How full the map of counters is. Walks the map.
@@ -269,12 +277,12 @@ fn removed(result: Result<(), MapError>, spec: MapSpec) -> Result<bool, Error> {
 }
 
 /// E2BIG from a hash, ENOSPC from a trie: both mean that the map is full.
-fn full_or(spec: MapSpec) -> impl Fn(MapError) -> Error {
+fn full_or(spec: MapSpec, entries: u32) -> impl Fn(MapError) -> Error {
     move |error| match &error {
         MapError::SyscallError(cause)
             if matches!(cause.io_error.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC)) =>
         {
-            Error::MapFull { map: spec.name, entries: spec.entries }
+            Error::MapFull { map: spec.name, entries }
         }
         _ => Error::map(spec.name, "write")(error),
     }

@@ -23,18 +23,19 @@ use aya::programs::ProgramInfo;
 use dosguard_common::abi::{self, ABI_VERSION};
 use dosguard_common::address::{Address, SourceMask};
 use dosguard_common::config::Config;
-use dosguard_common::rule::{Rule, RuleIndex, RuleSpec};
+use dosguard_common::rule::{Rule, RuleIndex, RuleSpec, Scope};
 
 pub use attach::{Attached, Guarded, Mode};
 pub use error::Error;
 pub use links::{AttachedProgram, Interface, interfaces};
 pub use maps::{Fill, Maps};
 pub use object::{LoadOptions, Loaded, sees_peers};
-pub use start::{Request, Started, start};
+pub use start::{Request, Started, check, start};
 
 use crate::config::cidr::Cidr;
 use crate::config::policy::{NamedRule, Policy};
 use crate::paths::{LINKS, PROGRAM, Paths};
+use crate::system;
 
 /// One instance in the kernel.
 pub struct Datapath {
@@ -45,6 +46,7 @@ pub struct Datapath {
 impl Datapath {
     /// Opens an instance that is pinned, or says that there is none.
     pub fn open(paths: &Paths) -> Result<Option<Self>, Error> {
+        system::require_capabilities()?;
         check_abi(paths)?;
         if !exists(&paths.pins())? {
             return Ok(None);
@@ -92,8 +94,9 @@ impl Datapath {
 
     /// The pinned program's id and how many instructions the verifier looked at, where the kernel tells.
     pub fn program(&self) -> Result<(u32, Option<u32>), Error> {
-        let info = ProgramInfo::from_pin(self.paths.program());
-        let info = info.map_err(|error| Error::Verifier(Box::new(error)))?;
+        let path = self.paths.program();
+        let info = ProgramInfo::from_pin(&path);
+        let info = info.map_err(|error| Error::path("open", path)(io::Error::other(error)))?;
         Ok((info.id(), info.verified_instruction_count()))
     }
 
@@ -115,9 +118,10 @@ impl Datapath {
             .collect())
     }
 
-    /// The name of a rule; empty if there is none.
+    /// The name of a rule, or what to call one that has been removed since.
     pub fn rule_name(&self, index: RuleIndex) -> Result<String, Error> {
-        Ok(self.maps.rule(index)?.name().to_owned())
+        let rule = self.maps.rule(index)?;
+        Ok(if rule.is_defined() { rule.name().to_owned() } else { "(removed)".to_owned() })
     }
 
     /// Changes what a rule demands, from the next packet on. Counters of the old demand no longer count.
@@ -143,10 +147,22 @@ impl Datapath {
         write_policy(&mut self.maps, policy)
     }
 
-    /// Removes every link, map and program of the instance.
+    /// Whether there are pins of this instance, whole or damaged.
+    pub fn is_pinned(paths: &Paths) -> Result<bool, Error> {
+        system::require_capabilities()?;
+        check_abi(paths)?;
+        Ok(exists(&paths.pins())? || exists(&paths.staging_pins())?)
+    }
+
+    /// Removes every link, map and program of the instance, also of one that is damaged. The pins first go under
+    /// another name, all at once: what a killed removal leaves is no instance, and the next one finishes it.
     pub fn remove(paths: &Paths) -> Result<(), Error> {
         remove_pins(&paths.staging_pins())?;
-        remove_pins(&paths.pins())?;
+        if exists(&paths.pins())? {
+            let staging = paths.staging_pins();
+            fs::rename(paths.pins(), &staging).map_err(Error::path("remove", paths.pins()))?;
+            remove_pins(&staging)?;
+        }
         for folder in [paths.instance_pins(), paths.bpffs().join("dosguard")] {
             match fs::remove_dir(&folder) {
                 Ok(()) => {}
@@ -198,8 +214,8 @@ fn pin_all(loaded: &mut Loaded, staging: &Path, policy: &Policy) -> Result<(), E
         loaded.map(map.name)?.pin(&path).map_err(|error| pin_error(&path, error))?;
     }
     let mut maps = loaded.take_maps()?;
+    maps.set_config(Config::new(source_mask(policy)))?;
     write_policy(&mut maps, policy)?;
-    maps.set_config(Config::new(source_mask(policy)).with_allow_list(!policy.allow.is_empty()))?;
     let path = staging.join(PROGRAM);
     loaded.program()?.pin(&path).map_err(|error| pin_error(&path, error))
 }
@@ -212,9 +228,11 @@ fn source_mask(policy: &Policy) -> SourceMask {
     SourceMask::from(policy.prefixes)
 }
 
-/// Writes what differs: rules first, then the ports that lead to them, then the allow-list. A rule keeps its index by
-/// its name, wherever it stands in the file: counters and bans are kept under the index.
+/// Writes what differs: the allow-list, then rules, then the ports that lead to them. A rule keeps its index by its
+/// name, wherever it stands in the file: counters and bans are kept under the index.
 fn write_policy(maps: &mut Maps, policy: &Policy) -> Result<(), Error> {
+    // What can be refused comes first.
+    allow(maps, policy.allow.iter().map(Cidr::to_prefix))?;
     let live: BTreeMap<_, _> = maps.rules()?.into_iter().collect();
     let mut wanted = BTreeMap::new();
     for named in &policy.rules {
@@ -243,20 +261,35 @@ fn write_policy(maps: &mut Maps, policy: &Policy) -> Result<(), Error> {
     }
     for (index, old) in live.iter().filter(|(index, _)| !wanted.contains_key(index)) {
         maps.set_rule(*index, old.removed())?;
+        remove_orphans(maps, *index)?;
     }
-    allow(maps, policy.allow.iter().map(Cidr::to_prefix))
+    Ok(())
 }
 
-/// Allows prefixes. The kernel looks at the list only while it has entries: the flag is set before the first.
-pub fn allow(maps: &mut Maps, prefixes: impl IntoIterator<Item = (Address, u32)>) -> Result<(), Error> {
-    let mut prefixes = prefixes.into_iter().peekable();
-    if prefixes.peek().is_some() {
-        let config = maps.config()?;
-        if !config.has_allow_list() {
-            maps.set_config(config.with_allow_list(true))?;
+/// Removes what another rule at the same index would inherit.
+fn remove_orphans(maps: &mut Maps, index: RuleIndex) -> Result<(), Error> {
+    for (key, ban) in maps.bans()? {
+        if ban.rule == index && key.scope() == Scope::Syn {
+            maps.remove_ban(&key)?;
         }
     }
-    prefixes.try_for_each(|(address, bits)| maps.allow(address, bits))
+    maps.reset_rule_packets(index)
+}
+
+/// Allows prefixes, all of them or none. The kernel looks at the list only while it has entries: the flag is set before
+/// the first.
+pub fn allow(maps: &mut Maps, prefixes: impl IntoIterator<Item = (Address, u32)>) -> Result<(), Error> {
+    let live: BTreeSet<_> = maps.allowed()?.into_iter().collect();
+    let new: BTreeSet<_> = prefixes.into_iter().filter(|prefix| !live.contains(prefix)).collect();
+    if new.is_empty() {
+        return Ok(());
+    }
+    maps.require_room_to_allow(live.len() + new.len())?;
+    let config = maps.config()?;
+    if !config.has_allow_list() {
+        maps.set_config(config.with_allow_list(true))?;
+    }
+    new.into_iter().try_for_each(|(address, bits)| maps.allow(address, bits))
 }
 
 /// Stops allowing a prefix; false if it was not allowed.

@@ -1,6 +1,6 @@
 //! Bringing an instance up, all of it or nothing.
 
-use super::attach::{Attached, Mode, check};
+use super::attach::{Attached, Mode, check_interface};
 use super::{Datapath, Error, LoadOptions};
 use crate::config::policy::Policy;
 use crate::paths::Paths;
@@ -31,14 +31,25 @@ pub struct Started {
     pub bpffs: Bpffs,
 }
 
+/// Refuses what [`start`] would refuse of the interfaces, before anything is made.
+pub fn check(paths: &Paths, request: &Request<'_>) -> Result<(), Error> {
+    system::require_capabilities()?;
+    request.interfaces.iter().try_for_each(|interface| check_interface(interface, request.mode, paths))
+}
+
 /// Loads the instance unless it is pinned, attaches it and applies the policy. When a step fails, what the steps
 /// before it did is undone. The instance's lock must be held.
 pub fn start(paths: &Paths, request: &Request<'_>) -> Result<Started, Error> {
-    system::require_capabilities()?;
-    for interface in request.interfaces {
-        check(interface, paths)?;
-    }
+    check(paths, request)?;
     let bpffs = system::require_bpffs(paths.bpffs())?;
+    let started = start_on(paths, request, bpffs);
+    if started.is_err() && bpffs == Bpffs::Mounted {
+        system::unmount_bpffs(paths.bpffs());
+    }
+    started
+}
+
+fn start_on(paths: &Paths, request: &Request<'_>, bpffs: Bpffs) -> Result<Started, Error> {
     let (datapath, created) = match Datapath::open(paths)? {
         Some(datapath) => (datapath, false),
         None => {
@@ -55,7 +66,7 @@ pub fn start(paths: &Paths, request: &Request<'_>) -> Result<Started, Error> {
                 let _ = Datapath::remove(paths);
             } else {
                 for attached in started.attached.iter().filter(|attached| !attached.already) {
-                    let _ = started.datapath.unlink(attached.ifindex);
+                    let _ = started.datapath.unlink(attached.link);
                 }
             }
             Err(error)

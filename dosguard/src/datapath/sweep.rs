@@ -5,10 +5,13 @@ use dosguard_common::ban::{Ban, BanKey};
 use super::{Datapath, Error};
 use crate::system;
 
-/// How long one sweep may hold the kernel off expired entries, in nanoseconds.
-const SWEEP_NS: u64 = 500_000_000;
-/// How long before its end a sweep stops removing, so that a removal that takes its time still lies within.
-const MARGIN_NS: u64 = 200_000_000;
+/// How long a sweep that is killed goes on holding the kernel off expired entries, in nanoseconds. One that is not
+/// killed ends when it is done.
+const HOLD_NS: u64 = 10_000_000_000;
+/// How long before that a sweep stops removing, so that a removal that takes its time still lies within.
+const MARGIN_NS: u64 = 5_000_000_000;
+/// How long removing may take; the rest is for the next sweep.
+const REMOVE_NS: u64 = 300_000_000;
 
 impl Datapath {
     /// Removes the bans that have ended and returns them.
@@ -29,11 +32,12 @@ impl Datapath {
         if expired.is_empty() {
             return Ok(Vec::new());
         }
-        let until_ns = system::boot_now_ns()?.saturating_add(SWEEP_NS);
+        let hold_until_ns = now_ns.saturating_add(HOLD_NS);
         let config = self.maps.config()?;
-        self.maps.set_config(config.with_sweep_until_ns(until_ns))?;
+        self.maps.set_config(config.with_sweep_until_ns(hold_until_ns))?;
         system::wait_for_running_programs();
-        let removed = self.remove_expired(&expired, until_ns.saturating_sub(MARGIN_NS));
+        let stop_ns = system::boot_now_ns()?.saturating_add(REMOVE_NS);
+        let removed = self.remove_expired(&expired, stop_ns.min(hold_until_ns.saturating_sub(MARGIN_NS)));
         self.maps.set_config(config.with_sweep_until_ns(0))?;
         removed
     }

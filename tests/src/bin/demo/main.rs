@@ -1,17 +1,25 @@
 //! `cargo xtask demo`: an attacker, a client and a server in a lab, without dosguard and with it.
 
+/// `println!`, but the demo goes on when nobody reads any more: everything is put away, and its exit status is true.
+macro_rules! say {
+    ($($argument:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(anstream::stdout(), $($argument)*);
+    }};
+}
+
 mod attack;
 mod phases;
 mod report;
 
 use std::{
+    io::Write as _,
     net::{Ipv4Addr, Ipv6Addr},
     process::ExitCode,
     time::Duration,
 };
 
-use anstream::{eprintln, println};
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use clap::Parser;
 use dosguard_tests::{
     addresses::{
@@ -57,29 +65,25 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    match run(&arguments) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::from(1),
+    let (status, last_word) = match run(&arguments) {
+        Ok(true) => return ExitCode::SUCCESS,
+        Ok(false) => return ExitCode::from(1),
         Err(error) if error.is::<Interrupted>() => {
-            eprintln!("interrupted; everything has been put away");
-            ExitCode::from(130)
+            (130, "interrupted; everything has been put away".to_owned())
         }
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(2)
-        }
-    }
+        Err(error) => (2, format!("error: {error:#}")),
+    };
+    // There is nowhere to report that stderr is gone.
+    let _ = writeln!(anstream::stderr(), "{last_word}");
+    ExitCode::from(status)
 }
 
 /// Whether everything was as it should be.
 fn run(arguments: &Arguments) -> Result<bool> {
-    if !nix::unistd::geteuid().is_root() {
-        bail!(
-            "the demo makes network namespaces and loads eBPF programs, which needs root\nhint: run it with `sudo`"
-        );
-    }
     let interrupt = Interrupt::install()?;
     let lab = Lab::new_unless(&interrupt).context("cannot make the lab")?;
+    // Before anything else, because it may not be there.
+    let dosguard = Dosguard::new(&lab)?;
     introduce();
     // Without this, live frames reach nobody before dosguard is attached.
     lab.enable_napi()?;
@@ -89,12 +93,11 @@ fn run(arguments: &Arguments) -> Result<bool> {
     let scene = Scene { lab: &lab, interrupt: &interrupt, counters: &counters, rate: arguments.rate };
 
     phases::headline(1, "quiet", "the client alone connects 50 times a second");
-    let quiet = scene.phase(Duration::from_secs(3), None)?;
+    let quiet = scene.phase(Duration::from_secs(3), None, None)?;
     phases::headline(2, "under attack, without dosguard", "the flood begins, the client goes on");
-    let without = scene.phase(Duration::from_secs(4), Some(attack::Senders::Attacker))?;
+    let without = scene.phase(Duration::from_secs(4), Some(attack::Senders::Attacker), None)?;
 
     phases::headline(3, "under attack, with dosguard", "limit 100 new connections a second, ban 1 minute");
-    let dosguard = Dosguard::new(&lab)?;
     let (with, filter) = scene.guarded_phase(&dosguard, Duration::from_secs(arguments.seconds))?;
 
     let summary = Summary { quiet, without, with, filter, accepted: server.accepted() };
@@ -104,10 +107,10 @@ fn run(arguments: &Arguments) -> Result<bool> {
 }
 
 fn introduce() {
-    println!("A lab of three network namespaces; no interface of this machine is touched.");
-    println!();
+    say!("A lab of three network namespaces; no interface of this machine is touched.");
+    say!();
     let row = |who: &str, source: Ipv4Addr, interface: &str, rest: &str| {
-        println!("  {who:<9}{source:<15}{interface:>20} {rest}");
+        say!("  {who:<9}{source:<15}{interface:>20} {rest}");
     };
     row("attacker", FORGED_V4, &format!("──► up0 {GUARD_V4:<12}"), "┐");
     row("slower", SECOND_FORGED_V4, "──►                 ", "├ guard, with a TCP server");

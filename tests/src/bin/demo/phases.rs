@@ -6,9 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anstream::{AutoStream, ColorChoice, println};
+use anstream::{AutoStream, ColorChoice};
 use anstyle::Style;
 use anyhow::{Context as _, Result};
+use dosguard::output::grouped;
 use dosguard_tests::{
     addresses::{FORGED_V4, GUARD_ATTACKER_SIDE, GUARD_CLIENT_SIDE, GUARD_CLIENT_V4, PEER, SECOND_FORGED_V4},
     client::{Client, ClientReport},
@@ -24,8 +25,10 @@ use serde_json::Value;
 use crate::{
     CONFIG, SERVER_PORT,
     attack::{Attack, Senders, Sent},
-    report::thousands,
 };
+
+/// How long the last packets may take to get through the receiver's queues.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What every phase works with.
 pub(crate) struct Scene<'a> {
@@ -70,15 +73,22 @@ struct Reading {
     lost: u64,
     attacker: u64,
     second: u64,
+    /// By dosguard, in the phase with it.
+    dropped: u64,
     cookies: u64,
     busy: Duration,
     at: Instant,
 }
 
 impl Scene<'_> {
-    /// The client connects for that long, and the senders send.
-    pub(crate) fn phase(&self, duration: Duration, senders: Option<Senders>) -> Result<Phase> {
-        let before = self.read()?;
+    /// The client connects for that long, and the senders send, with `dosguard` at work or without.
+    pub(crate) fn phase(
+        &self,
+        duration: Duration,
+        senders: Option<Senders>,
+        dosguard: Option<&Dosguard<'_>>,
+    ) -> Result<Phase> {
+        let before = self.read(dosguard)?;
         let attack = senders
             .map(|senders| Attack::start(self.lab, self.interrupt, senders, self.rate, duration))
             .transpose()?;
@@ -90,26 +100,18 @@ impl Scene<'_> {
             self.interrupt.wait(Duration::from_secs(1).min(duration.saturating_sub(before.at.elapsed())))?;
             if let Some(attack) = &attack {
                 let reached = self.counters.read()?.syns(FORGED_V4.into())? - before.attacker;
-                let (sent, reached) = (thousands(attack.sent()), thousands(reached));
+                let (sent, reached) = (grouped(attack.sent()), grouped(reached));
                 let seconds = before.at.elapsed().as_secs_f32();
-                println!(
-                    "  {seconds:4.1} s  attacker: {sent:>11} SYNs sent, {reached:>11} reached the server"
-                );
+                say!("  {seconds:4.1} s  attacker: {sent:>11} SYNs sent, {reached:>11} reached the server");
             }
             if before.at.elapsed() >= duration {
                 break;
             }
         }
         let sent = attack.map(Attack::join).transpose()?.unwrap_or_default();
-        // What the receiver still has in its queues takes less than this.
-        self.interrupt.wait(Duration::from_millis(50))?;
-        let after = self.read()?;
+        let after = self.read_all_of(&sent, &before, dosguard)?;
         let client = client.join()?;
-        println!(
-            "  the client was served {} times, {} attempts failed",
-            client.successes(),
-            client.failures()
-        );
+        say!("  the client was served {} times, {} attempts failed", client.successes(), client.failures());
         let elapsed = (after.at - before.at).as_micros().max(1);
         Ok(Phase {
             sent,
@@ -133,7 +135,7 @@ impl Scene<'_> {
             ColorChoice::Never => "never",
             _ => "always",
         };
-        println!("  dosguard run --mode native -c lab.toml {GUARD_ATTACKER_SIDE} {GUARD_CLIENT_SIDE}");
+        say!("  dosguard run --mode native -c lab.toml {GUARD_ATTACKER_SIDE} {GUARD_CLIENT_SIDE}");
         let path = config.to_string_lossy();
         let daemon = dosguard.start([
             "--color",
@@ -146,8 +148,8 @@ impl Scene<'_> {
             GUARD_ATTACKER_SIDE,
             GUARD_CLIENT_SIDE,
         ])?;
-        let events = daemon.follow(|line| println!("  dosguard │ {line}"))?;
-        let phase = self.phase(duration, Some(Senders::Both))?;
+        let events = daemon.follow(|line| say!("  dosguard │ {line}"))?;
+        let phase = self.phase(duration, Some(Senders::Both), Some(dosguard))?;
         let filter = Filter {
             dropped: dropped(&dosguard.status()?)?,
             bans: dosguard.json(["bans", "list", "--json"])?,
@@ -159,12 +161,27 @@ impl Scene<'_> {
         Ok((phase, filter))
     }
 
-    fn read(&self) -> Result<Reading> {
+    /// Reads once what arrived is what was sent less what was lost. If that does not come true, the checks will tell.
+    fn read_all_of(&self, sent: &Sent, before: &Reading, dosguard: Option<&Dosguard<'_>>) -> Result<Reading> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let now = self.read(dosguard)?;
+            let arrived = now.arrived() - before.arrived();
+            if arrived + now.lost - before.lost == sent.attacker + sent.second || now.at > end {
+                return Ok(now);
+            }
+            self.interrupt.wait(Duration::from_millis(10))?;
+        }
+    }
+
+    fn read(&self, dosguard: Option<&Dosguard<'_>>) -> Result<Reading> {
+        let dropped = dosguard.map_or(Ok(0), |dosguard| dropped(&dosguard.status()?))?;
         let counts = self.counters.read()?;
         Ok(Reading {
             lost: Statistics::read(self.lab.attacker(), PEER)?.lost_frames()?,
             attacker: counts.syns(FORGED_V4.into())?,
             second: counts.syns(SECOND_FORGED_V4.into())?,
+            dropped,
             cookies: syn_cookies_sent(self.lab.guard())?,
             busy: soft_interrupt_time()?,
             at: Instant::now(),
@@ -172,11 +189,18 @@ impl Scene<'_> {
     }
 }
 
+impl Reading {
+    /// The senders' SYNs that the guard's interface took.
+    fn arrived(&self) -> u64 {
+        self.attacker + self.second + self.dropped
+    }
+}
+
 /// Announces a phase.
 pub(crate) fn headline(number: u8, name: &str, what: &str) {
     let bold = Style::new().bold();
-    println!();
-    println!("{bold}{number}/3 {name}{bold:#}: {what}");
+    say!();
+    say!("{bold}{number}/3 {name}{bold:#}: {what}");
 }
 
 /// Packets that dosguard has dropped for whatever reason.

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use anstream::{print, println};
 use anstyle::{AnsiColor, Style};
+use dosguard::output::grouped;
 use dosguard_tests::addresses::{FORGED_V4, SECOND_FORGED_V4};
 use serde_json::Value;
 
@@ -21,41 +21,40 @@ pub(crate) fn print_table(summary: &Summary) {
     let bold = Style::new().bold();
     let row = |label: &str, cell: &dyn Fn(&Phase) -> String| print_row(label, &phases.map(cell));
     let attack = |phase: &Phase, number: u64| {
-        if phase.sent.attacker == 0 { NONE.to_owned() } else { thousands(number) }
+        if phase.sent.attacker == 0 { NONE.to_owned() } else { grouped(number) }
     };
 
-    println!();
-    print!("{bold}");
-    print_row("", &["quiet", "attack without", "attack with"].map(str::to_owned));
-    print_row("", &["", "dosguard", "dosguard"].map(str::to_owned));
-    print!("{bold:#}");
+    say!();
+    for heading in [["quiet", "attack without", "attack with"], ["", "dosguard", "dosguard"]] {
+        say!("{bold}{}{bold:#}", line("", &heading.map(str::to_owned)));
+    }
     row("SYNs the attacker sent", &|phase| attack(phase, phase.sent.attacker));
     row("  a second", &|phase| attack(phase, phase.sent.rate_per_second()));
     row("  lost before the filter", &|phase| attack(phase, phase.lost));
-    let dropped = thousands(summary.filter.dropped);
+    let dropped = grouped(summary.filter.dropped);
     print_row("  dropped by dosguard", &[NONE.to_owned(), NONE.to_owned(), dropped]);
     row("  reached the server", &|phase| attack(phase, phase.attacker_reached));
-    row("SYN cookies the server had to send", &|phase| thousands(phase.cookies));
+    row("SYN cookies the server had to send", &|phase| grouped(phase.cookies));
     row("receiving packets, of one processor", &|phase| format!("{} %", phase.busy_percent));
-    row("client: attempts", &|phase| thousands(phase.client.successes() + phase.client.failures()));
-    row("  served", &|phase| thousands(phase.client.successes()));
+    row("client: attempts", &|phase| grouped(phase.client.successes() + phase.client.failures()));
+    row("  served", &|phase| grouped(phase.client.successes()));
     row("  served after, half of them", &|phase| latency(phase.client.percentile(50)));
     row("  served after, 99 %", &|phase| latency(phase.client.percentile(99)));
     row("  served after, at most", &|phase| latency(phase.client.percentile(100)));
     let second =
-        |phase: &Phase, number: u64| if phase.sent.second == 0 { NONE.to_owned() } else { thousands(number) };
+        |phase: &Phase, number: u64| if phase.sent.second == 0 { NONE.to_owned() } else { grouped(number) };
     row("SYNs the second source sent", &|phase| second(phase, phase.sent.second));
     row("  reached the server", &|phase| second(phase, phase.second_reached));
 }
 
 /// Prints the bans as they stood at the end.
 pub(crate) fn print_bans(bans: &[Value]) {
-    println!();
+    say!();
     if bans.is_empty() {
-        println!("No bans.");
+        say!("No bans.");
     }
     for ban in bans {
-        println!(
+        say!(
             "Banned: {}, rule {}, scope {}, because of {}: {} against a limit of {}, for another {} s",
             text(&ban["source"]),
             text(&ban["rule"]),
@@ -70,7 +69,7 @@ pub(crate) fn print_bans(bans: &[Value]) {
 
 /// Prints what had to hold and whether it did; returns whether all of it did.
 pub(crate) fn print_checks(summary: &Summary) -> bool {
-    println!();
+    say!();
     let mut all = true;
     for (holds, what) in checks(summary) {
         let (style, word) = if holds {
@@ -78,7 +77,7 @@ pub(crate) fn print_checks(summary: &Summary) -> bool {
         } else {
             (AnsiColor::Red.on_default().bold(), "FAILED")
         };
-        println!("{style}{word:>6}{style:#}  {what}");
+        say!("{style}{word:>6}{style:#}  {what}");
         all &= holds;
     }
     all
@@ -97,8 +96,8 @@ fn checks(summary: &Summary) -> Vec<(bool, String)> {
             with.sent.rate_per_second() >= FLOOD_AT_LEAST,
             format!(
                 "the attacker sent {} SYNs a second, at least {}",
-                thousands(with.sent.rate_per_second()),
-                thousands(FLOOD_AT_LEAST)
+                grouped(with.sent.rate_per_second()),
+                grouped(FLOOD_AT_LEAST)
             ),
         ),
         (is_banned(&FORGED_V4.to_string()), format!("the attacker {FORGED_V4} is banned")),
@@ -144,8 +143,11 @@ fn reasons(phase: &Phase) -> String {
 }
 
 fn print_row(label: &str, cells: &[String; 3]) {
-    let [first, second, third] = cells;
-    println!("  {label:<36}{first:>12}{second:>17}{third:>17}");
+    say!("{}", line(label, cells));
+}
+
+fn line(label: &str, [first, second, third]: &[String; 3]) -> String {
+    format!("  {label:<36}{first:>12}{second:>17}{third:>17}")
 }
 
 /// A JSON value as a person writes it.
@@ -162,30 +164,9 @@ fn latency(latency: Option<Duration>) -> String {
     latency.map_or_else(|| NONE.to_owned(), |latency| format!("{:.2} ms", latency.as_secs_f64() * 1e3))
 }
 
-/// A number with its thousands set apart.
-pub(crate) fn thousands(number: u64) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn thousands_are_set_apart() {
-        assert_eq!(thousands(0), "0");
-        assert_eq!(thousands(999), "999");
-        assert_eq!(thousands(1_000), "1,000");
-        assert_eq!(thousands(12_345_678), "12,345,678");
-    }
 
     #[test]
     fn json_is_shown_without_quotes() {

@@ -1,0 +1,192 @@
+//! The command line end to end: the daemon's day, how it ends, and those who listen to it.
+
+use std::fs;
+use std::io::{Write as _, pipe};
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use dosguard_tests::addresses::{
+    ATTACKER_V4, FORGED_V4, GUARD_ATTACKER_SIDE, GUARD_CLIENT_SIDE, SECOND_FORGED_V4,
+};
+use dosguard_tests::cli::{
+    Lines, Listener, PATIENCE, assert_same_moment, assert_untouched, at, bans, done, programs, refused, say,
+    start, start_into, syns, syns_from,
+};
+use dosguard_tests::daemon::Dosguard;
+use dosguard_tests::lab::Lab;
+use dosguard_tests::wait::wait_until;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::sys::signal::Signal;
+
+#[test]
+fn a_day_in_the_life() {
+    let lab = Lab::new().unwrap();
+    let dosguard = Dosguard::new(&lab).unwrap();
+    assert_eq!(say(&dosguard, ["status"]).code, Some(1), "nothing is loaded");
+    let daemon = start(&dosguard, "");
+
+    let status = dosguard.status().unwrap();
+    assert_eq!(status["version"], 1);
+    assert_eq!(status["daemon"]["pid"], daemon.pid());
+    assert_eq!(status["interfaces"][0]["name"], GUARD_ATTACKER_SIDE);
+    assert_eq!(status["interfaces"][0]["mode"], "native");
+    assert_eq!(status["rules"][1]["ports"], "tcp/25,tcp/587");
+    assert_eq!(done(&dosguard, "allow list"), "192.0.2.0/24\n");
+
+    // A listener that is there before the event gets it while it happens.
+    let listener = Listener::start(&dosguard);
+    syns(&lab, &dosguard, 25, 4);
+    let event = listener.next();
+    assert_eq!(
+        (&event["kind"], &event["rule"], &event["scope"]),
+        (&"ban".into(), &"smtp".into(), &"syn".into())
+    );
+    assert_eq!((&event["count"], &event["limit"], &event["window"]), (&4.into(), &3.into(), &"1m".into()));
+    assert_eq!(event["source"], FORGED_V4.to_string());
+    assert_eq!(event["packet"]["port"], 25);
+    assert_eq!(event["packet"]["interface"], GUARD_ATTACKER_SIDE);
+    assert_eq!(event["packet"]["mac"], "02:d0:05:00:00:02");
+
+    let ban = bans(&dosguard).remove(0);
+    assert_eq!(ban["source"], event["source"]);
+    assert_same_moment(&ban, &event, "until");
+    assert!(done(&dosguard, "bans list").contains("syn-limit"));
+
+    // The second offence of the source, under another rule: its ban is twice as long. It is swept and reported.
+    syns(&lab, &dosguard, 80, 6);
+    let event = listener.next();
+    assert_eq!((&event["kind"], &event["rule"]), (&"ban".into(), &"default".into()));
+    let ended = listener.next();
+    assert_eq!((&ended["kind"], &ended["rule"]), (&"unban".into(), &"default".into()));
+    assert_same_moment(&ended, &event, "since");
+    assert_same_moment(&ended, &event, "until");
+    let late = at(&ended, "at").duration_since(at(&ended, "until"));
+    assert!(late.as_millis() < 1_500, "the end was reported {late:?} after it");
+    assert_eq!(bans(&dosguard).len(), 1, "the other one holds");
+
+    // Who comes later gets the latest events.
+    assert_eq!(dosguard.json(["events", "--json"]).unwrap().len(), 3);
+    let events = done(&dosguard, "events");
+    assert!(events.contains("unban 198.51.100.66 after 4s"), "{events}");
+    assert!(daemon.stdout().unwrap().contains("ban   198.51.100.66 for 4s: 6 SYNs in 10s, limit 5"));
+    drop(listener);
+
+    assert_eq!(daemon.terminate().unwrap().code(), Some(0));
+    assert_eq!(programs(lab.guard()).len(), 1, "the filter goes on");
+    assert_eq!(dosguard.status().unwrap()["daemon"]["running"], false);
+    done(&dosguard, "detach --all");
+    assert_untouched(&lab);
+    assert_eq!(say(&dosguard, ["detach", "--all"]).code, Some(1), "there is nothing more to detach");
+}
+
+#[test]
+fn one_daemon_runs_an_instance() {
+    let lab = Lab::new().unwrap();
+    let dosguard = Dosguard::new(&lab).unwrap();
+    let daemon = start(&dosguard, "");
+    refused(
+        &dosguard,
+        &format!("run {GUARD_CLIENT_SIDE}"),
+        &["already run by process", &daemon.pid().to_string()],
+    );
+    refused(&dosguard, "detach --all", &["runs"]);
+    assert_eq!(programs(lab.guard()).len(), 1);
+    // More interfaces can be guarded, and left, while it runs.
+    done(&dosguard, &format!("attach {GUARD_CLIENT_SIDE}"));
+    assert_eq!(programs(lab.guard()).len(), 2);
+    done(&dosguard, &format!("detach {GUARD_CLIENT_SIDE}"));
+    assert_eq!(programs(lab.guard()).len(), 1);
+}
+
+#[test]
+fn detach_on_exit_takes_everything_along() {
+    let lab = Lab::new().unwrap();
+    let dosguard = Dosguard::new(&lab).unwrap();
+    let daemon = start(&dosguard, "--detach-on-exit");
+    assert_eq!(programs(lab.guard()).len(), 1);
+    assert_eq!(daemon.terminate().unwrap().code(), Some(0));
+    assert_untouched(&lab);
+}
+
+#[test]
+fn a_hangup_ends_it_as_a_request_to_stop_does() {
+    let lab = Lab::new().unwrap();
+    let dosguard = Dosguard::new(&lab).unwrap();
+    for (more, attached) in [("", 1), ("--detach-on-exit", 0)] {
+        let daemon = start(&dosguard, more);
+        assert_eq!(daemon.end_by(Signal::SIGHUP).unwrap().code(), Some(0), "`{more}`");
+        assert_eq!(programs(lab.guard()).len(), attached, "`{more}`");
+    }
+    assert_untouched(&lab);
+}
+
+#[test]
+fn a_daemon_outlives_whoever_reads_its_output() {
+    let lab = Lab::new().unwrap();
+    let dosguard = Dosguard::new(&lab).unwrap();
+    let (reader, writer) = pipe().unwrap();
+    let mut head = Command::new("head").arg("-n1").stdin(reader).stdout(Stdio::piped()).spawn().unwrap();
+    let lines = Lines::of(head.stdout.take().unwrap());
+    let daemon = start_into(&dosguard, writer);
+    syns(&lab, &dosguard, 80, 6);
+    assert!(lines.next().contains("ban   198.51.100.66 for 2s"));
+    head.wait().unwrap();
+
+    for source in [SECOND_FORGED_V4, ATTACKER_V4] {
+        syns_from(&lab, &dosguard, source, 80, 6);
+        wait_until("the ban is served", PATIENCE, || {
+            let events = dosguard.json(["events", "--json"])?;
+            Ok(events.iter().any(|event| event["source"] == source.to_string()))
+        })
+        .unwrap();
+    }
+    assert_eq!(daemon.terminate().unwrap().code(), Some(0));
+}
+
+#[test]
+fn output_that_nobody_reads_does_not_hold_up_the_end() {
+    let lab = Lab::new().unwrap();
+    let dosguard = Dosguard::new(&lab).unwrap();
+    let (reader, mut writer) = pipe().unwrap();
+    let size = fcntl(&writer, FcntlArg::F_SETPIPE_SZ(4_096)).unwrap();
+    writer.write_all(&vec![b' '; usize::try_from(size).unwrap()]).unwrap();
+    let daemon = start_into(&dosguard, writer);
+    syns(&lab, &dosguard, 80, 6);
+    assert_eq!(bans(&dosguard).len(), 1);
+    // Time enough to begin to print it.
+    sleep(Duration::from_millis(200));
+    let asked = Instant::now();
+    assert_eq!(daemon.terminate().unwrap().code(), Some(0));
+    assert!(asked.elapsed() < Duration::from_secs(3), "it took {:?}", asked.elapsed());
+    drop(reader);
+}
+
+#[test]
+fn listeners_that_leave_take_their_descriptors_along() {
+    const LISTENERS: usize = 20;
+    let lab = Lab::new().unwrap();
+    let dosguard = Dosguard::new(&lab).unwrap();
+    let daemon = start(&dosguard, "");
+    let folder = format!("/proc/{}/fd", daemon.pid());
+    let open = || fs::read_dir(&folder).unwrap().count();
+    // Once it has served somebody, it has opened all that it needs itself.
+    done(&dosguard, "events");
+    let before = open();
+    let listeners: Vec<_> = (0..LISTENERS).map(|_| Listener::start(&dosguard)).collect();
+    wait_until("all of them are served", PATIENCE, || Ok(open() >= before + LISTENERS)).unwrap();
+    drop(listeners);
+    // No event comes that would show that they are gone.
+    wait_until("they are forgotten", PATIENCE, || Ok(open() <= before)).unwrap();
+}
+
+#[test]
+fn a_closed_pipe_is_success() {
+    let lab = Lab::new().unwrap();
+    let dosguard = Dosguard::new(&lab).unwrap();
+    done(&dosguard, &format!("attach {GUARD_ATTACKER_SIDE}"));
+    let mut child = dosguard.command(["sysctl", "-a"]).stdout(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    wait_until("it ends", PATIENCE, || Ok(child.try_wait()?.is_some())).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
