@@ -31,7 +31,7 @@ fn build(packages: &[(&str, &str, &'static [&'static str])], objects: &[&str]) -
     match env::var("DOSGUARD_EBPF_TOOLCHAIN").as_deref() {
         Ok("debian-web") => {
             // `core` is there already; the crates that ask for unstable features are named one by one.
-            set_env("RUSTC_BOOTSTRAP", "aya_ebpf,aya_log_ebpf");
+            set_env("RUSTC_BOOTSTRAP", "aya_ebpf,aya_log_ebpf,dosguard_ebpf");
             set_env("PATH", path_without_rustup(&out_dir)?);
         }
         Ok(other) => {

@@ -190,7 +190,8 @@ pub struct Offender {
     pub last_until_ns: u64,
     /// How many bans were imposed on it.
     pub offences: u32,
-    padding: u32,
+    /// Where the last one holds, as in its key.
+    place: u32,
 }
 
 const _: () = assert!(size_of::<Offender>() == 16);
@@ -198,8 +199,18 @@ const _: () = assert!(size_of::<Offender>() == 16);
 impl Offender {
     /// What to remember once `ban` is imposed.
     #[inline(always)]
-    pub const fn after(ban: &Ban) -> Self {
-        Self { last_until_ns: ban.until_ns, offences: ban.offence, padding: 0 }
+    pub const fn after(key: &BanKey, ban: &Ban) -> Self {
+        Self { last_until_ns: ban.until_ns, offences: ban.offence, place: key.place }
+    }
+
+    /// Tells counters from before the last ban from those after it, for a rule that the ban reached; 0 for others.
+    #[inline(always)]
+    pub const fn era(&self, rule: RuleIndex) -> u32 {
+        if self.place != 0 && self.place != rule.0 as u32 + 1 {
+            return 0;
+        }
+        let [a, b, c, d, e, f, g, h] = self.last_until_ns.to_ne_bytes();
+        u32::from_ne_bytes([a, b, c, d]) ^ u32::from_ne_bytes([e, f, g, h])
     }
 
     /// Offences that still count: none once `forget_ns` has passed since the last ban's end.
@@ -240,7 +251,8 @@ mod tests {
     fn offences_are_remembered_until_forget_after_the_end() {
         let ban = Ban::for_limit(&rule(), RuleIndex(0), 4, 1, 1_000);
         assert_eq!(ban.until_ns, 1_200, "the second ban is twice as long");
-        let offender = Offender::after(&ban);
+        let key = BanKey::everywhere(Address::default());
+        let offender = Offender::after(&key, &ban);
         assert_eq!(offender.remembered(50, 1_249), 2);
         assert_eq!(offender.remembered(50, 1_250), 0);
     }
@@ -249,7 +261,24 @@ mod tests {
     fn no_overflow_at_the_end_of_time() {
         let ban = Ban::for_limit(&rule(), RuleIndex(0), u32::MAX, u32::MAX, u64::MAX - 1);
         assert_eq!((ban.until_ns, ban.offence), (u64::MAX, u32::MAX));
-        assert_eq!(Offender::after(&ban).remembered(u64::MAX, 5), u32::MAX);
+        let key = BanKey::everywhere(Address::default());
+        assert_eq!(Offender::after(&key, &ban).remembered(u64::MAX, 5), u32::MAX);
+    }
+
+    #[test]
+    fn an_era_ends_with_a_ban_for_the_rules_that_it_reached() {
+        let source = Address::from_ipv4([192, 0, 2, 1]);
+        let ban = Ban::for_limit(&rule(), RuleIndex(2), 4, 0, 1_000);
+        let everywhere = Offender::after(&BanKey::everywhere(source), &ban);
+        assert_eq!(everywhere.era(RuleIndex(0)), everywhere.era(RuleIndex(2)));
+        assert_ne!(everywhere.era(RuleIndex(2)), 0);
+        let later = Ban::for_limit(&rule(), RuleIndex(2), 4, 0, 1_001);
+        assert_ne!(
+            Offender::after(&BanKey::everywhere(source), &later).era(RuleIndex(2)),
+            everywhere.era(RuleIndex(2))
+        );
+        let one = Offender::after(&BanKey::for_rule(source, RuleIndex(2)), &ban);
+        assert_eq!((one.era(RuleIndex(0)), one.era(RuleIndex(2))), (0, everywhere.era(RuleIndex(2))));
     }
 
     #[test]

@@ -73,9 +73,20 @@ fn syn<T: Tables>(
     let Some(rule) = tables.rule(index) else {
         return Reason::Uncounted;
     };
+    // After a ban the source starts with a clean window: counters belong to an era, and a ban ends it.
+    let offender = tables.offender(&source);
+    let era = match &offender {
+        Some(offender) => offender.era(index),
+        None => 0,
+    };
     let key = SynsKey::new(source, index);
-    match pass_or_count(tables, &key, &rule, now_ns) {
-        Counted::Under => Reason::UnderLimit,
+    match pass_or_count(tables, &key, &rule, era, now_ns) {
+        // In a new era a ban may have come since the look at the bans: it was there before the era was.
+        Counted::Under { fresh: true } if offender.is_some() && is_banned(tables, source, index, now_ns) => {
+            tables.with_window(&key, Window::take_back);
+            Reason::Banned
+        }
+        Counted::Under { .. } => Reason::UnderLimit,
         Counted::Not => Reason::Uncounted,
         Counted::Over(count) => {
             if rule.action() == Action::Ban {
@@ -86,9 +97,15 @@ fn syn<T: Tables>(
     }
 }
 
+#[inline(always)]
+fn is_banned<T: Tables>(tables: &T, source: Address, index: RuleIndex, now_ns: u64) -> bool {
+    tables.ban(&BanKey::everywhere(source)).is_some_and(|ban| ban.is_active(now_ns))
+        || tables.ban(&BanKey::for_rule(source, index)).is_some_and(|ban| ban.is_active(now_ns))
+}
+
 enum Counted {
-    /// Within the limit, and counted.
-    Under,
+    /// Within the limit, and counted: as the first one on this CPU, or after others.
+    Under { fresh: bool },
     /// Over the limit, with so many in the window, itself included. It is not counted: what was dropped does not
     /// prolong the wait of a source that slows down.
     Over(u32),
@@ -97,51 +114,60 @@ enum Counted {
 }
 
 #[inline(always)]
-fn pass_or_count<T: Tables>(tables: &mut T, key: &SynsKey, rule: &Rule, now_ns: u64) -> Counted {
+fn pass_or_count<T: Tables>(tables: &mut T, key: &SynsKey, rule: &Rule, era: u32, now_ns: u64) -> Counted {
     let slot = rule.slot(now_ns);
-    let generation = rule.generation();
-    let own = |window: &mut Window| {
-        window.advance(slot, generation);
-        (window.add(), window.is_watched(slot))
+    // 0 is what counters have that nothing was counted in yet.
+    let generation = match rule.generation() ^ era {
+        0 => 1,
+        generation => generation,
     };
-    let (own, watched) = match tables.with_window(key, own) {
+    let count = |window: &mut Window| {
+        let fresh = window.advance(slot, generation);
+        (window.add(), fresh, window.is_watched(slot))
+    };
+    let (own, fresh, watched) = match tables.with_window(key, count) {
         Some(found) => found,
         None => match tables.add_window(key, &Window::first(slot, generation)) {
             Ok(()) => {
                 tables.tally(Tally::SourceAdded);
-                (1, false)
+                // No other CPU has counted this source: whoever does next finds this entry. Forged sources that come
+                // once each never cost a look at the others.
+                return Counted::Under { fresh: true };
             }
             // Another CPU was faster with its own first SYN; its entry has room for this CPU's counters too.
-            Err(Refused::Exists) => match tables.with_window(key, own) {
+            Err(Refused::Exists) => match tables.with_window(key, count) {
                 Some(found) => found,
                 None => return Counted::Not,
             },
             Err(Refused::Full) => return Counted::Not,
         },
     };
-    let cpus = tables.cpus();
-    let ask = own >= share_to_watch(rule.limit(), cpus);
-    let total = if !tables.sees_peers() {
-        if own > share_of_limit(rule.limit(), cpus) { rule.limit().saturating_add(1) } else { own }
-    } else if ask || watched {
+    let (total, limit) = if tables.sees_peers() {
+        let ask = own >= share_to_watch(rule.limit(), tables.cpus()).into();
         let mut total = own;
-        tables.for_each_peer(key, |peer| {
-            total = total.saturating_add(peer.counted(slot, generation));
-            if ask {
-                peer.watch(slot);
-            }
-        });
-        total
+        if ask || watched {
+            tables.for_each_peer(key, |peer| {
+                total += peer.counted(slot, generation);
+                if ask {
+                    peer.watch(slot);
+                }
+            });
+        }
+        (total, rule.limit())
     } else {
-        own
+        (own, share_of_limit(rule.limit(), tables.cpus()))
     };
-    if total <= rule.limit() {
-        return Counted::Under;
+    if total <= limit.into() {
+        return Counted::Under { fresh };
     }
     tables.with_window(key, Window::take_back);
-    Counted::Over(total)
+    Counted::Over(u32::try_from(total).unwrap_or(u32::MAX))
 }
 
+/// Imposes a ban, unless another CPU was faster.
+///
+/// The order of steps lets CPUs that do this at once come to the same result: the offences are read before the ban, and
+/// written after it, so whoever sees another's offence sees its ban too.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "all of it is the event; a struct would only rename it")]
 fn impose<T: Tables>(
@@ -155,26 +181,25 @@ fn impose<T: Tables>(
     now_ns: u64,
 ) {
     let key = BanKey::with_scope(source, rule.scope(), index);
-    if let Some(old) = tables.ban(&key) {
-        if old.is_active(now_ns) {
-            return; // another CPU was faster
-        }
-        if now_ns < config.sweep_until_ns() {
-            return tables.tally(Tally::BanDeferred);
-        }
-        if tables.remove_ban(&key) {
-            tables.emit(&Event::of_ban(Kind::Unban, &key, &old, &Cause::default(), now_ns));
-        }
-    }
-    let offences =
-        tables.offender(&source).map_or(0, |offender| offender.remembered(rule.forget_ns(), now_ns));
+    let offences = match tables.offender(&source) {
+        Some(offender) => offender.remembered(rule.forget_ns(), now_ns),
+        None => 0,
+    };
+    let old = tables.ban(&key);
     let ban = Ban::for_limit(rule, index, count, offences, now_ns);
-    match tables.add_ban(&key, &ban) {
+    let imposed = match &old {
+        Some(old) if old.is_active(now_ns) => return,
+        Some(_) if now_ns < config.sweep_until_ns() => return tables.tally(Tally::BanDeferred),
+        Some(_) => tables.replace_ban(&key, &ban),
+        None => tables.add_ban(&key, &ban),
+    };
+    match imposed {
         Ok(()) => {
-            tables.remember(&source, &Offender::after(&ban));
-            // After the ban the source starts with a clean window.
-            tables.clear_windows(&SynsKey::new(source, index));
+            tables.remember(&source, &Offender::after(&key, &ban));
             tables.tally(Tally::BanImposed);
+            if let Some(old) = &old {
+                tables.emit(&Event::of_ban(Kind::Unban, &key, old, &Cause::default(), now_ns));
+            }
             tables.emit(&Event::of_ban(Kind::Ban, &key, &ban, cause, now_ns));
         }
         Err(Refused::Exists) => {}

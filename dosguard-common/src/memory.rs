@@ -120,8 +120,9 @@ impl Tables for MemoryTables {
         Ok(())
     }
 
-    fn remove_ban(&mut self, key: &BanKey) -> bool {
-        self.bans.remove(key).is_some()
+    fn replace_ban(&mut self, key: &BanKey, ban: &Ban) -> Result<(), Refused> {
+        self.bans.insert(*key, *ban);
+        Ok(())
     }
 
     fn offender(&self, source: &Address) -> Option<Offender> {
@@ -158,10 +159,6 @@ impl Tables for MemoryTables {
         *windows.get_mut(self.cpu).ok_or(Refused::Full)? = *window;
         self.windows.insert(*key, windows);
         Ok(())
-    }
-
-    fn clear_windows(&mut self, key: &SynsKey) {
-        self.windows.remove(key);
     }
 
     fn count(&mut self, reason: Reason, rule: Option<RuleIndex>, bytes: u64) {

@@ -113,7 +113,7 @@ fn ipv4<F: Frame + ?Sized>(frame: &F, offset: usize, mac: [u8; 6]) -> Result<Pac
         Payload::LaterFragment
     } else {
         // What lies behind the length that the header gives is padding, whatever it looks like.
-        tcp(frame, offset + header_len, total_len.checked_sub(header_len))
+        tcp(frame, offset + header_len, total_len.checked_sub(header_len).or_else(|| unlimited(total_len)))
     };
     Ok(Packet { address, mac, payload })
 }
@@ -127,11 +127,17 @@ fn ipv6<F: Frame + ?Sized>(frame: &F, offset: usize, mac: [u8; 6]) -> Result<Pac
     }
     let payload_len = usize::from(u16::from_be_bytes([len_0, len_1]));
     let payload = if next == IpProto::Tcp as u8 {
-        tcp(frame, offset + Ipv6Hdr::LEN, Some(payload_len))
+        tcp(frame, offset + Ipv6Hdr::LEN, unlimited(payload_len).or(Some(payload_len)))
     } else {
         Payload::NotTcp
     };
     Ok(Packet { address: Address::from_ipv6(source), mac, payload })
+}
+
+/// A length of 0 stands for more than 65,535 (Linux' BIG TCP, seen in generic mode behind GRO): only the frame limits it.
+#[inline(always)]
+fn unlimited(length: usize) -> Option<usize> {
+    if length == 0 { Some(usize::MAX) } else { None }
 }
 
 /// `available`: bytes of the segment according to the IP header, or none if it is shorter than itself.

@@ -58,7 +58,7 @@ counters! {
         NotSyn = "not-syn",
         /// A SYN within its rule's limit.
         UnderLimit = "under-limit",
-        /// A SYN that could not be counted, because the counting map or the settings were out of reach: passes.
+        /// A SYN that could not be counted, because the counting map had no room or its rule was just being written: passes.
         Uncounted = "uncounted",
         /// A TCP segment that hides its flags, or an IP header shorter than its own minimum: dropped.
         Malformed = "malformed",
@@ -98,11 +98,12 @@ counters! {
     Tally {
         /// A ban was imposed.
         BanImposed = "bans-imposed",
-        /// A source over the limit could not be banned, because the ban map is full; its SYNs are dropped one by one.
+        /// A source over the limit could not be banned, because the ban map is full or the kernel had no memory for the
+        /// entry; its SYNs are dropped one by one.
         BanTableFull = "ban-table-full",
         /// A source over the limit is banned a moment later, because its expired ban was just being swept.
         BanDeferred = "bans-deferred",
-        /// A source got an entry in the counting map. What exceeds the entries present was evicted or cleared.
+        /// A source got an entry in the counting map. What exceeds the entries present was evicted.
         SourceAdded = "sources-added",
         /// An event found the ring buffer full.
         EventLost = "events-lost",

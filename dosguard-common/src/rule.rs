@@ -86,9 +86,8 @@ const FLAG_DEFINED: u32 = 1 << 31;
 
 /// A rule in the map.
 ///
-/// The generation stands first and the kernel reads it last: a reader that sees the old generation saw nothing of a
-/// newer rule, and one that sees the new generation distrusts the old counters. So an update that is being written
-/// while a packet is judged never bans anybody.
+/// Userspace may be writing it, from the first byte to the last, while the kernel reads it. So the generation stands at
+/// both ends, and a reader takes the last one first and the first one last: if they agree, all between is of one rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Rule {
@@ -103,9 +102,11 @@ pub struct Rule {
     padding: [u8; 3],
     name_len: u8,
     name: [u8; 16],
+    more_padding: u32,
+    generation_again: u32,
 }
 
-const _: () = assert!(size_of::<Rule>() == 72);
+const _: () = assert!(size_of::<Rule>() == 80);
 
 impl Rule {
     /// The map's form of `spec`. `name` is cut at [`MAX_NAME`] bytes.
@@ -136,13 +137,18 @@ impl Rule {
             // At most `MAX_NAME`.
             name_len: u8::try_from(length).unwrap_or(0),
             name: bytes,
+            more_padding: 0,
+            generation_again: generation,
         }
     }
+
+    /// Where the second generation stands, in bytes.
+    pub const GENERATION_AGAIN_OFFSET: usize = core::mem::offset_of!(Self, generation_again);
 
     /// What to leave where the rule was: nothing but its generation, for the next rule there to go on from.
     #[must_use]
     pub fn removed(self) -> Self {
-        Self { generation: self.generation, ..Self::zeroed() }
+        Self { generation: self.generation, generation_again: self.generation, ..Self::zeroed() }
     }
 
     /// What the rule demands.
@@ -174,13 +180,6 @@ impl Rule {
     #[inline(always)]
     pub const fn generation(&self) -> u32 {
         self.generation
-    }
-
-    /// The same rule as seen with another generation: for readers that read it on its own, last.
-    #[inline(always)]
-    #[must_use]
-    pub const fn with_generation(self, generation: u32) -> Self {
-        Self { generation, ..self }
     }
 
     /// SYNs of one source that pass within the window.

@@ -26,11 +26,6 @@ impl SynsKey {
     pub const fn new(source: Address, rule: RuleIndex) -> Self {
         Self { source, rule: rule.0 as u32 }
     }
-
-    /// Whose counters they are.
-    pub const fn source(&self) -> Address {
-        self.source
-    }
 }
 
 /// Why an entry could not be added.
@@ -57,8 +52,8 @@ pub trait Tables {
     fn ban(&self, key: &BanKey) -> Option<Ban>;
     /// Adds a ban where there is none.
     fn add_ban(&mut self, key: &BanKey, ban: &Ban) -> Result<(), Refused>;
-    /// Removes a ban. Of several CPUs that try at once, one is told that it did.
-    fn remove_ban(&mut self, key: &BanKey) -> bool;
+    /// Puts a ban in the place of an expired one; there is no moment without either.
+    fn replace_ban(&mut self, key: &BanKey, ban: &Ban) -> Result<(), Refused>;
     /// What is remembered of a source.
     fn offender(&self, source: &Address) -> Option<Offender>;
     /// Remembers it. When that fails the source starts afresh.
@@ -70,13 +65,12 @@ pub trait Tables {
     fn sees_peers(&self) -> bool;
     /// Lets `work` at this CPU's counters, or returns none if there are none.
     fn with_window<R>(&mut self, key: &SynsKey, work: impl FnOnce(&mut Window) -> R) -> Option<R>;
-    /// Shows every other CPU's counters to `look`, which may mark them with [`Window::watch`] and nothing else.
+    /// Shows every other CPU's counters to `look`, which may mark them with [`Window::watch`] and nothing else. What this
+    /// CPU counted before is visible to the others before the first of them is looked at: of two that count and look at
+    /// once, at least one sees the other.
     fn for_each_peer(&mut self, key: &SynsKey, look: impl FnMut(&mut Window));
     /// Adds counters for a source that has none on any CPU: `window` for this one, zeroes for the others.
     fn add_window(&mut self, key: &SynsKey, window: &Window) -> Result<(), Refused>;
-    /// Removes a source's counters on every CPU.
-    fn clear_windows(&mut self, key: &SynsKey);
-
     /// Counts a packet of `bytes` bytes under its reason and, if it got that far, its rule.
     fn count(&mut self, reason: Reason, rule: Option<RuleIndex>, bytes: u64);
     /// Counts something that happened beside the verdict.

@@ -54,23 +54,24 @@ impl Window {
         Self { newest: slot, generation, watched: low_half(slot).wrapping_sub(SLOTS_U32), counts }
     }
 
-    /// Moves on to `slot`, forgetting what is too old and counts of another generation.
+    /// Moves on to `slot`, forgetting what is too old and counts of another generation. Says whether they were of
+    /// another.
     ///
     /// Other CPUs read while this one writes. So stale slots are emptied before the new number appears: a reader in
     /// between misses SYNs that no longer count, and never sees old ones as new.
     #[inline(always)]
-    pub fn advance(&mut self, slot: u64, generation: u32) {
+    pub fn advance(&mut self, slot: u64, generation: u32) -> bool {
         if self.generation != generation {
             self.counts = [0; SLOTS];
             keep_order();
             self.generation = generation;
             self.newest = slot;
-            return;
+            return true;
         }
         // A slot before the newest is a clock that went back a little: it counts as the newest.
         let passed = slot.saturating_sub(self.newest);
         if passed == 0 {
-            return;
+            return false;
         }
         if passed >= SLOTS_U64 {
             self.counts = [0; SLOTS];
@@ -85,17 +86,18 @@ impl Window {
         }
         keep_order();
         self.newest = slot;
+        false
     }
 
     /// Counts a SYN in the newest slot and returns how many this CPU has now in the whole window.
     #[inline(always)]
-    pub fn add(&mut self) -> u32 {
+    pub fn add(&mut self) -> u64 {
         let place = place(self.newest);
         self.counts[place] = self.counts[place].saturating_add(1);
-        let mut total = 0_u32;
+        let mut total = 0;
         let mut i = 0;
         while i < SLOTS {
-            total = total.saturating_add(self.counts[i]);
+            total += self.counts[i] as u64;
             i += 1;
         }
         total
@@ -109,20 +111,29 @@ impl Window {
     }
 
     /// How many SYNs this CPU counted that still count in `slot`, for a look from another CPU.
+    ///
+    /// When the owner moves on during the look, what it counts then may be missed, and nothing old is taken for new: the
+    /// number is read before the counts. The owner then sees what the looking CPU counted before it looked.
+    ///
+    /// There is no branch for each slot: the verifier follows every path, and this runs for each CPU.
     #[inline(always)]
-    pub fn counted(&self, slot: u64, generation: u32) -> u32 {
-        if self.generation != generation {
+    pub fn counted(&self, slot: u64, generation: u32) -> u64 {
+        // How many slots the owner is behind, plus one: its clock may have been read a slot later.
+        let behind = slot.wrapping_add(1).wrapping_sub(self.newest);
+        keep_order();
+        let other = ((self.generation ^ generation) as u64) << 8;
+        if behind | other > SLOTS_U64 {
             return 0;
         }
-        let newest = self.newest;
-        let mut total = 0_u32;
+        // One bit for each age in slots: those that no longer count.
+        let dead = !(0x1ff_u64 >> behind);
+        let mut total = 0;
         let mut i = 0;
         while i < SLOTS_U64 {
-            // The slot number that the count at place `i` belongs to: the newest one with that remainder.
-            let age = newest.wrapping_sub(i) % SLOTS_U64;
-            if newest.wrapping_sub(age).wrapping_add(SLOTS_U64) > slot {
-                total = total.saturating_add(self.counts[place(i)]);
-            }
+            // How many slots before the newest the count at place `i` was made.
+            let age = slot.wrapping_add(1).wrapping_sub(behind).wrapping_sub(i) % SLOTS_U64;
+            // A shift by 32 empties a 32-bit count.
+            total += (self.counts[place(i)] as u64) >> (((dead >> age) & 1) << 5);
             i += 1;
         }
         total
@@ -131,15 +142,14 @@ impl Window {
     /// Tells this CPU to look at the sum, for the window that follows `slot`.
     #[inline(always)]
     pub fn watch(&mut self, slot: u64) {
-        if self.watched != low_half(slot) {
-            self.watched = low_half(slot);
-        }
+        self.watched = low_half(slot);
     }
 
     /// Whether some CPU asked within the window for the sum to be looked at.
     #[inline(always)]
     pub const fn is_watched(&self, slot: u64) -> bool {
-        low_half(slot).wrapping_sub(self.watched) < SLOTS_U32
+        // A mark may be from a CPU that is a slot ahead.
+        low_half(slot).wrapping_sub(self.watched).wrapping_add(1) <= SLOTS_U32
     }
 }
 
@@ -187,12 +197,12 @@ mod tests {
     struct Timestamps(Vec<u64>);
 
     impl Timestamps {
-        fn add(&mut self, slot: u64) -> u32 {
+        fn add(&mut self, slot: u64) -> u64 {
             self.0.push(slot);
             self.counted(slot)
         }
-        fn counted(&self, slot: u64) -> u32 {
-            u32::try_from(self.0.iter().filter(|&&s| s + SLOTS_U64 > slot).count()).unwrap()
+        fn counted(&self, slot: u64) -> u64 {
+            self.0.iter().filter(|&&s| s + SLOTS_U64 > slot).count() as u64
         }
     }
 
@@ -230,8 +240,8 @@ mod tests {
     fn counters_saturate() {
         let mut window = Window::first(0, 0);
         window.counts = [u32::MAX; SLOTS];
-        assert_eq!(window.add(), u32::MAX);
-        assert_eq!(window.counted(0, 0), u32::MAX);
+        assert_eq!(window.add(), 8 * u64::from(u32::MAX));
+        assert_eq!(window.counted(0, 0), 8 * u64::from(u32::MAX));
     }
 
     #[test]
@@ -241,6 +251,7 @@ mod tests {
         window.watch(1 << 40);
         assert!(window.is_watched((1 << 40) + 7));
         assert!(!window.is_watched((1 << 40) + 8));
+        assert!(window.is_watched((1 << 40) - 1), "from a CPU that is a slot ahead");
     }
 
     #[test]

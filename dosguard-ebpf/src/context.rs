@@ -14,12 +14,6 @@ impl<'a> ContextFrame<'a> {
     pub const fn new(ctx: &'a XdpContext) -> Self {
         Self { ctx }
     }
-
-    /// Bytes in the frame.
-    #[inline(always)]
-    pub fn bytes_in_frame(&self) -> u64 {
-        self.ctx.data_end().saturating_sub(self.ctx.data()) as u64
-    }
 }
 
 impl Frame for ContextFrame<'_> {
@@ -39,7 +33,7 @@ impl Frame for ContextFrame<'_> {
 
     #[inline(always)]
     fn length(&self) -> u64 {
-        self.bytes_in_frame()
+        self.ctx.data_end().saturating_sub(self.ctx.data()) as u64
     }
 
     #[inline(always)]

@@ -2,6 +2,7 @@
 //!
 //! The engine itself is in `dosguard-common`. This crate holds the maps, the entry points and nothing that decides.
 #![no_std]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![expect(unsafe_code, reason = "packets and maps are reached through the kernel's pointers")]
 
 pub mod context;
@@ -12,6 +13,7 @@ use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::debug;
 use dosguard_common::engine;
+use dosguard_common::frame::Frame as _;
 use dosguard_common::reason::{Reason, Verdict};
 
 use crate::context::ContextFrame;
@@ -24,7 +26,7 @@ pub fn judge(ctx: &XdpContext, now_ns: impl FnOnce() -> u64) -> u32 {
     let reason = engine::decide(&frame, &mut KernelTables, now_ns);
     if reason == Reason::OverLimit {
         // Removed by the verifier unless the object is loaded with a log level.
-        debug!(ctx, "{}: {} bytes on queue {}", reason.name(), frame.bytes_in_frame(), ctx.rx_queue_index());
+        debug!(ctx, "{}: {} bytes on queue {}", reason.name(), frame.length(), ctx.rx_queue_index());
     }
     match reason.verdict() {
         Verdict::Pass => XDP_PASS,

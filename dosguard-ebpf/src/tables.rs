@@ -55,21 +55,23 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn rule(&self, index: RuleIndex) -> Option<Rule> {
         let rule = maps::RULES.get_ptr(u32::from(index.0))?;
-        // SAFETY: a non-null pointer from the map is to a whole, aligned `Rule`. Userspace may be writing it; see
-        // `Rule` for why the generation is read last.
-        let (rule, generation) = unsafe {
-            let rule = rule.read();
-            black_box(()); // keeps the compiler from reading the generation first
-            (rule, rule_generation(maps::RULES.get_ptr(u32::from(index.0))?))
+        // SAFETY: a non-null pointer from the map is to a whole, aligned `Rule`, and so is one to its generation at either
+        // end. Userspace may be writing it; see `Rule` for the order of the reads.
+        let (last, rule, first) = unsafe {
+            let last = rule.byte_add(Rule::GENERATION_AGAIN_OFFSET).cast::<u32>().read_volatile();
+            black_box(());
+            let copy = rule.read();
+            black_box(());
+            (last, copy, rule.cast::<u32>().read_volatile())
         };
-        let rule = rule.with_generation(generation);
-        rule.is_defined().then_some(rule)
+        (last == first && rule.is_defined()).then_some(rule)
     }
 
     #[inline(always)]
     fn ban(&self, key: &BanKey) -> Option<Ban> {
-        // SAFETY: an entry that is removed meanwhile stays readable until the program ends (RCU); values are replaced,
-        // not written in place.
+        // SAFETY: an entry that is replaced or removed meanwhile stays mapped until the program ends (RCU). Its memory may
+        // be given to another entry before that (Linux 6.1, bpf_mem_alloc): then the ban read may be another source's, for
+        // one packet.
         unsafe { maps::BANS.get(key) }.copied()
     }
 
@@ -79,8 +81,8 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn remove_ban(&mut self, key: &BanKey) -> bool {
-        maps::BANS.remove(key).is_ok()
+    fn replace_ban(&mut self, key: &BanKey, ban: &Ban) -> Result<(), Refused> {
+        added(maps::BANS.insert(key, ban, u64::from(BPF_ANY)))
     }
 
     #[inline(always)]
@@ -107,13 +109,15 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn with_window<R>(&mut self, key: &SynsKey, work: impl FnOnce(&mut Window) -> R) -> Option<R> {
         let window = maps::SYNS.get_ptr_mut(key)?;
-        // SAFETY: the pointer is to this CPU's own value. Other CPUs read it and write only the watch mark, an aligned
-        // word that is never torn.
+        // SAFETY: the pointer is to this CPU's own value, aligned and mapped until the program ends. Other CPUs read it,
+        // and write the watch mark, an aligned word that is never torn; when the entry is evicted meanwhile, whoever gets
+        // it next may zero it. Both sides only ever read and write whole integers, any of which is valid.
         Some(work(unsafe { &mut *window }))
     }
 
     #[inline(always)]
     fn for_each_peer(&mut self, key: &SynsKey, mut look: impl FnMut(&mut Window)) {
+        full_barrier();
         // SAFETY: the helper takes no arguments.
         let own = unsafe { bpf_get_smp_processor_id() } as u32;
         let mut cpu = 0;
@@ -123,8 +127,8 @@ impl Tables for KernelTables {
                 let key = core::ptr::from_ref(key).cast();
                 // SAFETY: the map was made for keys of this type.
                 let peer = unsafe { bpf_map_lookup_percpu_elem(map, key, cpu) }.cast::<Window>();
-                // SAFETY: the pointer is null or to a value of the map. Of another CPU's value only the watch mark is
-                // written; see `with_window`.
+                // SAFETY: the pointer is null or to a value of the map; see `with_window` for who else writes it. Of another
+                // CPU's value only the watch mark is written here.
                 if let Some(peer) = unsafe { peer.as_mut() } {
                     look(peer);
                 }
@@ -136,11 +140,6 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn add_window(&mut self, key: &SynsKey, window: &Window) -> Result<(), Refused> {
         added(maps::SYNS.insert(key, window, u64::from(BPF_NOEXIST)))
-    }
-
-    #[inline(always)]
-    fn clear_windows(&mut self, key: &SynsKey) {
-        let _gone_already = maps::SYNS.remove(key);
     }
 
     #[inline(always)]
@@ -168,13 +167,16 @@ impl Tables for KernelTables {
     }
 }
 
-/// The generation, which stands first in a rule.
+/// Makes what this CPU has written visible to the others before it reads what they have written.
 ///
-/// # Safety
-///
-/// `rule` must come from the map.
+/// A locked addition of nothing: LLVM has no fence for BPF, and the additions that return a value, which Linux 5.10 does
+/// not know, are not needed for this on x86. On arm64 the kernel makes it an addition without order; there, two CPUs at
+/// the border may miss each other.
 #[inline(always)]
-unsafe fn rule_generation(rule: *const Rule) -> u32 {
-    // SAFETY: the caller's pointer is to a whole rule; the first field is a `u32`.
-    unsafe { rule.cast::<u32>().read_volatile() }
+fn full_barrier() {
+    let mut word = 0_u64;
+    // SAFETY: adds 0 to a word of this function's own.
+    unsafe {
+        core::arch::asm!("lock *(u64 *)({word} + 0) += {nothing}", word = in(reg) &raw mut word, nothing = in(reg) 0_u64);
+    }
 }

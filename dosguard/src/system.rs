@@ -79,6 +79,13 @@ pub fn require_bpffs(path: &Path) -> Result<Bpffs, SystemError> {
         Ok(_) => return Err(no_bpffs("it is not a folder".to_owned())),
         Err(error) => return Err(no_bpffs(error.to_string())),
     }
+    if let (Ok(own), Ok(init)) = (fs::read_link("/proc/self/ns/mnt"), fs::read_link("/proc/1/ns/mnt"))
+        && own != init
+    {
+        let reason = "mounted from here it would be gone with this process, which has a mount namespace of its own \
+                      (`ip netns exec` makes one; `nsenter --net` does not)";
+        return Err(no_bpffs(reason.to_owned()));
+    }
     nix::mount::mount(
         Some("bpf"),
         path,
@@ -128,8 +135,29 @@ pub fn wait_for_running_programs() {
     }
 }
 
-/// How many CPUs the kernel may use, online or not.
+/// Where the kernel lists the CPUs that it may use.
+pub const POSSIBLE_CPUS: &str = "/sys/devices/system/cpu/possible";
+
+/// One more than the highest number of a CPU that the kernel may use, online or not. Numbers may have gaps.
 pub fn possible_cpus() -> io::Result<u32> {
-    let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
-    Ok(u32::try_from(cpus).unwrap_or(u32::MAX))
+    let list = fs::read_to_string(POSSIBLE_CPUS)?;
+    highest_of(&list)
+        .map(|highest| highest + 1)
+        .ok_or_else(|| io::Error::other(format!("`{}` is no list of CPUs", list.trim())))
+}
+
+/// The highest number of a list such as `0-3,8-11`.
+fn highest_of(list: &str) -> Option<u32> {
+    list.trim().rsplit([',', '-']).next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_of_cpus_may_have_gaps() {
+        assert_eq!(["0\n", "0-1\n", "0-3,8-11\n", "\n"].map(highest_of), [Some(0), Some(1), Some(11), None]);
+        assert!(possible_cpus().unwrap() >= 1);
+    }
 }

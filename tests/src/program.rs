@@ -63,6 +63,11 @@ impl Program {
         Self::with_options(spec, &LoadOptions { cpus: Some(cpus), ..LoadOptions::default() })
     }
 
+    /// The same as on a kernel where CPUs cannot look at each other's counters.
+    pub fn without_peers(spec: RuleSpec) -> Result<Self> {
+        Self::with_options(spec, &LoadOptions { peers: Some(false), ..LoadOptions::default() })
+    }
+
     fn with_options(spec: RuleSpec, options: &LoadOptions) -> Result<Self> {
         let mut loaded = Loaded::new(real(TEST_CLOCK_OBJECT)?, options)?;
         let clock = Map::from_map_data(loaded.take_map("CLOCK")?)?.try_into()?;

@@ -2,8 +2,8 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test's helpers fail as the test itself does")]
 
-use aya::util::nr_cpus;
 use dosguard::datapath::sees_peers;
+use dosguard::system::possible_cpus;
 use dosguard_common::abi;
 use dosguard_common::address::Address;
 use dosguard_common::ban::{Ban, BanKey, BanReason};
@@ -243,9 +243,23 @@ fn a_cpu_that_saw_little_knows_of_the_others() {
 }
 
 #[test]
-fn it_loads_for_as_many_cpus_as_a_large_server_has() {
+fn it_loads_for_as_many_cpus_as_the_largest_servers_have() {
     // The loop over CPUs is as long as the kernel says; here it is made longer than this machine's.
-    assert!(nr_cpus().unwrap() < 256);
-    let mut program = Program::for_cpus(ban_over(3), 256).unwrap();
-    assert_eq!(syns(&mut program, 4), [UnderLimit, UnderLimit, UnderLimit, OverLimit]);
+    for cpus in [64, 256, 512] {
+        let mut program = Program::for_cpus(ban_over(3), cpus).unwrap();
+        println!("{cpus} CPUs: {} instructions verified", program.verified_instructions().unwrap());
+        assert_eq!(syns(&mut program, 4), [UnderLimit, UnderLimit, UnderLimit, OverLimit]);
+    }
+}
+
+#[test]
+fn where_cpus_cannot_see_each_other_each_has_its_share_of_the_limit() {
+    let cpus = cpu::available().unwrap();
+    cpu::pin(cpus[0]).unwrap();
+    let share = 100 / possible_cpus().unwrap();
+    let mut program = Program::without_peers(ban_over(100)).unwrap();
+    let reasons = syns(&mut program, share as usize + 1);
+    assert!(reasons[..share as usize].iter().all(|reason| *reason == UnderLimit), "{reasons:?}");
+    assert_eq!(reasons.last(), Some(&OverLimit));
+    assert_eq!(ban(&program).count, share + 1, "what this CPU saw");
 }

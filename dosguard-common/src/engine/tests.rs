@@ -134,7 +134,6 @@ fn packets_dropped_by_a_ban_neither_count_nor_prolong_it() {
     let before = ban_of(&tables);
     syns(&mut tables, 100, START + 1);
     assert_eq!(ban_of(&tables), before);
-    assert!(tables.windows.is_empty());
 }
 
 #[test]

@@ -221,7 +221,7 @@ fn print(record: &StatusRecord, out: &mut dyn Write) -> anyhow::Result<()> {
     if !state.program.exact_over_cpus {
         writeln!(
             out,
-            "{YELLOW}this kernel cannot sum over CPUs (Linux 5.19): each CPU has its share of the limits{YELLOW:#}"
+            "{YELLOW}no sums over CPUs here (Linux 5.19, up to 512 CPUs): each CPU has its share of the limits{YELLOW:#}"
         )?;
     }
     let losses = [Tally::BanTableFull, Tally::BanDeferred, Tally::EventLost];

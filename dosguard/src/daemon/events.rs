@@ -69,6 +69,7 @@ impl EventHub {
             let present = interfaces().unwrap_or_default();
             self.interfaces = present.into_iter().map(|found| (found.index, found.name)).collect();
         }
-        self.interfaces.get(&index).cloned().unwrap_or_else(|| index.to_string())
+        // One that is gone is not looked for again with each of its events.
+        self.interfaces.entry(index).or_insert_with(|| index.to_string()).clone()
     }
 }

@@ -125,8 +125,18 @@ impl Datapath {
             None => {}
         }
         let refused = self.link(&interface, link, mode)?;
-        let on = find(name)?.program.filter(|on| on.id == own);
-        Ok(attached(on.ok_or_else(|| self.not_attached(name))?.mode, refused, false))
+        let obtained = find(name).and_then(|interface| {
+            let on = interface.program.filter(|on| on.id == own);
+            on.map(|on| on.mode).ok_or_else(|| self.not_attached(name))
+        });
+        match obtained {
+            Ok(obtained) => Ok(attached(obtained, refused, false)),
+            Err(error) => {
+                // Nobody else knows of this link yet.
+                let _ = self.unlink(link);
+                Err(error)
+            }
+        }
     }
 
     fn not_attached(&self, name: &str) -> Error {
@@ -239,6 +249,9 @@ impl From<ProgramError> for LinkError {
 /// that is attached in another mode.
 pub(super) fn check_interface(name: &str, mode: Mode, paths: &Paths) -> Result<(), Error> {
     let interface = find(name)?;
+    if !interface.ethernet {
+        return Err(Error::NotEthernet { interface: interface.name });
+    }
     let own = ProgramInfo::from_pin(paths.program()).ok().map(|info| info.id());
     match interface.program {
         Some(on) if Some(on.id) != own => Err(foreign(&interface, on)),

@@ -21,6 +21,15 @@ pub enum Error {
         /// The names that there are.
         known: String,
     },
+    /// Its frames have no Ethernet header.
+    #[error(
+        "`{interface}` carries no Ethernet frames, and nothing else is understood\n\
+         hint: guard the interface that its packets come in on"
+    )]
+    NotEthernet {
+        /// The interface.
+        interface: String,
+    },
     /// Somebody else's program is attached.
     #[error(
         "`{interface}` already has the XDP program `{program}` (id {id}, {mode}); it was left alone\n\
@@ -109,10 +118,12 @@ pub enum Error {
     )]
     StubObject,
     /// The object cannot be read.
-    #[error("the XDP program cannot be read")]
+    #[error("the XDP program cannot be prepared, or its maps cannot be made")]
     Object(#[source] Box<aya::EbpfError>),
     /// The kernel refused the program.
-    #[error("the kernel refused the XDP program\nhint: Linux 5.10 or later is needed")]
+    #[error(
+        "the kernel refused the XDP program\nhint: Linux 5.10 or later is needed; if this is one, please report it"
+    )]
     Verifier(#[source] Box<aya::programs::ProgramError>),
     /// A map operation failed.
     #[error("cannot {action} map `{map}`")]

@@ -6,7 +6,7 @@ use std::io;
 
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{LinkAttribute, LinkMessage, LinkXdp, XdpAttached};
+use netlink_packet_route::link::{LinkAttribute, LinkLayerType, LinkMessage, LinkXdp, XdpAttached};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
 /// An XDP program on an interface.
@@ -25,6 +25,8 @@ pub struct Interface {
     pub index: u32,
     /// Its name.
     pub name: String,
+    /// Whether its frames begin with an Ethernet header.
+    pub ethernet: bool,
     /// The program on it.
     pub program: Option<AttachedProgram>,
 }
@@ -75,7 +77,9 @@ fn interface(link: &LinkMessage) -> Interface {
             _ => {}
         }
     }
-    Interface { index: link.header.index, name, program }
+    // The loopback interface has the header, too.
+    let ethernet = matches!(link.header.link_layer_type, LinkLayerType::Ether | LinkLayerType::Loopback);
+    Interface { index: link.header.index, name, ethernet, program }
 }
 
 fn attached_program(xdp: &[LinkXdp]) -> Option<AttachedProgram> {

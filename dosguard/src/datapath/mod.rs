@@ -231,24 +231,18 @@ fn source_mask(policy: &Policy) -> SourceMask {
 /// Writes what differs: the allow-list, then rules, then the ports that lead to them. A rule keeps its index by its
 /// name, wherever it stands in the file: counters and bans are kept under the index.
 fn write_policy(maps: &mut Maps, policy: &Policy) -> Result<(), Error> {
+    let live: BTreeMap<_, _> = maps.rules()?.into_iter().collect();
+    let wanted = assign_indices(&live, &policy.rules)?;
     // What can be refused comes first.
     allow(maps, policy.allow.iter().map(Cidr::to_prefix))?;
-    let live: BTreeMap<_, _> = maps.rules()?.into_iter().collect();
-    let mut wanted = BTreeMap::new();
-    for named in &policy.rules {
-        let named_so = |rule: &Rule| rule.name() == named.name.as_str();
-        let same = live.iter().find(|(_, rule)| named_so(rule)).map(|(index, _)| *index);
-        let mut free = (0..=u8::MAX).map(RuleIndex).filter(|index| !live.contains_key(index));
-        // `default` comes first and finds 0 free. There is room: rules that are gone free theirs the next time.
-        let index = same.or_else(|| free.find(|index| !wanted.contains_key(index)));
-        let index = index.ok_or(Error::MapFull { map: abi::RULES.name, entries: abi::RULES.entries })?;
-        wanted.insert(index, named);
-    }
     let mut ports = BTreeMap::new();
     for (index, named) in &wanted {
         let old = maps.rule(*index)?;
         if !(old.is_defined() && old.name() == named.name.as_str() && old.spec() == named.spec) {
             maps.set_rule(*index, next_generation(named.name.as_str(), &named.spec, &old))?;
+        }
+        if old.is_defined() && old.name() != named.name.as_str() {
+            remove_orphans(maps, *index)?;
         }
         ports.extend(named.ports.iter().map(|port| (port, *index)));
     }
@@ -264,6 +258,28 @@ fn write_policy(maps: &mut Maps, policy: &Policy) -> Result<(), Error> {
         remove_orphans(maps, *index)?;
     }
     Ok(())
+}
+
+/// The index of each rule: the one that its name has already, or else one that is free, or else one of a rule that goes.
+fn assign_indices<'a>(
+    live: &BTreeMap<RuleIndex, Rule>,
+    rules: &'a [NamedRule],
+) -> Result<BTreeMap<RuleIndex, &'a NamedRule>, Error> {
+    let index_of = |named: &NamedRule| {
+        live.iter().find(|(_, rule)| rule.name() == named.name.as_str()).map(|(index, _)| *index)
+    };
+    let kept: BTreeSet<_> = rules.iter().filter_map(index_of).collect();
+    let all = || (0..=u8::MAX).map(RuleIndex);
+    // `default` is the first of all rules, and finds 0 free.
+    let free = all().filter(|index| !live.contains_key(index));
+    let mut usable = free.chain(all().filter(|index| live.contains_key(index) && !kept.contains(index)));
+    let mut assigned = BTreeMap::new();
+    for named in rules {
+        let index = index_of(named).or_else(|| usable.next());
+        let index = index.ok_or(Error::MapFull { map: abi::RULES.name, entries: abi::RULES.entries })?;
+        assigned.insert(index, named);
+    }
+    Ok(assigned)
 }
 
 /// Removes what another rule at the same index would inherit.

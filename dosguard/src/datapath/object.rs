@@ -21,6 +21,8 @@ pub struct LoadOptions {
     pub sizes: Vec<(&'static str, u32)>,
     /// How many CPUs to count on; none for as many as the kernel may use.
     pub cpus: Option<u32>,
+    /// Whether to look at other CPUs' counters; none for whether the kernel can.
+    pub peers: Option<bool>,
 }
 
 /// The program and its maps in the kernel, held by this process alone until they are pinned.
@@ -39,9 +41,9 @@ impl Loaded {
         if object.is_empty() {
             return Err(Error::StubObject);
         }
-        let cpus =
-            system::possible_cpus().map_err(Error::path("read", "/sys/devices/system/cpu/possible"))?;
-        let peers = u32::from(sees_peers());
+        let possible = || system::possible_cpus().map_err(Error::path("read", system::POSSIBLE_CPUS));
+        let cpus = options.cpus.map_or_else(possible, Ok)?;
+        let peers = u32::from(options.peers.unwrap_or_else(sees_peers));
         let mut loader = EbpfLoader::new();
         loader
             .override_global(abi::CPUS_GLOBAL, &cpus, true)
@@ -92,9 +94,14 @@ fn missing(name: &str) -> Error {
     Error::Object(Box::new(EbpfError::MapError(MapError::InvalidName { name: name.to_owned() })))
 }
 
-/// Whether an XDP program may look at other CPUs' counters. A kernel that cannot be asked counts as one that cannot.
+/// Up to so many CPUs the verifier follows the loop over all of them: some 1,300 instructions each of a million.
+const MAX_PEERS: u32 = 512;
+
+/// Whether the sum over CPUs decides here: the kernel lets one CPU look at another's counters, and there are not more than
+/// the verifier follows. A kernel that cannot be asked counts as one that does not.
 pub fn sees_peers() -> bool {
-    is_helper_supported(ProgramType::Xdp, BpfHelper::BPF_FUNC_map_lookup_percpu_elem).unwrap_or(false)
+    system::possible_cpus().is_ok_and(|cpus| cpus <= MAX_PEERS)
+        && is_helper_supported(ProgramType::Xdp, BpfHelper::BPF_FUNC_map_lookup_percpu_elem).unwrap_or(false)
 }
 
 #[cfg(test)]

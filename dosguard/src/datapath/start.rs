@@ -75,6 +75,7 @@ fn start_on(paths: &Paths, request: &Request<'_>, bpffs: Bpffs) -> Result<Starte
 }
 
 fn finish(started: &mut Started, request: &Request<'_>) -> Result<(), Error> {
+    started.datapath.end_killed_sweep()?;
     started.datapath.forget_stale_links()?;
     for interface in request.interfaces {
         started.attached.push(started.datapath.attach(interface, request.mode)?);

@@ -42,6 +42,16 @@ impl Datapath {
         removed
     }
 
+    /// Ends a sweep whose process was killed. The instance's lock must be held: then no other sweep is under way.
+    pub fn end_killed_sweep(&mut self) -> Result<(), Error> {
+        let config = self.maps.config()?;
+        if config.sweep_until_ns() == 0 {
+            Ok(())
+        } else {
+            self.maps.set_config(config.with_sweep_until_ns(0))
+        }
+    }
+
     fn remove_expired(&mut self, keys: &[BanKey], until_ns: u64) -> Result<Vec<(BanKey, Ban)>, Error> {
         let mut removed = Vec::new();
         for key in keys {
