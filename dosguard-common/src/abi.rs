@@ -41,6 +41,8 @@ pub const SYNS: MapSpec = map("SYNS", 131_072);
 pub const BANS: MapSpec = map("BANS", 65_536);
 /// Source to [`Offender`](crate::ban::Offender). LRU: when full, the oldest offenders are forgotten.
 pub const OFFENDERS: MapSpec = map("OFFENDERS", 65_536);
+/// Claims to replace an expired ban: of several CPUs one gets it. LRU: when full, the oldest claims go, which are over.
+pub const CLAIMS: MapSpec = map("CLAIMS", 4_096);
 /// Prefixes that are never counted, dropped or banned. Longest prefix match. Written by userspace.
 pub const ALLOW: MapSpec = map("ALLOW", 131_072);
 /// [`Reason`](crate::reason::Reason)s, then [`Tally`](crate::reason::Tally)s, to packets and bytes, per CPU.
@@ -51,5 +53,5 @@ pub const RULE_COUNTERS: MapSpec = map("RULE_COUNTERS", RULES.entries * crate::r
 pub const EVENTS: MapSpec = map("EVENTS", 1 << 20);
 
 /// Every map, in the order in which they are pinned.
-pub const MAPS: [MapSpec; 10] =
-    [CONFIG, PORTS, RULES, SYNS, BANS, OFFENDERS, ALLOW, COUNTERS, RULE_COUNTERS, EVENTS];
+pub const MAPS: [MapSpec; 11] =
+    [CONFIG, PORTS, RULES, SYNS, BANS, OFFENDERS, CLAIMS, ALLOW, COUNTERS, RULE_COUNTERS, EVENTS];

@@ -182,6 +182,25 @@ impl Ban {
     }
 }
 
+/// Key of `CLAIMS`: an expired ban that somebody is about to replace. There is one for each end of each ban.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+#[repr(C)]
+pub struct Claim {
+    key: BanKey,
+    padding: u32,
+    until_ns: u64,
+}
+
+const _: () = assert!(size_of::<Claim>() == 32);
+
+impl Claim {
+    /// The claim to replace `old`.
+    #[inline(always)]
+    pub const fn on(key: &BanKey, old: &Ban) -> Self {
+        Self { key: *key, padding: 0, until_ns: old.until_ns }
+    }
+}
+
 /// Value of `OFFENDERS`: what is remembered of a source between bans.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]

@@ -1,7 +1,7 @@
 //! The decision: allow-list, ban, rule. Written once, for the kernel and for everything else.
 
 use crate::address::Address;
-use crate::ban::{Ban, BanKey, Offender};
+use crate::ban::{Ban, BanKey, Claim, Offender};
 use crate::config::Config;
 use crate::event::{Cause, Event, Kind};
 use crate::frame::Frame;
@@ -166,8 +166,10 @@ fn pass_or_count<T: Tables>(tables: &mut T, key: &SynsKey, rule: &Rule, era: u32
 
 /// Imposes a ban, unless another CPU was faster.
 ///
-/// The order of steps lets CPUs that do this at once come to the same result: the offences are read before the ban, and
-/// written after it, so whoever sees another's offence sees its ban too.
+/// Of several CPUs one imposes it: the one that adds the entry or, where an expired ban is still there, the one that
+/// gets the claim on it. An expired ban is replaced and not removed, so that no moment is without either, and nobody can
+/// remove what another has just added. The offences are read before the ban is looked at, and written after it is there:
+/// whoever sees another's offence sees its ban, too.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "all of it is the event; a struct would only rename it")]
 fn impose<T: Tables>(
@@ -190,6 +192,7 @@ fn impose<T: Tables>(
     let imposed = match &old {
         Some(old) if old.is_active(now_ns) => return,
         Some(_) if now_ns < config.sweep_until_ns() => return tables.tally(Tally::BanDeferred),
+        Some(old) if !tables.claim(&Claim::on(&key, old)) => return,
         Some(_) => tables.replace_ban(&key, &ban),
         None => tables.add_ban(&key, &ban),
     };

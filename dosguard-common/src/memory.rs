@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::address::Address;
-use crate::ban::{Ban, BanKey, Offender};
+use crate::ban::{Ban, BanKey, Claim, Offender};
 use crate::config::Config;
 use crate::event::Event;
 use crate::reason::{COUNTERS, Count, Reason, Tally};
@@ -118,6 +118,10 @@ impl Tables for MemoryTables {
         }
         self.bans.insert(*key, *ban);
         Ok(())
+    }
+
+    fn claim(&mut self, _claim: &Claim) -> bool {
+        true // one CPU at a time has its turn here
     }
 
     fn replace_ban(&mut self, key: &BanKey, ban: &Ban) -> Result<(), Refused> {

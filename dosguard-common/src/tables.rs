@@ -3,7 +3,7 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::address::Address;
-use crate::ban::{Ban, BanKey, Offender};
+use crate::ban::{Ban, BanKey, Claim, Offender};
 use crate::config::Config;
 use crate::event::Event;
 use crate::reason::{Reason, Tally};
@@ -52,6 +52,8 @@ pub trait Tables {
     fn ban(&self, key: &BanKey) -> Option<Ban>;
     /// Adds a ban where there is none.
     fn add_ban(&mut self, key: &BanKey, ban: &Ban) -> Result<(), Refused>;
+    /// Whether this CPU may replace an expired ban; true for one of those that ask.
+    fn claim(&mut self, claim: &Claim) -> bool;
     /// Puts a ban in the place of an expired one; there is no moment without either.
     fn replace_ban(&mut self, key: &BanKey, ban: &Ban) -> Result<(), Refused>;
     /// What is remembered of a source.

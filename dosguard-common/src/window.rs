@@ -97,7 +97,7 @@ impl Window {
         let mut total = 0;
         let mut i = 0;
         while i < SLOTS {
-            total += self.counts[i] as u64;
+            total += u64::from(self.counts[i]);
             i += 1;
         }
         total
@@ -121,7 +121,7 @@ impl Window {
         // How many slots the owner is behind, plus one: its clock may have been read a slot later.
         let behind = slot.wrapping_add(1).wrapping_sub(self.newest);
         keep_order();
-        let other = ((self.generation ^ generation) as u64) << 8;
+        let other = u64::from(self.generation ^ generation) << 8;
         if behind | other > SLOTS_U64 {
             return 0;
         }
@@ -133,7 +133,7 @@ impl Window {
             // How many slots before the newest the count at place `i` was made.
             let age = slot.wrapping_add(1).wrapping_sub(behind).wrapping_sub(i) % SLOTS_U64;
             // A shift by 32 empties a 32-bit count.
-            total += (self.counts[place(i)] as u64) >> (((dead >> age) & 1) << 5);
+            total += u64::from(self.counts[place(i)]) >> (((dead >> age) & 1) << 5);
             i += 1;
         }
         total

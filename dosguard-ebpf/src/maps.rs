@@ -6,7 +6,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf};
 use dosguard_common::abi;
 use dosguard_common::address::Address;
-use dosguard_common::ban::{Ban, BanKey, Offender};
+use dosguard_common::ban::{Ban, BanKey, Claim, Offender};
 use dosguard_common::config::Config;
 use dosguard_common::reason::Count;
 use dosguard_common::rule::{Rule, RuleIndex};
@@ -36,6 +36,10 @@ pub static BANS: HashMap<BanKey, Ban> = HashMap::with_max_entries(abi::BANS.entr
 /// What is remembered of offenders.
 #[map]
 pub static OFFENDERS: LruHashMap<Address, Offender> = LruHashMap::with_max_entries(abi::OFFENDERS.entries, 0);
+
+/// Claims to replace an expired ban.
+#[map]
+pub static CLAIMS: LruHashMap<Claim, u8> = LruHashMap::with_max_entries(abi::CLAIMS.entries, 0);
 
 /// The allow-list.
 #[map]

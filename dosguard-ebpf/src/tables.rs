@@ -6,7 +6,7 @@ use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_map_lookup_percpu_elem};
 use aya_ebpf::maps::lpm_trie::Key;
 use dosguard_common::address::Address;
-use dosguard_common::ban::{Ban, BanKey, Offender};
+use dosguard_common::ban::{Ban, BanKey, Claim, Offender};
 use dosguard_common::config::Config;
 use dosguard_common::event::Event;
 use dosguard_common::reason::{Reason, Tally};
@@ -78,6 +78,11 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn add_ban(&mut self, key: &BanKey, ban: &Ban) -> Result<(), Refused> {
         added(maps::BANS.insert(key, ban, u64::from(BPF_NOEXIST)))
+    }
+
+    #[inline(always)]
+    fn claim(&mut self, claim: &Claim) -> bool {
+        maps::CLAIMS.insert(claim, 0, u64::from(BPF_NOEXIST)).is_ok()
     }
 
     #[inline(always)]

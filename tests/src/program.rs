@@ -2,6 +2,8 @@
 //!
 //! Each [`Program`] has maps of its own and pins nothing, so tests that use it run side by side.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use aya::maps::{Array, Map, MapData, RingBuf};
 use aya::{TestRun as _, TestRunOptions};
 use dosguard::config::cidr::Cidr;
@@ -159,5 +161,108 @@ impl Program {
 
     fn counters(&self) -> Result<Vec<Count>> {
         Reason::ALL.iter().map(|reason| Ok(self.maps.packets(*reason)?)).collect()
+    }
+}
+
+/// Two CPUs that judge the same frames at the same time.
+///
+/// Attaching the program to the loopback interface of a network namespace of its own, which is down, makes each call
+/// start without waiting for the kernel to set its dispatcher up, so that the two really meet.
+pub struct Race {
+    program: Program,
+    cpus: [usize; 2],
+}
+
+/// What a round of a [`Race`] left behind.
+pub struct Round<'a> {
+    /// The round's number, from 0.
+    pub number: u32,
+    /// SYNs that passed in this round, on both CPUs.
+    pub passed: u64,
+    /// The maps.
+    pub maps: &'a Maps,
+    clock: &'a mut Array<MapData, u64>,
+}
+
+impl Round<'_> {
+    /// Sets the clock for the rounds to come, in nanoseconds of boot time.
+    pub fn set_clock(&mut self, now_ns: u64) -> Result<()> {
+        Ok(self.clock.set(0, now_ns, 0)?)
+    }
+}
+
+impl Race {
+    /// Prepares the program for two CPUs. The calling thread moves to a network namespace of its own.
+    pub fn new(mut program: Program, cpus: [usize; 2]) -> Result<Self> {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?;
+        program.loaded.program()?.attach("lo", aya::programs::XdpMode::Skb)?;
+        Ok(Self { program, cpus })
+    }
+
+    /// In each round both CPUs judge `frame(round)` `repeat` times; then `look` sees what came of it.
+    pub fn run(
+        &mut self,
+        rounds: u32,
+        repeat: u32,
+        frame: impl Fn(u32) -> Frame + Sync,
+        mut look: impl FnMut(Round<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let Program { loaded, maps, clock, .. } = &mut self.program;
+        let program = &*loaded.program()?;
+        let (begun, ended) = (&AtomicU32::new(0), &AtomicU32::new(0));
+        let frame = &frame;
+        let judge = |round: u32| {
+            let frame = frame(round);
+            begun.fetch_add(1, Ordering::SeqCst);
+            spin_until(begun, round * 2 + 2);
+            let result =
+                program.test_run(TestRunOptions { data_in: Some(&frame), repeat, ..TestRunOptions::new() });
+            ended.fetch_add(1, Ordering::SeqCst);
+            spin_until(ended, round * 2 + 2);
+            result.map(drop)
+        };
+        let [first, second] = self.cpus;
+        // Where one of the two stops for an error, the other must not wait for ever.
+        let released = &AtomicU32::new(0);
+        std::thread::scope(|scope| {
+            let other = scope.spawn(move || -> Result<()> {
+                crate::cpu::pin(second)?;
+                for round in 0..rounds {
+                    spin_until(released, round + 1);
+                    if released.load(Ordering::SeqCst) == u32::MAX {
+                        break;
+                    }
+                    judge(round)?;
+                }
+                Ok(())
+            });
+            let mut all = || -> Result<()> {
+                crate::cpu::pin(first)?;
+                let mut before = maps.packets(Reason::UnderLimit)?.packets;
+                for number in 0..rounds {
+                    released.store(number + 1, Ordering::SeqCst);
+                    judge(number)?;
+                    let after = maps.packets(Reason::UnderLimit)?.packets;
+                    look(Round { number, passed: after - before, maps, clock })?;
+                    before = after;
+                }
+                Ok(())
+            };
+            let result = all();
+            released.store(u32::MAX, Ordering::SeqCst);
+            result.and(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        })
+    }
+}
+
+fn spin_until(counter: &AtomicU32, value: u32) {
+    let mut spins = 0_u32;
+    while counter.load(Ordering::SeqCst) < value {
+        spins = spins.saturating_add(1);
+        if spins > 2_000 {
+            std::thread::yield_now();
+        } else {
+            std::hint::spin_loop();
+        }
     }
 }
