@@ -56,6 +56,8 @@ fn a_lab_leaves_nothing_behind() {
 
 #[test]
 fn a_killed_run_is_put_away_by_the_next() {
+    // While it exists no other lab begins, and with it the cleaning up.
+    let turn = Lab::new().unwrap();
     let mut dead = Command::new("true").spawn().unwrap();
     let owner = dead.id();
     dead.wait().unwrap();
@@ -82,6 +84,7 @@ fn a_killed_run_is_put_away_by_the_next() {
     })
     .unwrap();
 
+    drop(turn);
     drop(Lab::new().unwrap());
 
     assert!(!Path::new("/run/netns").join(&name).exists());
