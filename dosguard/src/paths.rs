@@ -52,6 +52,15 @@ impl Paths {
         &self.instance
     }
 
+    /// How to call dosguard for this instance, for hints.
+    pub fn command(&self) -> String {
+        if self.instance == DEFAULT_INSTANCE {
+            "dosguard".to_owned()
+        } else {
+            format!("dosguard --instance {}", self.instance)
+        }
+    }
+
     /// The BPF file system's mount point.
     pub fn bpffs(&self) -> &Path {
         &self.bpffs

@@ -159,8 +159,12 @@ fn add(paths: &Paths, args: &AddArgs) -> anyhow::Result<Answer> {
     datapath.maps_mut().set_ban(&key, &ban)?;
     let left = Span::from_ns(ban.until_ns.saturating_sub(now_ns)).approx();
     let text = source_text(source, mask.into());
-    let word = if old.is_some() { "extended: banned" } else { "banned" };
-    talk::say(&format!("{text} {word} for {left}, scope {}", key.scope().name()));
+    let word = match old {
+        Some(old) if old.until_ns == ban.until_ns => "was banned for longer already:",
+        Some(_) => "extended: banned for",
+        None => "banned for",
+    };
+    talk::say(&format!("{text} {word} {left}, scope {}", key.scope().name()));
     report(paths, &datapath, Kind::Ban, &[(key, ban)], now_ns);
     Ok(Answer::Done)
 }

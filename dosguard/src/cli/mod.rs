@@ -47,7 +47,7 @@ struct Global {
     /// Where locks and sockets are.
     #[arg(long, global = true, value_name = "DIR", default_value = DEFAULT_RUN_DIR)]
     run_dir: PathBuf,
-    /// Where what survives a boot is.
+    /// Where what survives a boot will be. Nothing does yet.
     #[arg(long, global = true, value_name = "DIR", default_value = DEFAULT_STATE_DIR)]
     state_dir: PathBuf,
     /// Say more; twice, say everything.

@@ -115,7 +115,7 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
         Datapath::remove(paths)?;
         talk::say("detached; nothing is guarded any more");
     } else if served.is_ok() {
-        talk::say("stopped; the filter goes on, `dosguard detach --all` removes it");
+        talk::say(&format!("stopped; the filter goes on, `{} detach --all` removes it", paths.command()));
     } else {
         talk::say(&format!("{YELLOW}the daemon ends, and the filter goes on{YELLOW:#}"));
     }

@@ -7,6 +7,7 @@ use std::io;
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::{ProgramError, ProgramInfo, Xdp, XdpMode, loaded_programs};
 use aya_obj::programs::XdpAttachType;
+use dosguard_common::abi::PROGRAM;
 
 use super::links::{AttachedProgram, Interface, interfaces};
 use super::{Datapath, Error};
@@ -289,10 +290,14 @@ fn find(name: &str) -> Result<Interface, Error> {
 fn foreign(interface: &Interface, on: AttachedProgram) -> Error {
     let named = |info: ProgramInfo| info.name_as_str().map(str::to_owned);
     let program = loaded_programs().filter_map(Result::ok).find(|info| info.id() == on.id).and_then(named);
-    Error::ForeignProgram {
-        interface: interface.name.clone(),
-        program: program.unwrap_or_else(|| "unnamed".to_owned()),
-        id: on.id,
-        mode: on.mode,
-    }
+    let program = program.unwrap_or_else(|| "unnamed".to_owned());
+    let hint = if program == PROGRAM {
+        format!("another instance guards it: `dosguard --instance NAME detach {}` first", interface.name)
+    } else {
+        format!(
+            "detach it first with the tool that attached it, or `ip link set dev {} xdp off`",
+            interface.name
+        )
+    };
+    Error::ForeignProgram { interface: interface.name.clone(), program, id: on.id, mode: on.mode, hint }
 }

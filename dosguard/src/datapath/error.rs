@@ -33,7 +33,7 @@ pub enum Error {
     /// Somebody else's program is attached.
     #[error(
         "`{interface}` already has the XDP program `{program}` (id {id}, {mode}); it was left alone\n\
-         hint: detach it first with the tool that attached it, or `ip link set dev {interface} xdp off`"
+         hint: {hint}"
     )]
     ForeignProgram {
         /// The interface.
@@ -44,6 +44,8 @@ pub enum Error {
         id: u32,
         /// How it is attached.
         mode: &'static str,
+        /// What to do.
+        hint: String,
     },
     /// The driver refused.
     #[error(
