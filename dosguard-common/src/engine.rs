@@ -198,7 +198,9 @@ fn impose<T: Tables>(
     };
     match imposed {
         Ok(()) => {
-            tables.remember(&source, &Offender::after(&key, &ban));
+            if !tables.remember(&source, &Offender::after(&key, &ban)) {
+                tables.tally(Tally::OffenceLost);
+            }
             tables.tally(Tally::BanImposed);
             if let Some(old) = &old {
                 tables.emit(&Event::of_ban(Kind::Unban, &key, old, &Cause::default(), now_ns));

@@ -26,6 +26,8 @@ pub struct MemoryTables {
     pub bans: BTreeMap<BanKey, Ban>,
     /// How many bans there may be.
     pub ban_capacity: usize,
+    /// How many offenders there may be.
+    pub offender_capacity: usize,
     /// Offenders.
     pub offenders: BTreeMap<Address, Offender>,
     /// Counters of each source, one per CPU.
@@ -55,6 +57,7 @@ impl MemoryTables {
             rules,
             bans: BTreeMap::new(),
             ban_capacity: usize::MAX,
+            offender_capacity: usize::MAX,
             offenders: BTreeMap::new(),
             windows: BTreeMap::new(),
             cpu: 0,
@@ -133,8 +136,12 @@ impl Tables for MemoryTables {
         self.offenders.get(source).copied()
     }
 
-    fn remember(&mut self, source: &Address, offender: &Offender) {
-        self.offenders.insert(*source, *offender);
+    fn remember(&mut self, source: &Address, offender: &Offender) -> bool {
+        let room = self.offenders.contains_key(source) || self.offenders.len() < self.offender_capacity;
+        if room {
+            self.offenders.insert(*source, *offender);
+        }
+        room
     }
 
     fn cpus(&self) -> u32 {

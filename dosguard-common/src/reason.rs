@@ -103,6 +103,8 @@ counters! {
         BanTableFull = "ban-table-full",
         /// A source over the limit is banned a moment later, because its expired ban was just being swept.
         BanDeferred = "bans-deferred",
+        /// An offence could not be remembered: its source's next ban is not longer, and its window not clean.
+        OffenceLost = "offences-lost",
         /// A source got an entry in the counting map. What exceeds the entries present was evicted.
         SourceAdded = "sources-added",
         /// An event found the ring buffer full.

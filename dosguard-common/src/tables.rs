@@ -58,8 +58,8 @@ pub trait Tables {
     fn replace_ban(&mut self, key: &BanKey, ban: &Ban) -> Result<(), Refused>;
     /// What is remembered of a source.
     fn offender(&self, source: &Address) -> Option<Offender>;
-    /// Remembers it. When that fails the source starts afresh.
-    fn remember(&mut self, source: &Address, offender: &Offender);
+    /// Remembers it; false if there was no room.
+    fn remember(&mut self, source: &Address, offender: &Offender) -> bool;
 
     /// How many CPUs may count.
     fn cpus(&self) -> u32;

@@ -97,8 +97,8 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn remember(&mut self, source: &Address, offender: &Offender) {
-        let _refused = maps::OFFENDERS.insert(source, offender, u64::from(BPF_ANY));
+    fn remember(&mut self, source: &Address, offender: &Offender) -> bool {
+        maps::OFFENDERS.insert(source, offender, u64::from(BPF_ANY)).is_ok()
     }
 
     #[inline(always)]

@@ -177,6 +177,14 @@ fn while_expired_bans_are_swept_no_new_one_takes_their_place() {
 }
 
 #[test]
+fn an_offence_that_cannot_be_remembered_is_counted() {
+    let mut tables = tables(spec(1), 1);
+    tables.offender_capacity = 0;
+    syns(&mut tables, 2, START);
+    assert_eq!((ban_of(&tables).offence, tables.tallied(Tally::OffenceLost)), (1, 1));
+}
+
+#[test]
 fn a_full_ban_map_still_drops_one_by_one() {
     let mut tables = tables(spec(2), 1);
     tables.ban_capacity = 0;

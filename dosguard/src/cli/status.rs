@@ -224,7 +224,7 @@ fn print(record: &StatusRecord, out: &mut dyn Write) -> anyhow::Result<()> {
             "{YELLOW}no sums over CPUs here (Linux 5.19, up to 512 CPUs): each CPU has its share of the limits{YELLOW:#}"
         )?;
     }
-    let losses = [Tally::BanTableFull, Tally::BanDeferred, Tally::EventLost];
+    let losses = [Tally::BanTableFull, Tally::BanDeferred, Tally::OffenceLost, Tally::EventLost];
     for loss in state.tallies.iter().filter(|tally| losses.iter().any(|loss| loss.name() == tally.name)) {
         if loss.count > 0 {
             writeln!(out, "{YELLOW}{}: {}{YELLOW:#}", loss.name, grouped(loss.count))?;
