@@ -1,7 +1,7 @@
 //! Names, sizes and the version of everything that kernel and userspace agree on.
 
 /// Version of the pinned maps' layout. It is part of the pin path, so that two layouts never meet.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// The XDP program's name in the object and in the kernel's listings.
 pub const PROGRAM: &str = "dosguard";
@@ -41,17 +41,38 @@ pub const SYNS: MapSpec = map("SYNS", 131_072);
 pub const BANS: MapSpec = map("BANS", 65_536);
 /// Source to [`Offender`](crate::ban::Offender). LRU: when full, the oldest offenders are forgotten.
 pub const OFFENDERS: MapSpec = map("OFFENDERS", 65_536);
-/// Claims to replace an expired ban: of several CPUs one gets it. LRU: when full, the oldest claims go, which are over.
+/// Claims to something that one CPU of several may do, such as to replace an expired ban. LRU: when full, the oldest
+/// claims go, which are over.
 pub const CLAIMS: MapSpec = map("CLAIMS", 4_096);
 /// Prefixes that are never counted, dropped or banned. Longest prefix match. Written by userspace.
 pub const ALLOW: MapSpec = map("ALLOW", 131_072);
+/// Prefixes from which every packet is dropped. Longest prefix match. Written by userspace.
+pub const DENY: MapSpec = map("DENY", 131_072);
 /// [`Reason`](crate::reason::Reason)s, then [`Tally`](crate::reason::Tally)s, to packets and bytes, per CPU.
 pub const COUNTERS: MapSpec = map("COUNTERS", crate::reason::COUNTERS);
 /// Rule index × reason to packets, per CPU.
 pub const RULE_COUNTERS: MapSpec = map("RULE_COUNTERS", RULES.entries * crate::reason::Reason::COUNT);
+/// Kind of event to [`Gate`](crate::event::Gate), per CPU: how many events passed lately. Written by the kernel.
+pub const GATES: MapSpec = map("GATES", crate::event::Kind::COUNT);
+/// One [`Scratch`](crate::tables::Scratch) per CPU. Written by the kernel, and of no meaning between two packets.
+pub const SCRATCH: MapSpec = map("SCRATCH", 1);
 /// Ring buffer of [`Event`](crate::event::Event)s; a full one loses the newest, and the loss is counted.
 pub const EVENTS: MapSpec = map("EVENTS", 1 << 20);
 
 /// Every map, in the order in which they are pinned.
-pub const MAPS: [MapSpec; 11] =
-    [CONFIG, PORTS, RULES, SYNS, BANS, OFFENDERS, CLAIMS, ALLOW, COUNTERS, RULE_COUNTERS, EVENTS];
+pub const MAPS: [MapSpec; 14] = [
+    CONFIG,
+    PORTS,
+    RULES,
+    SYNS,
+    BANS,
+    OFFENDERS,
+    CLAIMS,
+    ALLOW,
+    DENY,
+    COUNTERS,
+    RULE_COUNTERS,
+    GATES,
+    SCRATCH,
+    EVENTS,
+];

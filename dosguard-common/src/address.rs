@@ -2,68 +2,81 @@
 
 use bytemuck::{Pod, Zeroable};
 
-const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
-const STRAY: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xfe];
+/// The third word of an IPv4-mapped address, of which the first two are zero.
+const MAPPED: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
+const STRAY: u32 = u32::from_ne_bytes([0, 0, 0xff, 0xfe]);
 
 /// An IPv4 or IPv6 address in 16 bytes, network order.
 ///
 /// IPv4 is kept as IPv4-mapped IPv6 (`::ffff:a.b.c.d`, RFC 4291 section 2.5.5.2), so that one map serves both.
 /// An IPv6 packet that claims such an address (never legal on the wire) is moved to the unassigned `::fffe:0:0/96`:
 /// it can neither use an IPv4 allow-list entry nor get an IPv4 source banned.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+///
+/// Kept in words, which the kernel program copies as such, and not byte by byte.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Pod, Zeroable)]
 #[repr(transparent)]
-pub struct Address([u8; 16]);
+pub struct Address([u32; 4]);
 
 impl Address {
+    /// The address of nobody, `::`.
+    pub const UNSPECIFIED: Self = Self([0; 4]);
+
     /// From the four bytes of an IPv4 header.
     #[inline(always)]
     pub const fn from_ipv4(octets: [u8; 4]) -> Self {
-        let mut bytes = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0];
-        bytes[12] = octets[0];
-        bytes[13] = octets[1];
-        bytes[14] = octets[2];
-        bytes[15] = octets[3];
-        Self(bytes)
+        Self([0, 0, MAPPED, u32::from_ne_bytes(octets)])
     }
 
     /// From the sixteen bytes of an IPv6 header.
     #[inline(always)]
-    pub fn from_ipv6(octets: [u8; 16]) -> Self {
-        let mut bytes = octets;
-        if octets[..12] == MAPPED {
-            bytes[11] = STRAY[11];
+    pub const fn from_ipv6(octets: [u8; 16]) -> Self {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = octets;
+        let mut address = Self([
+            u32::from_ne_bytes([a, b, c, d]),
+            u32::from_ne_bytes([e, f, g, h]),
+            u32::from_ne_bytes([i, j, k, l]),
+            u32::from_ne_bytes([m, n, o, p]),
+        ]);
+        if address.is_ipv4() {
+            address.0[2] = STRAY;
         }
-        Self(bytes)
+        address
+    }
+
+    /// Each of its four words through `map`.
+    #[inline(always)]
+    pub(crate) fn map_words(self, map: impl Fn(u32) -> u32) -> Self {
+        let [a, b, c, d] = self.0;
+        Self([map(a), map(b), map(c), map(d)])
     }
 
     /// The bytes as the maps hold them.
-    pub const fn to_bytes(self) -> [u8; 16] {
-        self.0
+    pub fn to_bytes(self) -> [u8; 16] {
+        bytemuck::cast(self.0)
     }
 
     /// The four bytes of an IPv4 address, or none for IPv6.
     pub fn to_ipv4(self) -> Option<[u8; 4]> {
-        let [head @ .., a, b, c, d] = self.0;
-        (head == MAPPED).then_some([a, b, c, d])
+        self.is_ipv4().then(|| self.0[3].to_ne_bytes())
     }
 
     /// Whether this is an IPv4 address.
     #[inline(always)]
-    pub fn is_ipv4(&self) -> bool {
-        self.0[..12] == MAPPED
+    pub const fn is_ipv4(&self) -> bool {
+        self.0[0] | self.0[1] | (self.0[2] ^ MAPPED) == 0
     }
+}
 
-    #[inline(always)]
-    fn words(self) -> [u64; 2] {
-        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = self.0;
-        [u64::from_be_bytes([a, b, c, d, e, f, g, h]), u64::from_be_bytes([i, j, k, l, m, n, o, p])]
+/// In numerical order, IPv4 at its place in IPv6.
+impl Ord for Address {
+    fn cmp(&self, other: &Self) -> core::cmp::Ordering {
+        self.to_bytes().cmp(&other.to_bytes())
     }
+}
 
-    #[inline(always)]
-    const fn from_words(words: [u64; 2]) -> Self {
-        let [a, b, c, d, e, f, g, h] = words[0].to_be_bytes();
-        let [i, j, k, l, m, n, o, p] = words[1].to_be_bytes();
-        Self([a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p])
+impl PartialOrd for Address {
+    fn partial_cmp(&self, other: &Self) -> Option<core::cmp::Ordering> {
+        Some(self.cmp(other))
     }
 }
 
@@ -71,41 +84,41 @@ impl Address {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct SourceMask {
-    ipv4: [u64; 2],
-    ipv6: [u64; 2],
+    ipv4: [u32; 4],
+    ipv6: [u32; 4],
 }
 
 impl SourceMask {
     /// Masks for IPv4 prefixes of `ipv4` bits (up to 32) and IPv6 prefixes of `ipv6` bits (up to 128).
     pub const fn new(ipv4: u8, ipv6: u8) -> Self {
         let ipv4 = if ipv4 > 32 { 32 } else { ipv4 };
-        Self { ipv4: prefix_mask(96 + ipv4), ipv6: prefix_mask(ipv6) }
+        Self { ipv4: prefix_mask(96 + ipv4 as u32), ipv6: prefix_mask(ipv6 as u32) }
     }
 
     /// The source that `address` belongs to.
     #[inline(always)]
-    pub fn source(&self, address: Address) -> Address {
-        let mask = if address.is_ipv4() { self.ipv4 } else { self.ipv6 };
-        let [high, low] = address.words();
-        Address::from_words([high & mask[0], low & mask[1]])
+    pub const fn source(&self, address: Address) -> Address {
+        let mask = if address.is_ipv4() { &self.ipv4 } else { &self.ipv6 };
+        let [a, b, c, d] = address.0;
+        Address([a & mask[0], b & mask[1], c & mask[2], d & mask[3]])
     }
 
     /// The prefix lengths in bits: IPv4 (of 32), IPv6 (of 128).
-    pub const fn prefixes(&self) -> (u32, u32) {
-        let ipv4 = self.ipv4[0].count_ones() + self.ipv4[1].count_ones();
-        (ipv4.saturating_sub(96), self.ipv6[0].count_ones() + self.ipv6[1].count_ones())
+    pub fn prefixes(&self) -> (u32, u32) {
+        let bits = |mask: &[u32; 4]| mask.iter().map(|word| word.count_ones()).sum::<u32>();
+        (bits(&self.ipv4).saturating_sub(96), bits(&self.ipv6))
     }
 }
 
-const fn prefix_mask(bits: u8) -> [u64; 2] {
-    const fn word(bits: u8) -> u64 {
+const fn prefix_mask(bits: u32) -> [u32; 4] {
+    const fn word(bits: u32) -> u32 {
         match bits {
             0 => 0,
-            64.. => u64::MAX,
-            _ => u64::MAX << (64 - bits),
+            32.. => u32::MAX,
+            _ => (u32::MAX << (32 - bits)).to_be(),
         }
     }
-    [word(bits), word(bits.saturating_sub(64))]
+    [word(bits), word(bits.saturating_sub(32)), word(bits.saturating_sub(64)), word(bits.saturating_sub(96))]
 }
 
 #[cfg(test)]

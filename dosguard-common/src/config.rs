@@ -1,11 +1,39 @@
 //! Global settings as the kernel reads them.
 
+use core::hint::black_box;
+
 use bytemuck::{Pod, Zeroable};
 
 use crate::address::SourceMask;
+use crate::rule::Rule;
 
 const FLAG_READY: u32 = 1 << 0;
 const FLAG_ALLOW: u32 = 1 << 1;
+const FLAG_DENY: u32 = 1 << 2;
+const FLAG_MONITOR: u32 = crate::rule::FLAG_MONITOR;
+
+/// Events of one kind that each CPU reports in a second, unless configured.
+pub const EVENTS_RATE: u32 = 1_000;
+
+/// Whether what is decided is done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// It is done.
+    #[default]
+    Enforce,
+    /// It is counted and reported, and nothing is dropped.
+    Monitor,
+}
+
+impl Mode {
+    /// The name used in configuration and output.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Enforce => "enforce",
+            Self::Monitor => "monitor",
+        }
+    }
+}
 
 /// The one entry of `CONFIG`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
@@ -14,15 +42,15 @@ pub struct Config {
     mask: SourceMask,
     sweep_until_ns: u64,
     flags: u32,
-    padding: u32,
+    events_rate: u32,
 }
 
 const _: () = assert!(size_of::<Config>() == 48);
 
 impl Config {
-    /// Settings with these source prefixes, an empty allow-list and no sweep under way.
+    /// Settings with these source prefixes, empty lists, no sweep under way, [`EVENTS_RATE`] and in force.
     pub const fn new(mask: SourceMask) -> Self {
-        Self { mask, sweep_until_ns: 0, flags: FLAG_READY, padding: 0 }
+        Self { mask, sweep_until_ns: 0, flags: FLAG_READY, events_rate: EVENTS_RATE }
     }
 
     /// Whether userspace has written the settings. Until then everything passes.
@@ -45,11 +73,67 @@ impl Config {
 
     /// The same settings with the allow-list in use or not.
     #[must_use]
-    pub const fn with_allow_list(mut self, used: bool) -> Self {
-        if used {
-            self.flags |= FLAG_ALLOW;
+    pub const fn with_allow_list(self, used: bool) -> Self {
+        self.with_flag(FLAG_ALLOW, used)
+    }
+
+    /// Whether the deny-list has entries.
+    #[inline(always)]
+    pub const fn has_deny_list(&self) -> bool {
+        self.flags & FLAG_DENY != 0
+    }
+
+    /// The same settings with the deny-list in use or not.
+    #[must_use]
+    pub const fn with_deny_list(self, used: bool) -> Self {
+        self.with_flag(FLAG_DENY, used)
+    }
+
+    /// Whether all that is decided is done, or only counted and reported.
+    #[inline(always)]
+    pub const fn mode(&self) -> Mode {
+        if self.flags & FLAG_MONITOR == 0 { Mode::Enforce } else { Mode::Monitor }
+    }
+
+    /// The mode of a rule under these settings: a rule that is only watched, or everything.
+    ///
+    /// Told anew wherever it is asked for, from numbers that the verifier does not know.
+    #[inline(always)]
+    pub fn mode_of(&self, rule: &Rule) -> Mode {
+        if black_box(self.flags | rule.flags()) & FLAG_MONITOR == 0 { Mode::Enforce } else { Mode::Monitor }
+    }
+
+    /// The same settings in this mode.
+    #[must_use]
+    pub const fn with_mode(self, mode: Mode) -> Self {
+        self.with_flag(FLAG_MONITOR, matches!(mode, Mode::Monitor))
+    }
+
+    /// Events of one kind that each CPU reports in a second; what is beyond is counted.
+    #[inline(always)]
+    pub const fn events_rate(&self) -> u32 {
+        self.events_rate
+    }
+
+    /// The same settings with this many events a second.
+    #[must_use]
+    pub const fn with_events_rate(mut self, per_sec: u32) -> Self {
+        self.events_rate = per_sec;
+        self
+    }
+
+    /// The same settings with other source prefixes.
+    #[must_use]
+    pub const fn with_mask(mut self, mask: SourceMask) -> Self {
+        self.mask = mask;
+        self
+    }
+
+    const fn with_flag(mut self, flag: u32, set: bool) -> Self {
+        if set {
+            self.flags |= flag;
         } else {
-            self.flags &= !FLAG_ALLOW;
+            self.flags &= !flag;
         }
         self
     }

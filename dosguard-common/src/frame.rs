@@ -9,9 +9,9 @@ pub struct Arrival {
     pub queue: u32,
 }
 
-/// Offsets beyond this are out of reach. No header that matters begins later, and the verifier wants an upper bound
-/// before an offset is added to the packet's pointer.
-pub const MAX_OFFSET: usize = 1_500;
+/// Offsets beyond this are out of reach: more than the largest jumbo frame has. The verifier wants an upper bound, below
+/// 65,535, before an offset is added to the packet's pointer.
+pub const MAX_OFFSET: usize = 16_383;
 
 /// An Ethernet frame.
 pub trait Frame {
@@ -23,6 +23,10 @@ pub trait Frame {
 
     /// Where it came in.
     fn arrival(&self) -> Arrival;
+
+    /// The same value. The kernel's verifier follows a value along each path on which it was found; behind this call it
+    /// knows nothing of it any more, and the paths go on as one.
+    fn opaque(&self, value: u32) -> u32;
 }
 
 /// A frame in memory. It arrives on interface 0, queue 0.
@@ -40,5 +44,9 @@ impl Frame for [u8] {
 
     fn arrival(&self) -> Arrival {
         Arrival::default()
+    }
+
+    fn opaque(&self, value: u32) -> u32 {
+        value
     }
 }

@@ -9,12 +9,17 @@
 pub mod abi;
 pub mod address;
 pub mod ban;
+pub mod claim;
 pub mod config;
 pub mod engine;
 pub mod event;
 pub mod frame;
+pub mod key;
+pub mod label;
 #[cfg(any(test, feature = "memory"))]
 pub mod memory;
+pub mod offender;
+pub mod opaque;
 pub mod parse;
 pub mod reason;
 pub mod rule;

@@ -1,14 +1,17 @@
 //! Tables in plain memory: for tests, and for judging captured packets.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::address::Address;
-use crate::ban::{Ban, BanKey, Claim, Offender};
+use crate::ban::Ban;
+use crate::claim::Claim;
 use crate::config::Config;
-use crate::event::Event;
+use crate::event::{Event, Gate, Kind};
+use crate::key::SourceKey;
+use crate::offender::Offender;
 use crate::reason::{COUNTERS, Count, Reason, Tally};
 use crate::rule::{Rule, RuleIndex};
-use crate::tables::{Refused, SynsKey, Tables};
+use crate::tables::{Refused, Scratch, Tables};
 use crate::window::Window;
 
 /// Tables in memory, as seen from one of several CPUs.
@@ -18,12 +21,18 @@ pub struct MemoryTables {
     pub config: Option<Config>,
     /// Allowed prefixes: address and length in bits of the 128-bit form.
     pub allow: Vec<(Address, u32)>,
+    /// Denied prefixes, likewise.
+    pub deny: Vec<(Address, u32)>,
+    /// Claims that were made.
+    pub claims: BTreeSet<Claim>,
+    /// The gates for events: one for each kind and CPU.
+    pub gates: BTreeMap<(Kind, usize), Gate>,
     /// Ports that belong to another rule than `default`.
     pub ports: BTreeMap<u16, RuleIndex>,
     /// The rules.
     pub rules: BTreeMap<RuleIndex, Rule>,
     /// Bans, expired ones included.
-    pub bans: BTreeMap<BanKey, Ban>,
+    pub bans: BTreeMap<SourceKey, Ban>,
     /// How many bans there may be.
     pub ban_capacity: usize,
     /// How many offenders there may be.
@@ -31,7 +40,7 @@ pub struct MemoryTables {
     /// Offenders.
     pub offenders: BTreeMap<Address, Offender>,
     /// Counters of each source, one per CPU.
-    pub windows: BTreeMap<SynsKey, Vec<Window>>,
+    pub windows: BTreeMap<SourceKey, Vec<Window>>,
     /// The CPU whose turn it is.
     pub cpu: usize,
     /// How many CPUs there are.
@@ -42,6 +51,8 @@ pub struct MemoryTables {
     pub counters: Vec<Count>,
     /// Packets per rule and reason.
     pub rule_counters: BTreeMap<(RuleIndex, Reason), u64>,
+    /// How many events there may be.
+    pub event_capacity: usize,
     /// What was reported, in order.
     pub events: Vec<Event>,
 }
@@ -53,6 +64,9 @@ impl MemoryTables {
         Self {
             config: Some(config),
             allow: Vec::new(),
+            deny: Vec::new(),
+            claims: BTreeSet::new(),
+            gates: BTreeMap::new(),
             ports: BTreeMap::new(),
             rules,
             bans: BTreeMap::new(),
@@ -65,6 +79,7 @@ impl MemoryTables {
             sees_peers: true,
             counters: vec![Count::default(); COUNTERS as usize],
             rule_counters: BTreeMap::new(),
+            event_capacity: usize::MAX,
             events: Vec::new(),
         }
     }
@@ -88,16 +103,17 @@ impl MemoryTables {
 }
 
 impl Tables for MemoryTables {
-    fn config(&self) -> Option<Config> {
-        self.config.filter(Config::is_ready)
+    fn with_config<R>(&mut self, work: impl FnOnce(&mut Self, &Config) -> R) -> Option<R> {
+        let config = self.config.filter(Config::is_ready)?;
+        Some(work(self, &config))
     }
 
     fn is_allowed(&self, address: &Address) -> bool {
-        let address = u128::from_be_bytes(address.to_bytes());
-        self.allow.iter().any(|(prefix, bits)| {
-            let differing = address ^ u128::from_be_bytes(prefix.to_bytes());
-            differing.leading_zeros() >= *bits
-        })
+        covers(&self.allow, address)
+    }
+
+    fn is_denied(&self, address: &Address) -> bool {
+        covers(&self.deny, address)
     }
 
     fn rule_of(&self, port: u16) -> RuleIndex {
@@ -108,11 +124,11 @@ impl Tables for MemoryTables {
         self.rules.get(&index).copied().filter(Rule::is_defined)
     }
 
-    fn ban(&self, key: &BanKey) -> Option<Ban> {
-        self.bans.get(key).copied()
+    fn with_ban<R>(&self, key: &SourceKey, look: impl FnOnce(&Ban) -> R) -> Option<R> {
+        self.bans.get(key).map(look)
     }
 
-    fn add_ban(&mut self, key: &BanKey, ban: &Ban) -> Result<(), Refused> {
+    fn add_ban(&mut self, key: &SourceKey, ban: &Ban) -> Result<(), Refused> {
         if self.bans.contains_key(key) {
             return Err(Refused::Exists);
         }
@@ -123,13 +139,17 @@ impl Tables for MemoryTables {
         Ok(())
     }
 
-    fn claim(&mut self, _claim: &Claim) -> bool {
-        true // one CPU at a time has its turn here
+    fn claim(&mut self, claim: &Claim) -> bool {
+        self.claims.insert(*claim)
     }
 
-    fn replace_ban(&mut self, key: &BanKey, ban: &Ban) -> Result<(), Refused> {
+    fn replace_ban(&mut self, key: &SourceKey, ban: &Ban) -> Result<(), Refused> {
         self.bans.insert(*key, *ban);
         Ok(())
+    }
+
+    fn refresh_ban(&mut self, key: &SourceKey, ban: &Ban) -> bool {
+        self.bans.get_mut(key).map(|old| *old = *ban).is_some()
     }
 
     fn offender(&self, source: &Address) -> Option<Offender> {
@@ -144,6 +164,10 @@ impl Tables for MemoryTables {
         room
     }
 
+    fn with_scratch<R>(&mut self, work: impl FnOnce(&mut Self, &mut Scratch) -> R) -> Option<R> {
+        Some(work(self, &mut bytemuck::Zeroable::zeroed()))
+    }
+
     fn cpus(&self) -> u32 {
         u32::try_from(self.cpus).unwrap_or(u32::MAX)
     }
@@ -152,17 +176,17 @@ impl Tables for MemoryTables {
         self.sees_peers
     }
 
-    fn with_window<R>(&mut self, key: &SynsKey, work: impl FnOnce(&mut Window) -> R) -> Option<R> {
+    fn with_window<R>(&mut self, key: &SourceKey, work: impl FnOnce(&mut Window) -> R) -> Option<R> {
         self.windows.get_mut(key)?.get_mut(self.cpu).map(work)
     }
 
-    fn for_each_peer(&mut self, key: &SynsKey, look: impl FnMut(&mut Window)) {
+    fn for_each_peer(&mut self, key: &SourceKey, look: impl FnMut(&mut Window)) {
         let own = self.cpu;
         let peers = self.windows.get_mut(key).into_iter().flatten().enumerate();
         peers.filter(|(cpu, _)| *cpu != own).map(|(_, window)| window).for_each(look);
     }
 
-    fn add_window(&mut self, key: &SynsKey, window: &Window) -> Result<(), Refused> {
+    fn add_window(&mut self, key: &SourceKey, window: &Window) -> Result<(), Refused> {
         if self.windows.contains_key(key) {
             return Err(Refused::Exists);
         }
@@ -183,7 +207,25 @@ impl Tables for MemoryTables {
         self.bump(tally.index(), 0);
     }
 
-    fn emit(&mut self, event: &Event) {
-        self.events.push(*event);
+    fn with_gate<R>(&mut self, kind: Kind, work: impl FnOnce(&mut Gate) -> R) -> Option<R> {
+        Some(work(self.gates.entry((kind, self.cpu)).or_default()))
     }
+
+    fn emit(&mut self, fill: impl FnOnce(&mut Event)) -> bool {
+        let room = self.events.len() < self.event_capacity;
+        if room {
+            let mut event = bytemuck::Zeroable::zeroed();
+            fill(&mut event);
+            self.events.push(event);
+        }
+        room
+    }
+}
+
+fn covers(list: &[(Address, u32)], address: &Address) -> bool {
+    let address = u128::from_be_bytes(address.to_bytes());
+    list.iter().any(|(prefix, bits)| {
+        let differing = address ^ u128::from_be_bytes(prefix.to_bytes());
+        differing.leading_zeros() >= *bits
+    })
 }

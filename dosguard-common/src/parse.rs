@@ -1,6 +1,8 @@
 //! What the engine needs to know of a frame. The parser knows no policy.
 //!
-//! Ethernet II with up to two VLAN tags, IPv4 with options, IPv6 whose next header is TCP.
+//! Ethernet II with up to two VLAN tags, IPv4 with options, IPv6 with extension headers in any order.
+
+use core::hint::black_box;
 
 use network_types::{
     eth::EthHdr,
@@ -9,7 +11,7 @@ use network_types::{
 };
 
 use crate::address::Address;
-use crate::frame::Frame;
+use crate::frame::{Frame, MAX_OFFSET};
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
@@ -20,6 +22,22 @@ const MAX_VLAN_TAGS: usize = 2;
 
 /// Ethernet type, at the end of the Ethernet header and of each tag.
 const ETHERTYPE_LEN: usize = 2;
+
+/// IPv6 next headers that dosguard follows, and the one that it looks for. Routers may drop what has more, and hosts need
+/// not take it; a packet with more than these hides what it carries.
+const MAX_EXTENSIONS: usize = 12;
+const TCP: u8 = IpProto::Tcp as u8;
+const HOP_BY_HOP: u8 = IpProto::HopOpt as u8;
+const ROUTING: u8 = IpProto::Ipv6Route as u8;
+const FRAGMENT: u8 = IpProto::Ipv6Frag as u8;
+const AUTHENTICATION: u8 = IpProto::Ah as u8;
+const DESTINATION: u8 = IpProto::Ipv6Opts as u8;
+const MOBILITY: u8 = IpProto::MobilityHeader as u8;
+/// Beyond this nothing can be read. One less than a power of two: a mask, too.
+const REACH: u32 = MAX_OFFSET as u32;
+const _: () = assert!((MAX_OFFSET + 1).is_power_of_two());
+/// The offset's bits in an IPv6 fragment header.
+const FRAGMENT_OFFSET: u16 = 0xfff8;
 
 const TCP_SYN: u8 = 0x02;
 const TCP_ACK: u8 = 0x10;
@@ -49,8 +67,35 @@ pub enum Payload {
     NotTcp,
     /// A fragment but the first, which has no TCP header.
     LaterFragment,
-    /// A TCP segment that hides its flags (RFC 1858), or an IP header that is shorter than its own minimum.
+    /// A TCP segment that hides its flags (RFC 1858), an IP header that is shorter than its own minimum, or IPv6 extension
+    /// headers that are cut short or too many to follow.
     Malformed,
+}
+
+impl Payload {
+    /// As a number, to be made opaque.
+    #[inline(always)]
+    const fn code(self) -> u32 {
+        match self {
+            Self::Syn { port } => port as u32,
+            Self::Segment => 1 << 16,
+            Self::NotTcp => 2 << 16,
+            Self::LaterFragment => 3 << 16,
+            Self::Malformed => 4 << 16,
+        }
+    }
+
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the port is the lower half")]
+    const fn from_code(code: u32) -> Self {
+        match code >> 16 {
+            0 => Self::Syn { port: code as u16 },
+            1 => Self::Segment,
+            2 => Self::NotTcp,
+            3 => Self::LaterFragment,
+            _ => Self::Malformed,
+        }
+    }
 }
 
 /// Why a frame has no packet.
@@ -67,11 +112,16 @@ pub enum Unparsed {
 pub fn parse<F: Frame + ?Sized>(frame: &F) -> Result<Packet, Unparsed> {
     let mac = frame.bytes::<6>(6).ok_or(Unparsed::Truncated)?;
     let (ethertype, offset) = ethertype(frame)?;
-    match ethertype {
-        ETHERTYPE_IPV4 => ipv4(frame, offset, mac),
-        ETHERTYPE_IPV6 => ipv6(frame, offset, mac),
-        _ => Err(Unparsed::NotIp),
-    }
+    let packet = match ethertype {
+        ETHERTYPE_IPV4 => ipv4(frame, offset, mac)?,
+        ETHERTYPE_IPV6 => ipv6(frame, offset, mac)?,
+        _ => return Err(Unparsed::NotIp),
+    };
+    Ok(Packet {
+        address: packet.address.map_words(|word| frame.opaque(word)),
+        payload: Payload::from_code(frame.opaque(packet.payload.code())),
+        mac,
+    })
 }
 
 /// The type behind the VLAN tags, and where its header begins.
@@ -104,7 +154,7 @@ fn ipv4<F: Frame + ?Sized>(frame: &F, offset: usize, mac: [u8; 6]) -> Result<Pac
     let fragment_offset = fragment & 0x1fff;
     let payload = if header_len < Ipv4Hdr::LEN {
         Payload::Malformed
-    } else if protocol != IpProto::Tcp as u8 {
+    } else if protocol != TCP {
         Payload::NotTcp
     } else if fragment_offset == 1 {
         // Would overwrite the flags of the first fragment when put together (RFC 1858, section 3.1).
@@ -126,12 +176,76 @@ fn ipv6<F: Frame + ?Sized>(frame: &F, offset: usize, mac: [u8; 6]) -> Result<Pac
         return Err(Unparsed::NotIp);
     }
     let payload_len = usize::from(u16::from_be_bytes([len_0, len_1]));
-    let payload = if next == IpProto::Tcp as u8 {
-        tcp(frame, offset + Ipv6Hdr::LEN, unlimited(payload_len).or(Some(payload_len)))
-    } else {
-        Payload::NotTcp
+    // Behind two tags at most: far below 32 bits, as are the extension headers' lengths.
+    let start = (offset + Ipv6Hdr::LEN) as u32;
+    let payload = match upper_layer(frame, start, next) {
+        // What lies behind the length that the header gives is padding, whatever it looks like.
+        Upper::Tcp { offset } => {
+            let extensions = offset.saturating_sub(start) as usize;
+            tcp(
+                frame,
+                offset as usize,
+                unlimited(payload_len).or_else(|| payload_len.checked_sub(extensions)),
+            )
+        }
+        Upper::Other => Payload::NotTcp,
+        Upper::LaterFragment => Payload::LaterFragment,
+        Upper::Hidden => Payload::Malformed,
     };
     Ok(Packet { address: Address::from_ipv6(source), mac, payload })
+}
+
+/// What comes behind the extension headers of an IPv6 packet.
+enum Upper {
+    /// A TCP segment, and where it begins.
+    Tcp {
+        offset: u32,
+    },
+    Other,
+    LaterFragment,
+    /// The headers are cut short, or are more than are followed.
+    Hidden,
+}
+
+/// Follows the extension headers (RFC 8200, section 4).
+#[inline(always)]
+fn upper_layer<F: Frame + ?Sized>(frame: &F, start: u32, first: u8) -> Upper {
+    let (mut offset, mut next) = (start, first);
+    let mut followed = 0;
+    // Opaque to the compiler, which would otherwise unroll the loop; the verifier knows it all the same.
+    let most = black_box(MAX_EXTENSIONS);
+    loop {
+        let unit = match next {
+            TCP => return Upper::Tcp { offset },
+            HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION | MOBILITY => 8,
+            AUTHENTICATION => 4,
+            // No upper layer, an encrypted one, or none that is known to be an extension header.
+            _ => return Upper::Other,
+        };
+        if followed >= most {
+            return Upper::Hidden;
+        }
+        followed += 1;
+        // The shortest extension header has eight bytes.
+        let Some([following, length, fragment_0, fragment_1, ..]) = frame.bytes::<8>(offset as usize) else {
+            return Upper::Hidden;
+        };
+        let length = if next == FRAGMENT {
+            if u16::from_be_bytes([fragment_0, fragment_1]) & FRAGMENT_OFFSET != 0 {
+                return Upper::LaterFragment;
+            }
+            8
+        } else {
+            // Both count what is beyond the first eight bytes, in their own units (RFC 4302, section 2.2).
+            8 + u32::from(length) * unit
+        };
+        if offset + length > REACH {
+            return Upper::Hidden;
+        }
+        // However the headers came in turn, the next one is looked at alike.
+        offset = frame.opaque(offset + length) & REACH;
+        next = following;
+    }
 }
 
 /// A length of 0 stands for more than 65,535 (Linux' BIG TCP, seen in generic mode behind GRO): only the frame limits it.

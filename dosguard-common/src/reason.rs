@@ -50,6 +50,8 @@ counters! {
         Truncated = "truncated",
         /// The source is on the allow-list: passes, uncounted.
         Allowed = "allowed",
+        /// The source is on the deny-list.
+        Denied = "denied",
         /// IP, but not TCP.
         NotTcp = "not-tcp",
         /// A later fragment, which has no TCP header.
@@ -66,6 +68,14 @@ counters! {
         Banned = "banned",
         /// A SYN beyond its rule's limit.
         OverLimit = "over-limit",
+        /// On the deny-list, and passes in monitor mode.
+        MonitoredDenied = "monitored-denied",
+        /// Malformed, and passes in monitor mode.
+        MonitoredMalformed = "monitored-malformed",
+        /// Banned, or would be, and passes in monitor mode.
+        MonitoredBanned = "monitored-banned",
+        /// Beyond its rule's limit, and passes in monitor mode.
+        MonitoredOverLimit = "monitored-over-limit",
     }
 }
 
@@ -81,8 +91,36 @@ impl Reason {
             | Self::LaterFragment
             | Self::NotSyn
             | Self::UnderLimit
-            | Self::Uncounted => Verdict::Pass,
-            Self::Malformed | Self::Banned | Self::OverLimit => Verdict::Drop,
+            | Self::Uncounted
+            | Self::MonitoredDenied
+            | Self::MonitoredMalformed
+            | Self::MonitoredBanned
+            | Self::MonitoredOverLimit => Verdict::Pass,
+            Self::Denied | Self::Malformed | Self::Banned | Self::OverLimit => Verdict::Drop,
+        }
+    }
+
+    /// What becomes of it in monitor mode: the same decision, and nothing is dropped.
+    #[inline(always)]
+    #[must_use]
+    pub const fn monitored(self) -> Self {
+        match self {
+            Self::Denied => Self::MonitoredDenied,
+            Self::Malformed => Self::MonitoredMalformed,
+            Self::Banned => Self::MonitoredBanned,
+            Self::OverLimit => Self::MonitoredOverLimit,
+            Self::NotIp
+            | Self::Truncated
+            | Self::Allowed
+            | Self::NotTcp
+            | Self::LaterFragment
+            | Self::NotSyn
+            | Self::UnderLimit
+            | Self::Uncounted
+            | Self::MonitoredDenied
+            | Self::MonitoredMalformed
+            | Self::MonitoredBanned
+            | Self::MonitoredOverLimit => self,
         }
     }
 
@@ -109,6 +147,8 @@ counters! {
         SourceAdded = "sources-added",
         /// An event found the ring buffer full.
         EventLost = "events-lost",
+        /// An event was one too many in its second; the next of its kind says how many there were.
+        EventSuppressed = "events-suppressed",
     }
 }
 
@@ -149,5 +189,14 @@ mod tests {
             assert_eq!(reason.index() as usize, place);
         }
         assert_eq!(Tally::ALL[0].index(), Reason::COUNT);
+    }
+
+    #[test]
+    fn in_monitor_mode_nothing_is_dropped_and_no_other_decision_changes() {
+        for reason in Reason::ALL {
+            let monitored = reason.monitored();
+            assert_eq!(monitored.verdict(), Verdict::Pass, "{reason:?}");
+            assert_eq!(monitored == *reason, reason.verdict() == Verdict::Pass, "{reason:?}");
+        }
     }
 }

@@ -2,6 +2,9 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::config::Mode;
+use crate::label::Label;
+
 /// Longest rule name, in bytes.
 pub const MAX_NAME: usize = 15;
 
@@ -78,10 +81,17 @@ pub struct RuleSpec {
     pub ban_max_ns: u64,
     /// How long after the end of a ban an offence is remembered, in nanoseconds.
     pub forget_ns: u64,
+    /// Whether a SYN that arrives while its source is banned restarts the ban's clock.
+    pub refresh: bool,
+    /// Whether the rule is enforced, or only watched.
+    pub mode: Mode,
 }
 
 const FLAG_ACTION_DROP: u32 = 1 << 0;
 const FLAG_SCOPE_SYN: u32 = 1 << 1;
+const FLAG_REFRESH: u32 = 1 << 2;
+/// The same bit in the global settings.
+pub(crate) const FLAG_MONITOR: u32 = 1 << 3;
 const FLAG_DEFINED: u32 = 1 << 31;
 
 /// A rule in the map.
@@ -98,31 +108,28 @@ pub struct Rule {
     ban_ns: u64,
     ban_max_ns: u64,
     forget_ns: u64,
+    name: Label,
     flags: u32,
-    padding: [u8; 3],
-    name_len: u8,
-    name: [u8; 16],
-    more_padding: u32,
     generation_again: u32,
 }
 
 const _: () = assert!(size_of::<Rule>() == 80);
 
 impl Rule {
-    /// The map's form of `spec`. `name` is cut at [`MAX_NAME`] bytes.
+    /// The map's form of `spec`. `name` has at most [`MAX_NAME`] bytes; a longer one is cut.
     pub fn new(name: &str, spec: &RuleSpec, generation: u32) -> Self {
-        let mut bytes = [0; 16];
-        let mut length = name.len().min(MAX_NAME);
-        while !name.is_char_boundary(length) {
-            length -= 1;
-        }
-        bytes[..length].copy_from_slice(&name.as_bytes()[..length]);
         let mut flags = FLAG_DEFINED;
         if spec.action == Action::Drop {
             flags |= FLAG_ACTION_DROP;
         }
         if spec.scope == Scope::Syn {
             flags |= FLAG_SCOPE_SYN;
+        }
+        if spec.refresh {
+            flags |= FLAG_REFRESH;
+        }
+        if spec.mode == Mode::Monitor {
+            flags |= FLAG_MONITOR;
         }
         Self {
             generation,
@@ -132,12 +139,8 @@ impl Rule {
             ban_ns: spec.ban_ns,
             ban_max_ns: spec.ban_max_ns,
             forget_ns: spec.forget_ns,
+            name: Label::new(name),
             flags,
-            padding: [0; 3],
-            // At most `MAX_NAME`.
-            name_len: u8::try_from(length).unwrap_or(0),
-            name: bytes,
-            more_padding: 0,
             generation_again: generation,
         }
     }
@@ -161,13 +164,20 @@ impl Rule {
             ban_ns: self.ban_ns,
             ban_max_ns: self.ban_max_ns,
             forget_ns: self.forget_ns,
+            refresh: self.refreshes(),
+            mode: self.mode(),
         }
     }
 
     /// The rule's name; empty if the bytes are no text.
     pub fn name(&self) -> &str {
-        let length = usize::from(self.name_len).min(MAX_NAME);
-        core::str::from_utf8(self.name.get(..length).unwrap_or_default()).unwrap_or_default()
+        self.name.text()
+    }
+
+    /// The rule's name as it stands in the map.
+    #[inline(always)]
+    pub const fn label(&self) -> &Label {
+        &self.name
     }
 
     /// Whether this place in the map holds a rule.
@@ -195,11 +205,9 @@ impl Rule {
 
     /// The number of the slot that `now_ns` lies in.
     #[inline(always)]
-    pub const fn slot(&self, now_ns: u64) -> u64 {
-        match now_ns.checked_div(self.slot_ns) {
-            Some(slot) => slot,
-            None => 0,
-        }
+    pub fn slot(&self, now_ns: u64) -> u64 {
+        // An empty place in the map has no slots; any divisor will do.
+        now_ns / self.slot_ns.max(1)
     }
 
     /// What happens beyond the limit.
@@ -212,6 +220,23 @@ impl Rule {
     #[inline(always)]
     pub const fn scope(&self) -> Scope {
         if self.flags & FLAG_SCOPE_SYN == 0 { Scope::All } else { Scope::Syn }
+    }
+
+    /// Whether a SYN that arrives while its source is banned restarts the ban's clock.
+    #[inline(always)]
+    pub const fn refreshes(&self) -> bool {
+        self.flags & FLAG_REFRESH != 0
+    }
+
+    #[inline(always)]
+    pub(crate) const fn flags(&self) -> u32 {
+        self.flags
+    }
+
+    /// Whether the rule is enforced, or only watched.
+    #[inline(always)]
+    pub const fn mode(&self) -> Mode {
+        if self.flags & FLAG_MONITOR == 0 { Mode::Enforce } else { Mode::Monitor }
     }
 
     /// How long the next ban lasts, in nanoseconds, for a source with `offences` remembered ones: doubled with each,
@@ -247,6 +272,8 @@ mod tests {
             ban_ns: 10,
             ban_max_ns: 65,
             forget_ns: 100,
+            refresh: true,
+            mode: Mode::Monitor,
         }
     }
 
@@ -258,11 +285,6 @@ mod tests {
         assert!(!Rule::zeroed().is_defined());
         assert!(!rule.removed().is_defined());
         assert_eq!(rule.removed().generation(), 7);
-    }
-
-    #[test]
-    fn a_long_name_is_cut_at_a_character() {
-        assert_eq!(Rule::new("fourteen-bytesä", &spec(), 0).name(), "fourteen-bytes");
     }
 
     #[test]
@@ -278,6 +300,6 @@ mod tests {
 
     #[test]
     fn an_empty_place_in_the_map_divides_by_nothing() {
-        assert_eq!(Rule::zeroed().slot(5), 0);
+        assert_eq!(Rule::zeroed().slot(5), 5);
     }
 }

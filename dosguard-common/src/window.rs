@@ -19,11 +19,17 @@ const fn place(slot: u64) -> usize {
     (slot % SLOTS_U64) as usize
 }
 
-/// The low half of a slot's number, which is enough to tell slots of a few windows apart.
+/// The number of the window that a slot lies in, with windows laid end to end from boot.
+#[inline(always)]
+pub const fn window_of(slot: u64) -> u64 {
+    slot / SLOTS_U64
+}
+
+/// The low half of a number: of a slot's it is enough to tell slots of a few windows apart.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "the low half is what is wanted")]
-const fn low_half(slot: u64) -> u32 {
-    slot as u32
+pub(crate) const fn low_half(number: u64) -> u32 {
+    number as u32
 }
 
 /// Below this limit every SYN is checked against all CPUs; see [`share_to_watch`].
@@ -40,9 +46,12 @@ pub struct Window {
     /// The slot (its low half) in which some CPU's share was last seen so high that all must look at the sum.
     watched: u32,
     counts: [u32; SLOTS],
+    /// The window, counted from boot (its low half), in which this CPU last saw the source over the limit.
+    limited: u32,
+    padding: u32,
 }
 
-const _: () = assert!(size_of::<Window>() == 48);
+const _: () = assert!(size_of::<Window>() == 56);
 
 impl Window {
     /// A window with its first SYN.
@@ -51,7 +60,9 @@ impl Window {
         let mut counts = [0; SLOTS];
         counts[place(slot)] = 1;
         // Not watched: the mark lies a whole window back.
-        Self { newest: slot, generation, watched: low_half(slot).wrapping_sub(SLOTS_U32), counts }
+        let watched = low_half(slot).wrapping_sub(SLOTS_U32);
+        let limited = low_half(window_of(slot)).wrapping_sub(1);
+        Self { newest: slot, generation, watched, counts, limited, padding: 0 }
     }
 
     /// Moves on to `slot`, forgetting what is too old and counts of another generation. Says whether they were of
@@ -89,6 +100,14 @@ impl Window {
         false
     }
 
+    /// Moves on to `slot` and counts a SYN there. Returns how many this CPU has in the window, whether the counts were of
+    /// another generation before, and whether all CPUs are to look at the sum.
+    #[inline(always)]
+    pub fn count(&mut self, slot: u64, generation: u32) -> (u64, bool, bool) {
+        let fresh = self.advance(slot, generation);
+        (self.add(), fresh, self.is_watched(slot))
+    }
+
     /// Counts a SYN in the newest slot and returns how many this CPU has now in the whole window.
     #[inline(always)]
     pub fn add(&mut self) -> u64 {
@@ -108,6 +127,16 @@ impl Window {
     pub fn take_back(&mut self) {
         let place = place(self.newest);
         self.counts[place] = self.counts[place].saturating_sub(1);
+    }
+
+    /// Notes that the source is over the limit in `slot`. True for the first time in a window on this CPU, with windows
+    /// laid end to end from boot.
+    #[inline(always)]
+    pub fn limit(&mut self, slot: u64) -> bool {
+        let window = low_half(window_of(slot));
+        let first = self.limited != window;
+        self.limited = window;
+        first
     }
 
     /// How many SYNs this CPU counted that still count in `slot`, for a look from another CPU.
@@ -255,6 +284,12 @@ mod tests {
     }
 
     #[test]
+    fn the_first_drop_of_each_window_is_told_apart() {
+        let mut window = Window::first(80, 1);
+        assert_eq!([80, 81, 87, 88, 89].map(|slot| window.limit(slot)), [true, false, false, true, false]);
+    }
+
+    #[test]
     fn shares() {
         assert_eq!([63, 64, 1_000].map(|limit| share_to_watch(limit, 4)), [0, 14, 219]);
         assert_eq!(share_to_watch(64, 1_000), 0);
@@ -288,7 +323,7 @@ mod tests {
 
         #[test]
         fn extremes_do_not_panic(newest in any::<u64>(), slot in any::<u64>(), counts in any::<[u32; SLOTS]>()) {
-            let mut window = Window { newest, generation: 0, watched: 0, counts };
+            let mut window = Window { newest, generation: 0, watched: 0, counts, limited: 0, padding: 0 };
             window.counted(slot, 0);
             window.is_watched(slot);
             window.advance(slot, 0);

@@ -2,6 +2,7 @@
 
 use aya_ebpf::programs::XdpContext;
 use dosguard_common::frame::{Arrival, Frame, MAX_OFFSET};
+use dosguard_common::opaque::opaque;
 
 /// The frame behind an XDP context.
 pub struct ContextFrame<'a> {
@@ -41,5 +42,10 @@ impl Frame for ContextFrame<'_> {
         // The context holds a `u32`; aya widens it.
         let ifindex = u32::try_from(self.ctx.ingress_ifindex()).unwrap_or(0);
         Arrival { ifindex, queue: self.ctx.rx_queue_index() }
+    }
+
+    #[inline(always)]
+    fn opaque(&self, value: u32) -> u32 {
+        opaque(value, self.ctx.rx_queue_index())
     }
 }

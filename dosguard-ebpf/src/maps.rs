@@ -6,11 +6,15 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf};
 use dosguard_common::abi;
 use dosguard_common::address::Address;
-use dosguard_common::ban::{Ban, BanKey, Claim, Offender};
+use dosguard_common::ban::Ban;
+use dosguard_common::claim::Claim;
 use dosguard_common::config::Config;
+use dosguard_common::event::Gate;
+use dosguard_common::key::SourceKey;
+use dosguard_common::offender::Offender;
 use dosguard_common::reason::Count;
 use dosguard_common::rule::{Rule, RuleIndex};
-use dosguard_common::tables::SynsKey;
+use dosguard_common::tables::Scratch;
 use dosguard_common::window::Window;
 
 /// Global settings.
@@ -27,23 +31,28 @@ pub static RULES: Array<Rule> = Array::with_max_entries(abi::RULES.entries, 0);
 
 /// SYNs per source and rule, on each CPU.
 #[map]
-pub static SYNS: LruPerCpuHashMap<SynsKey, Window> = LruPerCpuHashMap::with_max_entries(abi::SYNS.entries, 0);
+pub static SYNS: LruPerCpuHashMap<SourceKey, Window> =
+    LruPerCpuHashMap::with_max_entries(abi::SYNS.entries, 0);
 
 /// Bans. Not preallocated: most hosts have few, and an entry is only ever added for a source over the limit.
 #[map]
-pub static BANS: HashMap<BanKey, Ban> = HashMap::with_max_entries(abi::BANS.entries, BPF_F_NO_PREALLOC);
+pub static BANS: HashMap<SourceKey, Ban> = HashMap::with_max_entries(abi::BANS.entries, BPF_F_NO_PREALLOC);
 
 /// What is remembered of offenders.
 #[map]
 pub static OFFENDERS: LruHashMap<Address, Offender> = LruHashMap::with_max_entries(abi::OFFENDERS.entries, 0);
 
-/// Claims to replace an expired ban.
+/// Claims to what one CPU of several may do.
 #[map]
 pub static CLAIMS: LruHashMap<Claim, u8> = LruHashMap::with_max_entries(abi::CLAIMS.entries, 0);
 
 /// The allow-list.
 #[map]
 pub static ALLOW: LpmTrie<Address, u32> = LpmTrie::with_max_entries(abi::ALLOW.entries, 0);
+
+/// The deny-list.
+#[map]
+pub static DENY: LpmTrie<Address, u32> = LpmTrie::with_max_entries(abi::DENY.entries, 0);
 
 /// Packets and bytes per reason, occurrences per tally.
 #[map]
@@ -52,6 +61,14 @@ pub static COUNTERS: PerCpuArray<Count> = PerCpuArray::with_max_entries(abi::COU
 /// Packets per rule and reason.
 #[map]
 pub static RULE_COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(abi::RULE_COUNTERS.entries, 0);
+
+/// How many events of each kind passed lately.
+#[map]
+pub static GATES: PerCpuArray<Gate> = PerCpuArray::with_max_entries(abi::GATES.entries, 0);
+
+/// Room to work on bans.
+#[map]
+pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(abi::SCRATCH.entries, 0);
 
 /// Events on their way to userspace.
 #[map]

@@ -2,16 +2,19 @@
 
 use core::hint::black_box;
 
-use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::bindings::{BPF_ANY, BPF_EXIST, BPF_NOEXIST};
 use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_map_lookup_percpu_elem};
 use aya_ebpf::maps::lpm_trie::Key;
 use dosguard_common::address::Address;
-use dosguard_common::ban::{Ban, BanKey, Claim, Offender};
+use dosguard_common::ban::Ban;
+use dosguard_common::claim::Claim;
 use dosguard_common::config::Config;
-use dosguard_common::event::Event;
+use dosguard_common::event::{Event, Gate, Kind};
+use dosguard_common::key::SourceKey;
+use dosguard_common::offender::Offender;
 use dosguard_common::reason::{Reason, Tally};
 use dosguard_common::rule::{Rule, RuleIndex};
-use dosguard_common::tables::{Refused, SynsKey, Tables};
+use dosguard_common::tables::{Refused, Scratch, Tables};
 use dosguard_common::window::Window;
 
 use crate::maps;
@@ -38,13 +41,20 @@ fn bump(index: u32, bytes: u64) {
 
 impl Tables for KernelTables {
     #[inline(always)]
-    fn config(&self) -> Option<Config> {
-        maps::CONFIG.get(0).copied().filter(Config::is_ready)
+    fn with_config<R>(&mut self, work: impl FnOnce(&mut Self, &Config) -> R) -> Option<R> {
+        // Userspace may be writing it: then a packet sees some settings of before and some of after.
+        let config = maps::CONFIG.get(0).filter(|config| config.is_ready())?;
+        Some(work(self, config))
     }
 
     #[inline(always)]
     fn is_allowed(&self, address: &Address) -> bool {
         maps::ALLOW.get(Key::new(128, *address)).is_some()
+    }
+
+    #[inline(always)]
+    fn is_denied(&self, address: &Address) -> bool {
+        maps::DENY.get(Key::new(128, *address)).is_some()
     }
 
     #[inline(always)]
@@ -68,15 +78,15 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn ban(&self, key: &BanKey) -> Option<Ban> {
+    fn with_ban<R>(&self, key: &SourceKey, look: impl FnOnce(&Ban) -> R) -> Option<R> {
         // SAFETY: an entry that is replaced or removed meanwhile stays mapped until the program ends (RCU). Its memory may
         // be given to another entry before that (Linux 6.1, bpf_mem_alloc): then the ban read may be another source's, for
         // one packet.
-        unsafe { maps::BANS.get(key) }.copied()
+        unsafe { maps::BANS.get(key) }.map(look)
     }
 
     #[inline(always)]
-    fn add_ban(&mut self, key: &BanKey, ban: &Ban) -> Result<(), Refused> {
+    fn add_ban(&mut self, key: &SourceKey, ban: &Ban) -> Result<(), Refused> {
         added(maps::BANS.insert(key, ban, u64::from(BPF_NOEXIST)))
     }
 
@@ -86,8 +96,13 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn replace_ban(&mut self, key: &BanKey, ban: &Ban) -> Result<(), Refused> {
+    fn replace_ban(&mut self, key: &SourceKey, ban: &Ban) -> Result<(), Refused> {
         added(maps::BANS.insert(key, ban, u64::from(BPF_ANY)))
+    }
+
+    #[inline(always)]
+    fn refresh_ban(&mut self, key: &SourceKey, ban: &Ban) -> bool {
+        maps::BANS.insert(key, ban, u64::from(BPF_EXIST)).is_ok()
     }
 
     #[inline(always)]
@@ -102,6 +117,13 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
+    fn with_scratch<R>(&mut self, work: impl FnOnce(&mut Self, &mut Scratch) -> R) -> Option<R> {
+        let scratch = maps::SCRATCH.get_ptr_mut(0)?;
+        // SAFETY: as in `bump`; the engine does not ask for it again while it has it.
+        Some(work(self, unsafe { &mut *scratch }))
+    }
+
+    #[inline(always)]
     fn cpus(&self) -> u32 {
         maps::CPUS.load()
     }
@@ -112,7 +134,7 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn with_window<R>(&mut self, key: &SynsKey, work: impl FnOnce(&mut Window) -> R) -> Option<R> {
+    fn with_window<R>(&mut self, key: &SourceKey, work: impl FnOnce(&mut Window) -> R) -> Option<R> {
         let window = maps::SYNS.get_ptr_mut(key)?;
         // SAFETY: the pointer is to this CPU's own value, aligned and mapped until the program ends. Other CPUs read it,
         // and write the watch mark, an aligned word that is never torn; when the entry is evicted meanwhile, whoever gets
@@ -121,7 +143,7 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn for_each_peer(&mut self, key: &SynsKey, mut look: impl FnMut(&mut Window)) {
+    fn for_each_peer(&mut self, key: &SourceKey, mut look: impl FnMut(&mut Window)) {
         full_barrier();
         // SAFETY: the helper takes no arguments.
         let own = unsafe { bpf_get_smp_processor_id() } as u32;
@@ -143,7 +165,7 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn add_window(&mut self, key: &SynsKey, window: &Window) -> Result<(), Refused> {
+    fn add_window(&mut self, key: &SourceKey, window: &Window) -> Result<(), Refused> {
         added(maps::SYNS.insert(key, window, u64::from(BPF_NOEXIST)))
     }
 
@@ -165,10 +187,18 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn emit(&mut self, event: &Event) {
-        if maps::EVENTS.output::<Event>(event, 0).is_err() {
-            bump(Tally::EventLost.index(), 0);
-        }
+    fn with_gate<R>(&mut self, kind: Kind, work: impl FnOnce(&mut Gate) -> R) -> Option<R> {
+        let gate = maps::GATES.get_ptr_mut(u32::from(kind.code()))?;
+        // SAFETY: as in `bump`.
+        Some(work(unsafe { &mut *gate }))
+    }
+
+    #[inline(always)]
+    fn emit(&mut self, fill: impl FnOnce(&mut Event)) -> bool {
+        let Some(mut record) = maps::EVENTS.reserve::<Event>(0) else { return false };
+        fill(record.write(Event::EMPTY));
+        record.submit(0);
+        true
     }
 }
 

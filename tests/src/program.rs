@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use aya::maps::{Array, Map, MapData, RingBuf};
 use aya::{TestRun as _, TestRunOptions};
 use dosguard::config::cidr::Cidr;
-use dosguard::datapath::{LoadOptions, Loaded, Maps, allow};
+use dosguard::datapath::{List, LoadOptions, Loaded, Maps, Origin, list_add};
 use dosguard_common::abi;
 use dosguard_common::address::SourceMask;
-use dosguard_common::config::Config;
+use dosguard_common::config::{Config, Mode};
 use dosguard_common::event::Event;
 use dosguard_common::reason::{Count, Reason, Verdict};
 use dosguard_common::rule::{Action, Rule, RuleIndex, RuleSpec, Scope};
@@ -38,6 +38,8 @@ pub const fn ban_over(limit: u32) -> RuleSpec {
         ban_ns: 10 * SECOND,
         ban_max_ns: 40 * SECOND,
         forget_ns: 100 * SECOND,
+        refresh: false,
+        mode: Mode::Enforce,
     }
 }
 
@@ -105,7 +107,13 @@ impl Program {
     /// Allows a network.
     pub fn allow(&mut self, network: &str) -> Result<()> {
         let network: Cidr = network.parse()?;
-        Ok(allow(&mut self.maps, [network.to_prefix()])?)
+        Ok(list_add(&mut self.maps, List::Allow, [network.to_prefix()], Origin::HAND)?)
+    }
+
+    /// Denies a network.
+    pub fn deny(&mut self, network: &str) -> Result<()> {
+        let network: Cidr = network.parse()?;
+        Ok(list_add(&mut self.maps, List::Deny, [network.to_prefix()], Origin::HAND)?)
     }
 
     /// Runs the program on a frame. Its verdict must be the one of the reason that it counted, once and with all the

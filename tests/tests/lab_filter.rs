@@ -11,10 +11,9 @@ use dosguard::datapath::Datapath;
 use dosguard::paths::Paths;
 use dosguard::system::boot_now_ns;
 use dosguard_common::address::Address;
-use dosguard_common::ban::BanKey;
+use dosguard_common::key::SourceKey;
 use dosguard_common::reason::{Reason, Tally};
 use dosguard_common::rule::RuleIndex;
-use dosguard_common::tables::SynsKey;
 use dosguard_tests::addresses::{
     ATTACKER_V4, FORGED_V4, GUARD_ATTACKER_SIDE, GUARD_V4, PEER, SECOND_FORGED_V4,
 };
@@ -52,8 +51,8 @@ fn packets(datapath: &Datapath, reason: Reason) -> u64 {
     datapath.maps().packets(reason).unwrap().packets
 }
 
-fn everywhere(source: Ipv4Addr) -> BanKey {
-    BanKey::everywhere(Address::from_ipv4(source.octets()))
+fn everywhere(source: Ipv4Addr) -> SourceKey {
+    SourceKey::everywhere(Address::from_ipv4(source.octets()))
 }
 
 #[test]
@@ -164,7 +163,7 @@ fn two_cpus_that_each_see_half_of_the_syns_decide_about_the_sum() {
     send(cpus[0], 50);
     send(cpus[1], 50);
     wait_for("the SYNs", || packets(&datapath, Reason::UnderLimit) == LIMIT);
-    let key = SynsKey::new(Address::from_ipv4(FORGED_V4.octets()), RuleIndex::DEFAULT);
+    let key = SourceKey::for_rule(Address::from_ipv4(FORGED_V4.octets()), RuleIndex::DEFAULT);
     let rule = datapath.maps().rule(RuleIndex::DEFAULT).unwrap();
     let slot = rule.slot(boot_now_ns().unwrap());
     let windows = datapath.maps().windows(&key).unwrap().unwrap();

@@ -170,5 +170,5 @@ fn no_length_of_a_frame_gets_it_past_the_program_unjudged() {
 fn the_verifier_has_little_to_do() {
     // Recorded so that growth is seen: the kernel gives up at a million.
     let instructions = Program::for_cpus(ban_over(1), 64).unwrap().verified_instructions().unwrap();
-    assert!(instructions < 120_000, "{instructions} instructions were looked at for 64 CPUs");
+    assert!(instructions < 200_000, "{instructions} instructions were looked at for 64 CPUs");
 }

@@ -5,7 +5,7 @@
 use std::net::Ipv4Addr;
 
 use dosguard_common::address::Address;
-use dosguard_common::ban::BanKey;
+use dosguard_common::key::SourceKey;
 use dosguard_common::reason::Tally;
 use dosguard_common::rule::{Action, RuleSpec};
 use dosguard_tests::cpu;
@@ -58,7 +58,7 @@ fn more_than_the_limit_never_passes_whatever_meets() {
 fn a_source_that_is_banned_again_starts_clean_and_its_offences_count_once() {
     let program = Program::new(RuleSpec { ban_max_ns: 10 * SECOND, ..ban_over(LIMIT) }).unwrap();
     let attacker = Ipv4Addr::new(198, 51, 100, 66);
-    let key = BanKey::everywhere(Address::from_ipv4(attacker.octets()));
+    let key = SourceKey::everywhere(Address::from_ipv4(attacker.octets()));
     let (mut over, mut twice, mut offence) = (0, 0, 0);
     Race::new(program, two_cpus())
         .unwrap()

@@ -2,6 +2,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::address::SourceMask;
+use crate::ban::Ban;
+use crate::config::Mode;
+use crate::key::SourceKey;
 use crate::memory::MemoryTables;
 use crate::rule::{RuleSpec, Scope};
 
@@ -17,6 +20,8 @@ fn spec(limit: u32) -> RuleSpec {
         ban_ns: 10 * SECOND,
         ban_max_ns: 40 * SECOND,
         forget_ns: 100 * SECOND,
+        refresh: false,
+        mode: Mode::Enforce,
     }
 }
 
@@ -52,7 +57,7 @@ fn syns(tables: &mut MemoryTables, count: usize, now_ns: u64) {
 
 fn ban_of(tables: &MemoryTables) -> Ban {
     let source = Address::from_ipv4(ATTACKER);
-    *tables.bans.get(&BanKey::everywhere(source)).expect("banned")
+    *tables.bans.get(&SourceKey::everywhere(source)).expect("banned")
 }
 
 #[test]
@@ -191,7 +196,13 @@ fn a_full_ban_map_still_drops_one_by_one() {
     let reasons: Vec<_> = (0..5).map(|_| syn(&mut tables, START)).collect();
     assert_eq!(reasons[1..], [Reason::UnderLimit, Reason::OverLimit, Reason::OverLimit, Reason::OverLimit]);
     assert_eq!(tables.tallied(Tally::BanTableFull), 3);
-    assert!(tables.events.is_empty());
+    let kinds: Vec<_> = tables.events.iter().map(Event::kind).collect();
+    assert_eq!(kinds, [Kind::TableFull], "once in a second");
+    assert_eq!(tables.tallied(Tally::EventSuppressed), 2);
+    syn_from(&mut tables, [203, 0, 113, 1], 80, START + SECOND);
+    syns(&mut tables, 4, START + SECOND);
+    assert_eq!(tables.events.len(), 2);
+    assert_eq!(tables.events[1].suppressed(), 2);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use super::{Answer, talk};
 use crate::config::field::RuleField;
 use crate::config::file;
 use crate::config::policy::Policy;
-use crate::datapath::{self, Datapath, LoadOptions, Mode, Request, Started};
+use crate::datapath::{self, AttachMode, Datapath, LoadOptions, Request, Started};
 use crate::lock::{StateLock, running_daemon};
 use crate::output::{BOLD, YELLOW};
 use crate::paths::Paths;
@@ -20,10 +20,13 @@ use crate::system::{self, Bpffs};
 pub(super) struct AttachArgs {
     /// How to attach.
     #[arg(long, value_enum, default_value_t)]
-    mode: Mode,
+    mode: AttachMode,
     /// The configuration file. Without one, live settings stay and new ones are the built-in.
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// If the file has other source prefixes than the live ones: end the bans and counters of those, instead of refusing.
+    #[arg(long, requires = "config")]
+    reset_counters: bool,
     /// Interfaces to guard.
     #[arg(value_name = "IFACE", required = true)]
     interfaces: Vec<String>,
@@ -43,7 +46,13 @@ pub(super) fn attach(paths: &Paths, args: &AttachArgs, _out: &mut dyn Write) -> 
     let policy = read_policy(args.config.as_deref())?;
     let interfaces = wanted_interfaces(policy.as_ref(), &args.interfaces);
     let load = LoadOptions::default();
-    let request = Request { interfaces: &interfaces, mode: args.mode, policy: policy.as_ref(), load: &load };
+    let request = Request {
+        interfaces: &interfaces,
+        mode: args.mode,
+        policy: policy.as_ref(),
+        reset: args.reset_counters,
+        load: &load,
+    };
     // What can be refused is refused before anything is made.
     datapath::check(paths, &request)?;
     let _lock = StateLock::acquire(paths)?;
@@ -112,6 +121,13 @@ pub(super) fn wanted_interfaces(policy: Option<&Policy>, named: &[String]) -> Ve
 pub(super) fn report_attached(paths: &Paths, started: &Started) -> anyhow::Result<()> {
     if started.bpffs == Bpffs::Mounted {
         talk::say(&format!("mounted a BPF file system at `{}`", paths.bpffs().display()));
+    }
+    if !started.ended.is_empty() {
+        let bans = started.ended.len();
+        talk::say(&format!(
+            "{bans} {} ended with the change of settings",
+            if bans == 1 { "ban" } else { "bans" }
+        ));
     }
     if !started.created {
         talk::say(&format!("instance `{}` was loaded: its counters and bans go on", paths.instance()));

@@ -4,8 +4,11 @@ use std::io::Write;
 
 use clap::{Args, Subcommand, ValueEnum};
 use dosguard_common::address::{Address, SourceMask};
-use dosguard_common::ban::{Ban, BanKey, MAX_NOTE};
+use dosguard_common::ban::Ban;
+use dosguard_common::config::Mode;
 use dosguard_common::event::{Cause, Event, Kind};
+use dosguard_common::key::SourceKey;
+use dosguard_common::label::MAX_LABEL;
 use dosguard_common::rule::{RuleIndex, Scope};
 use jiff::Timestamp;
 
@@ -14,17 +17,17 @@ use crate::config::cidr::{Cidr, parse_address, to_address};
 use crate::config::policy::SourcePrefixes;
 use crate::config::units::Span;
 use crate::daemon;
-use crate::datapath::Datapath;
+use crate::datapath::{Datapath, List};
 use crate::lock::StateLock;
-use crate::output::{BanRecord, EventRecord, WallClock, source_text, table, write_json, write_table};
+use crate::output::{BanRecord, EventRecord, WallClock, YELLOW, source_text, table, write_json, write_table};
 use crate::paths::Paths;
-use crate::system::{boot_now_ns, require_capabilities};
+use crate::system::{boot_now_ns, require_capabilities, wait_for_running_programs};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum BansVerb {
     /// List the bans that hold.
     List(ListArgs),
-    /// Ban a source, or extend its ban.
+    /// Ban sources, or extend their bans.
     Add(AddArgs),
     /// End bans of sources.
     Del(DelArgs),
@@ -41,9 +44,9 @@ pub(super) struct ListArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct AddArgs {
-    /// The source: an address, or a network as `bans list` shows it.
-    #[arg(value_name = "ADDR")]
-    source: String,
+    /// The sources: addresses, or networks as `bans list` shows them.
+    #[arg(value_name = "ADDR", required = true)]
+    sources: Vec<String>,
     /// For how long, from now.
     #[arg(long = "for", value_name = "DURATION", default_value = "10m", allow_hyphen_values = true)]
     length: String,
@@ -102,7 +105,8 @@ fn list(paths: &Paths, args: &ListArgs, out: &mut dyn Write) -> anyhow::Result<A
     bans.sort_by_key(|(_, ban)| std::cmp::Reverse(ban.since_ns));
     let mut lines = table(&["SOURCE", "REMAINING", "REASON", "RULE", "SCOPE", "SYNS", "LIMIT", "OFFENCE"]);
     for (key, ban) in &bans {
-        let record = BanRecord::new(key, ban, datapath.rule_name(ban.rule)?, prefixes, &clock);
+        let rule = |index| datapath.rule_name(index);
+        let record = BanRecord::new(key, ban, rule, prefixes, &clock);
         if args.json {
             write_json(out, &record)?;
             continue;
@@ -111,15 +115,19 @@ fn list(paths: &Paths, args: &ListArgs, out: &mut dyn Write) -> anyhow::Result<A
         let dash = || "-".to_owned();
         let count = if ban.count == 0 { dash() } else { ban.count.to_string() };
         let fields = record.ban;
+        let said = |text: Option<String>| text.unwrap_or_else(dash);
         let limit = fields.window.map_or_else(dash, |window| format!("{}/{window}", ban.limit));
         let offence = if ban.offence == 0 { dash() } else { ban.offence.to_string() };
         // A ban of everything by hand has nothing to do with a rule.
-        let rule = if ban.window_ns == 0 && key.scope() == Scope::All { dash() } else { fields.rule };
-        let reason = match record.note {
-            Some(note) => format!("{}: {note}", fields.reason),
-            None => fields.reason,
-        };
-        lines.add_row([fields.source, remaining, reason, rule, fields.scope, count, limit, offence]);
+        let rule = if ban.window_ns == 0 && key.is_everywhere() { dash() } else { said(fields.rule) };
+        let mut reason = said(fields.reason);
+        if let Some(note) = fields.note {
+            reason = format!("{reason}: {note}");
+        }
+        if fields.monitor {
+            reason += " (monitor)";
+        }
+        lines.add_row([fields.source, remaining, reason, rule, said(fields.scope), count, limit, offence]);
     }
     if args.json {
         return Ok(Answer::Done);
@@ -137,36 +145,71 @@ fn add(paths: &Paths, args: &AddArgs) -> anyhow::Result<Answer> {
     if length.ns() == 0 {
         anyhow::bail!("a ban of `{}` would end at once\nhint: such as `--for 10m`", args.length);
     }
-    if args.note.len() > MAX_NOTE || args.note.chars().any(char::is_control) {
+    if args.note.len() > MAX_LABEL || args.note.chars().any(char::is_control) {
         anyhow::bail!(
-            "`--reason` takes one line of up to {MAX_NOTE} bytes\nhint: such as `--reason \"ticket 4711\"`"
+            "`--reason` takes one line of up to {MAX_LABEL} bytes\nhint: such as `--reason \"ticket 4711\"`"
         );
     }
     require_capabilities()?;
     let _lock = StateLock::acquire(paths)?;
     let mut datapath = Datapath::require(paths)?;
     let mask = datapath.maps().source_mask()?;
-    let source = source(&args.source, mask)?;
+    let sources = args.sources.iter().map(|text| source(text, mask)).collect::<anyhow::Result<Vec<_>>>()?;
     let index = rule_index(&datapath, &args.rule)?;
-    let key = BanKey::with_scope(source, args.scope.into(), index);
-    let now_ns = boot_now_ns()?;
-    let mut ban = Ban::by_admin(index, now_ns, now_ns.saturating_add(length.ns()), &args.note);
-    let old = datapath.maps().ban(&key)?.filter(|old| old.is_active(now_ns));
+    for source in sources {
+        add_one(
+            paths,
+            &mut datapath,
+            SourceKey::with_scope(source, args.scope.into(), index),
+            index,
+            length,
+            args,
+        )?;
+    }
+    Ok(Answer::Done)
+}
+
+fn add_one(
+    paths: &Paths,
+    datapath: &mut Datapath,
+    key: SourceKey,
+    index: RuleIndex,
+    length: Span,
+    args: &AddArgs,
+) -> anyhow::Result<()> {
+    let mask = datapath.maps().source_mask()?;
+    let (source, now_ns) = (key.source(), boot_now_ns()?);
+    let text = source_text(source, mask.into());
+    let until_ns = now_ns.saturating_add(length.ns());
+    let mut ban = Ban::by_admin(args.scope.into(), index, now_ns, until_ns, &args.note);
+    let old = datapath.maps().ban(&key)?.filter(|old| old.is_active(now_ns) && !old.is_monitored());
     if let Some(old) = old {
         ban.since_ns = old.since_ns;
         ban.until_ns = ban.until_ns.max(old.until_ns);
     }
     datapath.maps_mut().set_ban(&key, &ban)?;
+    // A packet that was being judged may have restarted the old ban's clock, and so put it back.
+    if old.is_some_and(|old| old.refreshes()) {
+        wait_for_running_programs();
+        datapath.maps_mut().set_ban(&key, &ban)?;
+    }
     let left = Span::from_ns(ban.until_ns.saturating_sub(now_ns)).approx();
-    let text = source_text(source, mask.into());
-    let word = match old {
-        Some(old) if old.until_ns == ban.until_ns => "was banned for longer already:",
-        Some(_) => "extended: banned for",
-        None => "banned for",
+    let (word, kind) = match old {
+        Some(old) if old.until_ns == ban.until_ns => ("was banned for longer already:", None),
+        Some(_) => ("extended: banned for", Some(Kind::Extend)),
+        None => ("banned for", Some(Kind::Ban)),
     };
-    talk::say(&format!("{text} {word} {left}, scope {}", key.scope().name()));
-    report(paths, &datapath, Kind::Ban, &[(key, ban)], now_ns);
-    Ok(Answer::Done)
+    talk::say(&format!("{text} {word} {left}, scope {}", ban.scope().name()));
+    if datapath.maps().list(List::Allow).covers(&source)? {
+        talk::say(&format!("{YELLOW}warning:{YELLOW:#} {text} is allowed, and passes all the same"));
+    }
+    if datapath.maps().config()?.mode() == Mode::Monitor {
+        talk::say(&format!("{YELLOW}warning:{YELLOW:#} monitor mode: {text} passes all the same"));
+    }
+    if let Some(kind) = kind {
+        report(paths, datapath, kind, &[(key, ban)], now_ns);
+    }
+    Ok(())
 }
 
 /// The source that is meant: an address, or a network of just the length that sources have.
@@ -188,14 +231,20 @@ fn source(text: &str, mask: SourceMask) -> anyhow::Result<Address> {
 }
 
 /// Tells the daemon, if there is one. The change is made: what goes wrong here is only said.
-fn report(paths: &Paths, datapath: &Datapath, kind: Kind, changed: &[(BanKey, Ban)], now_ns: u64) {
+pub(super) fn report(
+    paths: &Paths,
+    datapath: &Datapath,
+    kind: Kind,
+    changed: &[(SourceKey, Ban)],
+    now_ns: u64,
+) {
     let records = || -> anyhow::Result<Vec<EventRecord>> {
         let clock = WallClock::new(Timestamp::now(), boot_now_ns()?);
         let prefixes = datapath.maps().source_mask()?.into();
         let mut records = Vec::new();
         for (key, ban) in changed {
             let event = Event::of_ban(kind, key, ban, &Cause::default(), now_ns);
-            let rule = datapath.rule_name(ban.rule)?;
+            let rule = |index| datapath.rule_name(index);
             records.push(EventRecord::new(&event, rule, |index| index.to_string(), prefixes, &clock));
         }
         Ok(records)
@@ -253,8 +302,8 @@ fn flush(paths: &Paths) -> anyhow::Result<Answer> {
 /// Removes bans and returns those that still held. Expired ones stay for the daemon, which reports them.
 fn end(
     datapath: &mut Datapath,
-    bans: impl IntoIterator<Item = (BanKey, Ban)>,
-) -> anyhow::Result<Vec<(BanKey, Ban)>> {
+    bans: impl IntoIterator<Item = (SourceKey, Ban)>,
+) -> anyhow::Result<Vec<(SourceKey, Ban)>> {
     let now_ns = boot_now_ns()?;
     let mut ended = Vec::new();
     for (key, ban) in bans {

@@ -2,11 +2,11 @@
 //!
 //! Exit status: 0 done, 1 the answer is no, 2 error.
 
-mod allow;
 mod attach;
 mod bans;
 mod check;
 mod events;
+mod list;
 mod printer;
 mod run;
 mod status;
@@ -20,6 +20,7 @@ use std::process::ExitCode;
 
 use clap::{Args, ColorChoice, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum as _};
 
+use crate::datapath::List;
 use crate::paths::{DEFAULT_BPFFS, DEFAULT_INSTANCE, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, Paths};
 
 /// Stops connection floods at the network card.
@@ -75,7 +76,10 @@ enum Verb {
     Bans(bans::BansVerb),
     /// List, add and remove allowed networks, which are never counted, dropped or banned.
     #[command(subcommand)]
-    Allow(allow::AllowVerb),
+    Allow(list::ListVerb),
+    /// List, add and remove denied networks: every packet from them is dropped, unless it is allowed.
+    #[command(subcommand)]
+    Deny(list::ListVerb),
     /// Show the latest events, and follow them.
     Events(events::EventsArgs),
     /// Validate a configuration file.
@@ -143,7 +147,8 @@ fn dispatch(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Answer> {
         Verb::Status(args) => status::status(&paths, &args, out),
         Verb::Sysctl(args) => sysctl::sysctl(&paths, &args, out),
         Verb::Bans(verb) => bans::bans(&paths, &verb, out),
-        Verb::Allow(verb) => allow::allow(&paths, &verb, out),
+        Verb::Allow(verb) => list::list(&paths, List::Allow, &verb, out),
+        Verb::Deny(verb) => list::list(&paths, List::Deny, &verb, out),
         Verb::Events(args) => events::events(&paths, &args, out),
         Verb::Check(args) => check::check(&args, out),
     }

@@ -11,7 +11,7 @@ use super::attach::{read_policy, report_attached, wanted_interfaces};
 use super::printer::Printer;
 use super::{Answer, talk};
 use crate::daemon::{self, KernelLog, Server, StopSignals};
-use crate::datapath::{self, Datapath, LoadOptions, Mode, Request, Started};
+use crate::datapath::{self, AttachMode, Datapath, LoadOptions, Request, Started};
 use crate::lock::{DaemonLock, StateLock};
 use crate::output::YELLOW;
 use crate::paths::Paths;
@@ -21,9 +21,12 @@ pub(super) struct RunArgs {
     /// The configuration file. Without one, live settings stay and new ones are the built-in.
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// If the file has other source prefixes than the live ones: end the bans and counters of those, instead of refusing.
+    #[arg(long, requires = "config")]
+    reset_counters: bool,
     /// How to attach.
     #[arg(long, value_enum, default_value_t)]
-    mode: Mode,
+    mode: AttachMode,
     /// Take the filter along at the end. Without this it goes on.
     #[arg(long)]
     detach_on_exit: bool,
@@ -61,7 +64,13 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
     let policy = read_policy(args.config.as_deref())?;
     let interfaces = wanted_interfaces(policy.as_ref(), &args.interfaces);
     let load = LoadOptions { log_level: args.kernel_log as u8, ..LoadOptions::default() };
-    let request = Request { interfaces: &interfaces, mode: args.mode, policy: policy.as_ref(), load: &load };
+    let request = Request {
+        interfaces: &interfaces,
+        mode: args.mode,
+        policy: policy.as_ref(),
+        reset: args.reset_counters,
+        load: &load,
+    };
     // What can be refused is refused before anything is made.
     datapath::check(paths, &request)?;
     let loaded = Datapath::open(paths)?;

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::{Answer, talk};
 use crate::config::field::RuleField;
-use crate::datapath::{Datapath, Guarded};
+use crate::datapath::{Datapath, Guarded, List};
 use crate::lock::running_daemon;
 use crate::output::{BOLD, RED, SCHEMA, YELLOW, grouped, table, write_json, write_table};
 use crate::paths::Paths;
@@ -45,6 +45,7 @@ struct StateRecord {
     bans: FillRecord,
     sources: FillRecord,
     allowed: usize,
+    denied: usize,
     counters: Vec<CounterRecord>,
     tallies: Vec<TallyRecord>,
 }
@@ -152,7 +153,8 @@ fn state(datapath: &Datapath) -> anyhow::Result<StateRecord> {
         rules,
         bans: FillRecord { used: active, capacity: maps.bans_capacity() },
         sources: FillRecord { used: sources.used, capacity: sources.capacity },
-        allowed: maps.allowed()?.len(),
+        allowed: maps.list(List::Allow).entries()?.len(),
+        denied: maps.list(List::Deny).entries()?.len(),
         counters,
         tallies,
     })
@@ -221,7 +223,7 @@ fn print(record: &StatusRecord, out: &mut dyn Write) -> anyhow::Result<()> {
     if !state.program.exact_over_cpus {
         writeln!(
             out,
-            "{YELLOW}no sums over CPUs here (Linux 5.19, up to 512 CPUs): each CPU has its share of the limits{YELLOW:#}"
+            "{YELLOW}no sums over CPUs here (Linux 5.19, up to 384 CPUs): each CPU has its share of the limits{YELLOW:#}"
         )?;
     }
     let losses = [Tally::BanTableFull, Tally::BanDeferred, Tally::OffenceLost, Tally::EventLost];

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use dosguard_common::abi;
 use dosguard_common::address::SourceMask;
+use dosguard_common::config::{EVENTS_RATE, Mode};
 use dosguard_common::rule::{Action, MAX_NAME, RuleSpec, Scope};
 use thiserror::Error;
 
@@ -30,8 +31,14 @@ const DEFAULT: &str = "default";
 pub struct Policy {
     /// Interfaces to guard, each once; more may come from the command line.
     pub interfaces: Vec<String>,
+    /// Whether what is decided is done, or only counted and reported.
+    pub mode: Mode,
     /// Networks that are never counted, dropped or banned.
     pub allow: Vec<Cidr>,
+    /// Networks from which every packet is dropped.
+    pub deny: Vec<Cidr>,
+    /// Events of one kind that each CPU reports in a second.
+    pub events_rate: u32,
     /// How much of an address makes a source.
     pub prefixes: SourcePrefixes,
     /// The rules. The first is always `default`; the others are in the order of the file.
@@ -215,7 +222,10 @@ impl Default for Policy {
         let default = NamedRule { name: RuleName::default(), ports: Ports::default(), spec: default_spec() };
         Self {
             interfaces: Vec::new(),
+            mode: Mode::default(),
             allow: Vec::new(),
+            deny: Vec::new(),
+            events_rate: EVENTS_RATE,
             prefixes: SourcePrefixes::default(),
             rules: vec![default],
         }
@@ -238,6 +248,8 @@ pub const fn default_spec() -> RuleSpec {
         ban_ns: Span::from_secs(60).ns(),
         ban_max_ns: DAY.ns(),
         forget_ns: DAY.ns(),
+        refresh: false,
+        mode: Mode::Enforce,
     }
 }
 

@@ -42,7 +42,8 @@ impl EventHub {
 
     /// The record of an event.
     pub fn record(&mut self, datapath: &Datapath, event: &Event) -> Result<Arc<EventRecord>, DaemonError> {
-        let rule = datapath.rule_name(event.rule())?;
+        // Only an administrator's ban asks for it: others know the rule's name from when they were imposed.
+        let rule = |index| datapath.rule_name(index);
         let clock = WallClock::new(Timestamp::now(), system::boot_now_ns()?);
         let prefixes = self.prefixes;
         let name = |index| self.interface(index);

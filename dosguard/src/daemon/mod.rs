@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 
 use aya::maps::{MapData, RingBuf};
 use aya_log::EbpfLogger;
-use dosguard_common::ban::{Ban, BanKey};
+use dosguard_common::ban::Ban;
 use dosguard_common::event::{Cause, Event, Kind};
+use dosguard_common::key::SourceKey;
 use dosguard_common::reason::Tally;
 use thiserror::Error;
 use tokio::io::unix::AsyncFd;
@@ -201,7 +202,7 @@ impl<P: FnMut(&EventRecord)> Pump<P> {
         Ok(())
     }
 
-    async fn publish_ends(&mut self, ended: &[(BanKey, Ban)]) -> Result<(), DaemonError> {
+    async fn publish_ends(&mut self, ended: &[(SourceKey, Ban)]) -> Result<(), DaemonError> {
         let now_ns = system::boot_now_ns()?;
         for some in ended.chunks(BATCH) {
             for (key, ban) in some {

@@ -16,7 +16,7 @@ use crate::system;
 
 /// How to attach.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Mode {
+pub enum AttachMode {
     /// Native if the driver can, generic otherwise.
     #[default]
     Auto,
@@ -28,14 +28,14 @@ pub enum Mode {
     Offload,
 }
 
-impl Mode {
+impl AttachMode {
     /// Whether an interface that is attached in the mode `obtained` is attached as asked.
     fn accepts(self, obtained: &str) -> bool {
         self == Self::Auto || self.to_string() == obtained
     }
 }
 
-impl fmt::Display for Mode {
+impl fmt::Display for AttachMode {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str(match self {
             Self::Auto => "auto",
@@ -105,7 +105,7 @@ impl Datapath {
     }
 
     /// Attaches to an interface and pins the link. Nobody else's program is replaced.
-    pub fn attach(&self, name: &str, mode: Mode) -> Result<Attached, Error> {
+    pub fn attach(&self, name: &str, mode: AttachMode) -> Result<Attached, Error> {
         let interface = find(name)?;
         let link = LinkName { namespace: network_namespace()?, ifindex: interface.index };
         let (own, _) = self.program()?;
@@ -182,11 +182,11 @@ impl Datapath {
     }
 
     /// Attaches in the wanted mode; returns why native was refused if `auto` had to fall back.
-    fn link(&self, interface: &Interface, link: LinkName, mode: Mode) -> Result<Option<String>, Error> {
+    fn link(&self, interface: &Interface, link: LinkName, mode: AttachMode) -> Result<Option<String>, Error> {
         let first = match mode {
-            Mode::Auto | Mode::Native => XdpMode::Driver,
-            Mode::Generic => XdpMode::Skb,
-            Mode::Offload => {
+            AttachMode::Auto | AttachMode::Native => XdpMode::Driver,
+            AttachMode::Generic => XdpMode::Skb,
+            AttachMode::Offload => {
                 // The program would have to be loaded for the card, which aya 0.14 cannot do.
                 let source = "this program cannot be loaded onto a network card".into();
                 return Err(Error::ModeRefused { interface: interface.name.clone(), mode, source });
@@ -200,7 +200,7 @@ impl Datapath {
         if let Some(on) = find(&interface.name)?.program {
             return Err(foreign(interface, on)); // somebody was faster
         }
-        if mode != Mode::Auto {
+        if mode != AttachMode::Auto {
             return Err(Error::ModeRefused {
                 interface: interface.name.clone(),
                 mode,
@@ -248,7 +248,7 @@ impl From<ProgramError> for LinkError {
 
 /// Refuses what attaching would refuse later: an interface that is not there, that somebody else's program is on, or
 /// that is attached in another mode.
-pub(super) fn check_interface(name: &str, mode: Mode, paths: &Paths) -> Result<(), Error> {
+pub(super) fn check_interface(name: &str, mode: AttachMode, paths: &Paths) -> Result<(), Error> {
     let interface = find(name)?;
     if !interface.ethernet {
         return Err(Error::NotEthernet { interface: interface.name });

@@ -7,7 +7,7 @@ use aya::maps::MapError;
 use dosguard_common::abi::ABI_VERSION;
 use thiserror::Error;
 
-use super::Mode;
+use super::AttachMode;
 use crate::system::SystemError;
 
 /// An error of the data path.
@@ -56,7 +56,7 @@ pub enum Error {
         /// The interface.
         interface: String,
         /// The mode that was asked for.
-        mode: Mode,
+        mode: AttachMode,
         /// What the kernel said.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
@@ -71,7 +71,7 @@ pub enum Error {
         /// The mode that it has.
         obtained: &'static str,
         /// The mode that was asked for.
-        asked: Mode,
+        asked: AttachMode,
     },
     /// The kernel refused generic mode too.
     #[error("cannot attach to `{interface}`")]
@@ -160,7 +160,7 @@ pub enum Error {
     /// The source prefixes differ from the live ones.
     #[error(
         "the source prefixes cannot change while counters of others exist: live IPv4 /{}, IPv6 /{}; asked IPv4 /{}, IPv6 /{}\n\
-         hint: `dosguard detach --all` first, or keep the live ones",
+         hint: `--reset-counters` ends the bans and counters of the old ones, or keep those",
         live.0, live.1, asked.0, asked.1
     )]
     PrefixChange {

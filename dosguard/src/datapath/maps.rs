@@ -2,19 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues, RingBuf};
 use aya::util::nr_cpus;
 use dosguard_common::abi::{self, MapSpec};
 use dosguard_common::address::{Address, SourceMask};
-use dosguard_common::ban::{Ban, BanKey};
+use dosguard_common::ban::Ban;
 use dosguard_common::config::Config;
+use dosguard_common::key::SourceKey;
+use dosguard_common::offender::Offender;
 use dosguard_common::reason::{Count, Reason, Tally};
 use dosguard_common::rule::{Rule, RuleIndex};
-use dosguard_common::tables::SynsKey;
 use dosguard_common::window::Window;
 
 use super::Error;
+use super::lists::{List, PrefixList};
 use super::wire::Wire;
 
 /// The maps of one instance.
@@ -22,14 +23,15 @@ pub struct Maps {
     config: Array<MapData, Wire<Config>>,
     ports: Array<MapData, Wire<RuleIndex>>,
     rules: Array<MapData, Wire<Rule>>,
-    syns: PerCpuHashMap<MapData, Wire<SynsKey>, Wire<Window>>,
-    bans: HashMap<MapData, Wire<BanKey>, Wire<Ban>>,
-    allow: LpmTrie<MapData, Wire<Address>, u32>,
+    syns: PerCpuHashMap<MapData, Wire<SourceKey>, Wire<Window>>,
+    bans: HashMap<MapData, Wire<SourceKey>, Wire<Ban>>,
+    offenders: HashMap<MapData, Wire<Address>, Wire<Offender>>,
+    allow: PrefixList,
+    deny: PrefixList,
     counters: PerCpuArray<MapData, Wire<Count>>,
     rule_counters: PerCpuArray<MapData, u64>,
     sources_capacity: u32,
     bans_capacity: u32,
-    allow_capacity: u32,
 }
 
 /// How many entries of the maps that can fill up are used, of how many.
@@ -42,7 +44,7 @@ pub struct Fill {
 }
 
 /// `data` as a map of the type that is asked for, if it is one.
-fn typed<T: TryFrom<Map, Error = MapError>>(spec: MapSpec, data: MapData) -> Result<T, Error> {
+pub(super) fn typed<T: TryFrom<Map, Error = MapError>>(spec: MapSpec, data: MapData) -> Result<T, Error> {
     Map::from_map_data(data).and_then(T::try_from).map_err(Error::map(spec.name, "use"))
 }
 
@@ -50,17 +52,17 @@ impl Maps {
     /// Takes each map from `take`, which knows them by name. Types and the sizes of keys and values are checked.
     pub(super) fn new(mut take: impl FnMut(&'static str) -> Result<MapData, Error>) -> Result<Self, Error> {
         let (syns, bans) = (take(abi::SYNS.name)?, take(abi::BANS.name)?);
-        let allow = take(abi::ALLOW.name)?;
         Ok(Self {
             sources_capacity: capacity(&syns, abi::SYNS)?,
             bans_capacity: capacity(&bans, abi::BANS)?,
-            allow_capacity: capacity(&allow, abi::ALLOW)?,
             config: typed(abi::CONFIG, take(abi::CONFIG.name)?)?,
             ports: typed(abi::PORTS, take(abi::PORTS.name)?)?,
             rules: typed(abi::RULES, take(abi::RULES.name)?)?,
             syns: typed(abi::SYNS, syns)?,
             bans: typed(abi::BANS, bans)?,
-            allow: typed(abi::ALLOW, allow)?,
+            offenders: typed(abi::OFFENDERS, take(abi::OFFENDERS.name)?)?,
+            allow: PrefixList::new(abi::ALLOW, take(abi::ALLOW.name)?)?,
+            deny: PrefixList::new(abi::DENY, take(abi::DENY.name)?)?,
             counters: typed(abi::COUNTERS, take(abi::COUNTERS.name)?)?,
             rule_counters: typed(abi::RULE_COUNTERS, take(abi::RULE_COUNTERS.name)?)?,
         })
@@ -130,7 +132,7 @@ impl Maps {
     }
 
     /// Every ban, expired ones included.
-    pub fn bans(&self) -> Result<BTreeMap<BanKey, Ban>, Error> {
+    pub fn bans(&self) -> Result<BTreeMap<SourceKey, Ban>, Error> {
         // A map, because a walk that runs into a removal begins again and sees entries twice.
         let mut found = BTreeMap::new();
         let entries = self.bans.iter();
@@ -145,7 +147,7 @@ impl Maps {
     }
 
     /// One ban, whether it still holds or not.
-    pub fn ban(&self, key: &BanKey) -> Result<Option<Ban>, Error> {
+    pub fn ban(&self, key: &SourceKey) -> Result<Option<Ban>, Error> {
         match self.bans.get(&Wire(*key), 0) {
             Ok(ban) => Ok(Some(ban.0)),
             Err(MapError::KeyNotFound) => Ok(None),
@@ -154,18 +156,18 @@ impl Maps {
     }
 
     /// Adds or replaces a ban.
-    pub fn set_ban(&mut self, key: &BanKey, ban: &Ban) -> Result<(), Error> {
+    pub fn set_ban(&mut self, key: &SourceKey, ban: &Ban) -> Result<(), Error> {
         let result = self.bans.insert(Wire(*key), Wire(*ban), 0);
         result.map_err(full_or(abi::BANS, self.bans_capacity))
     }
 
     /// Removes a ban; false if there was none.
-    pub fn remove_ban(&mut self, key: &BanKey) -> Result<bool, Error> {
+    pub fn remove_ban(&mut self, key: &SourceKey) -> Result<bool, Error> {
         removed(self.bans.remove(&Wire(*key)), abi::BANS)
     }
 
     /// One source's counters under a rule, a window for each CPU.
-    pub fn windows(&self, key: &SynsKey) -> Result<Option<Vec<Window>>, Error> {
+    pub fn windows(&self, key: &SourceKey) -> Result<Option<Vec<Window>>, Error> {
         match self.syns.get(&Wire(*key), 0) {
             Ok(windows) => Ok(Some(windows.iter().map(|wire| wire.0).collect())),
             Err(MapError::KeyNotFound) => Ok(None),
@@ -173,34 +175,50 @@ impl Maps {
         }
     }
 
-    /// The allowed prefixes: address and length in bits of the 128-bit form.
-    pub fn allowed(&self) -> Result<Vec<(Address, u32)>, Error> {
-        let mut found = Vec::new();
-        for key in self.allow.keys() {
-            let key = key.map_err(Error::map(abi::ALLOW.name, "read"))?;
-            found.push((key.data().0, key.prefix_len()));
+    /// Every source that has counters, under each rule that it has them for. Walks the map, which changes meanwhile: what
+    /// comes or goes may be missing.
+    pub fn counted(&self) -> Result<Vec<SourceKey>, Error> {
+        keys(self.syns.keys(), self.sources_capacity, abi::SYNS)
+    }
+
+    /// Removes one source's counters under a rule, on all CPUs.
+    pub fn remove_windows(&mut self, key: &SourceKey) -> Result<bool, Error> {
+        removed(self.syns.remove(&Wire(*key)), abi::SYNS)
+    }
+
+    /// What is remembered of a source.
+    pub fn offender(&self, source: &Address) -> Result<Option<Offender>, Error> {
+        match self.offenders.get(&Wire(*source), 0) {
+            Ok(offender) => Ok(Some(offender.0)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(Error::map(abi::OFFENDERS.name, "read")(error)),
         }
-        found.sort_unstable();
-        found.dedup();
-        Ok(found)
     }
 
-    /// Refuses an allow-list of more entries than the map holds.
-    pub fn require_room_to_allow(&self, entries: usize) -> Result<(), Error> {
-        let capacity = self.allow_capacity;
-        let fits = u32::try_from(entries).is_ok_and(|entries| entries <= capacity);
-        if fits { Ok(()) } else { Err(Error::MapFull { map: abi::ALLOW.name, entries: capacity }) }
+    /// The sources of which something is remembered.
+    pub fn offenders(&self) -> Result<Vec<Address>, Error> {
+        keys(self.offenders.keys(), abi::OFFENDERS.entries, abi::OFFENDERS)
     }
 
-    /// Allows a prefix.
-    pub fn allow(&mut self, address: Address, bits: u32) -> Result<(), Error> {
-        let result = self.allow.insert(&Key::new(bits, Wire(address)), 0, 0);
-        result.map_err(full_or(abi::ALLOW, self.allow_capacity))
+    /// Forgets a source.
+    pub fn forget(&mut self, source: &Address) -> Result<bool, Error> {
+        removed(self.offenders.remove(&Wire(*source)), abi::OFFENDERS)
     }
 
-    /// Stops allowing a prefix; false if it was not allowed.
-    pub fn disallow(&mut self, address: Address, bits: u32) -> Result<bool, Error> {
-        removed(self.allow.remove(&Key::new(bits, Wire(address))), abi::ALLOW)
+    /// One of the lists of prefixes.
+    pub const fn list(&self, list: List) -> &PrefixList {
+        match list {
+            List::Allow => &self.allow,
+            List::Deny => &self.deny,
+        }
+    }
+
+    /// One of the lists of prefixes, to change.
+    pub(super) const fn list_mut(&mut self, list: List) -> &mut PrefixList {
+        match list {
+            List::Allow => &mut self.allow,
+            List::Deny => &mut self.deny,
+        }
     }
 
     /// Packets and bytes under a reason, over all CPUs.
@@ -256,16 +274,33 @@ impl Maps {
     }
 }
 
+/// The keys of a map that changes under the walk: more steps than it has room for mean that the walk began again.
+fn keys<T>(
+    walk: impl Iterator<Item = Result<Wire<T>, MapError>>,
+    capacity: u32,
+    spec: MapSpec,
+) -> Result<Vec<T>, Error> {
+    let mut found = Vec::new();
+    for key in walk.take(capacity as usize) {
+        match key {
+            Ok(key) => found.push(key.0),
+            Err(MapError::KeyNotFound) => {} // removed since
+            Err(error) => return Err(Error::map(spec.name, "read")(error)),
+        }
+    }
+    Ok(found)
+}
+
 /// The ring buffer of events.
 pub(super) fn events(data: MapData) -> Result<RingBuf<MapData>, Error> {
     typed(abi::EVENTS, data)
 }
 
-fn capacity(map: &MapData, spec: MapSpec) -> Result<u32, Error> {
+pub(super) fn capacity(map: &MapData, spec: MapSpec) -> Result<u32, Error> {
     Ok(map.info().map_err(Error::map(spec.name, "read"))?.max_entries())
 }
 
-fn removed(result: Result<(), MapError>, spec: MapSpec) -> Result<bool, Error> {
+pub(super) fn removed(result: Result<(), MapError>, spec: MapSpec) -> Result<bool, Error> {
     match result {
         Ok(()) => Ok(true),
         Err(MapError::KeyNotFound) => Ok(false),
@@ -277,7 +312,7 @@ fn removed(result: Result<(), MapError>, spec: MapSpec) -> Result<bool, Error> {
 }
 
 /// E2BIG from a hash, ENOSPC from a trie: both mean that the map is full.
-fn full_or(spec: MapSpec, entries: u32) -> impl Fn(MapError) -> Error {
+pub(super) fn full_or(spec: MapSpec, entries: u32) -> impl Fn(MapError) -> Error {
     move |error| match &error {
         MapError::SyscallError(cause)
             if matches!(cause.io_error.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC)) =>

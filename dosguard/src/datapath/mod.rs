@@ -6,13 +6,15 @@
 mod attach;
 mod error;
 mod links;
+mod lists;
 mod maps;
 mod object;
+mod policy;
 mod start;
 mod sweep;
 mod wire;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -21,18 +23,18 @@ use std::path::Path;
 use aya::maps::{MapData, RingBuf};
 use aya::programs::ProgramInfo;
 use dosguard_common::abi::{self, ABI_VERSION};
-use dosguard_common::address::{Address, SourceMask};
 use dosguard_common::config::Config;
-use dosguard_common::rule::{Rule, RuleIndex, RuleSpec, Scope};
+use dosguard_common::rule::RuleIndex;
 
-pub use attach::{Attached, Guarded, Mode};
+pub use attach::{AttachMode, Attached, Guarded};
 pub use error::Error;
 pub use links::{AttachedProgram, Interface, interfaces};
+pub use lists::{List, Origin, Prefix, PrefixList, list_add, list_remove};
 pub use maps::{Fill, Maps};
 pub use object::{LoadOptions, Loaded, sees_peers};
+pub use policy::Ended;
 pub use start::{Request, Started, check, start};
 
-use crate::config::cidr::Cidr;
 use crate::config::policy::{NamedRule, Policy};
 use crate::paths::{LINKS, PROGRAM, Paths};
 use crate::system;
@@ -119,32 +121,12 @@ impl Datapath {
     }
 
     /// The name of a rule, or what to call one that has been removed since.
-    pub fn rule_name(&self, index: RuleIndex) -> Result<String, Error> {
-        let rule = self.maps.rule(index)?;
-        Ok(if rule.is_defined() { rule.name().to_owned() } else { "(removed)".to_owned() })
-    }
-
-    /// Changes what a rule demands, from the next packet on. Counters of the old demand no longer count.
-    pub fn change_rule(&mut self, name: &str, spec: &RuleSpec) -> Result<(), Error> {
-        let rules = self.maps.rules()?;
-        let Some((index, live)) = rules.iter().find(|(_, rule)| rule.name() == name) else {
-            let known: Vec<_> = rules.iter().map(|(_, rule)| format!("`{}`", rule.name())).collect();
-            return Err(Error::NoRule { name: name.to_owned(), known: known.join(", ") });
-        };
-        if live.spec() == *spec {
-            return Ok(());
+    pub fn rule_name(&self, index: RuleIndex) -> String {
+        match self.maps.rule(index) {
+            Ok(rule) if rule.is_defined() => rule.name().to_owned(),
+            Ok(_) => "(removed)".to_owned(),
+            Err(_) => "(unreadable)".to_owned(),
         }
-        self.maps.set_rule(*index, next_generation(name, spec, live))
-    }
-
-    /// Brings the live rules and the allow-list in line with `policy`. Rules that stay the same keep their counters;
-    /// allowed prefixes are added, and none is removed.
-    pub fn apply(&mut self, policy: &Policy) -> Result<(), Error> {
-        let (live, asked) = (self.maps.source_mask()?.prefixes(), source_mask(policy).prefixes());
-        if live != asked {
-            return Err(Error::PrefixChange { live, asked });
-        }
-        write_policy(&mut self.maps, policy)
     }
 
     /// Whether there are pins of this instance, whole or damaged.
@@ -214,114 +196,14 @@ fn pin_all(loaded: &mut Loaded, staging: &Path, policy: &Policy) -> Result<(), E
         loaded.map(map.name)?.pin(&path).map_err(|error| pin_error(&path, error))?;
     }
     let mut maps = loaded.take_maps()?;
-    maps.set_config(Config::new(source_mask(policy)))?;
-    write_policy(&mut maps, policy)?;
+    maps.set_config(Config::new(policy.prefixes.into()))?;
+    policy::write(&mut maps, policy)?;
     let path = staging.join(PROGRAM);
     loaded.program()?.pin(&path).map_err(|error| pin_error(&path, error))
 }
 
 fn pin_error(path: &Path, error: aya::pin::PinError) -> Error {
     Error::path("pin", path)(io::Error::other(error))
-}
-
-fn source_mask(policy: &Policy) -> SourceMask {
-    SourceMask::from(policy.prefixes)
-}
-
-/// Writes what differs: the allow-list, then rules, then the ports that lead to them. A rule keeps its index by its
-/// name, wherever it stands in the file: counters and bans are kept under the index.
-fn write_policy(maps: &mut Maps, policy: &Policy) -> Result<(), Error> {
-    let live: BTreeMap<_, _> = maps.rules()?.into_iter().collect();
-    let wanted = assign_indices(&live, &policy.rules)?;
-    // What can be refused comes first.
-    allow(maps, policy.allow.iter().map(Cidr::to_prefix))?;
-    let mut ports = BTreeMap::new();
-    for (index, named) in &wanted {
-        let old = maps.rule(*index)?;
-        if !(old.is_defined() && old.name() == named.name.as_str() && old.spec() == named.spec) {
-            maps.set_rule(*index, next_generation(named.name.as_str(), &named.spec, &old))?;
-        }
-        if old.is_defined() && old.name() != named.name.as_str() {
-            remove_orphans(maps, *index)?;
-        }
-        ports.extend(named.ports.iter().map(|port| (port, *index)));
-    }
-    let old_ports = maps.ports()?;
-    for port in old_ports.keys().chain(ports.keys()).copied().collect::<BTreeSet<_>>() {
-        let index = ports.get(&port).copied().unwrap_or(RuleIndex::DEFAULT);
-        if old_ports.get(&port).copied().unwrap_or(RuleIndex::DEFAULT) != index {
-            maps.set_rule_of(port, index)?;
-        }
-    }
-    for (index, old) in live.iter().filter(|(index, _)| !wanted.contains_key(index)) {
-        maps.set_rule(*index, old.removed())?;
-        remove_orphans(maps, *index)?;
-    }
-    Ok(())
-}
-
-/// The index of each rule: the one that its name has already, or else one that is free, or else one of a rule that goes.
-fn assign_indices<'a>(
-    live: &BTreeMap<RuleIndex, Rule>,
-    rules: &'a [NamedRule],
-) -> Result<BTreeMap<RuleIndex, &'a NamedRule>, Error> {
-    let index_of = |named: &NamedRule| {
-        live.iter().find(|(_, rule)| rule.name() == named.name.as_str()).map(|(index, _)| *index)
-    };
-    let kept: BTreeSet<_> = rules.iter().filter_map(index_of).collect();
-    let all = || (0..=u8::MAX).map(RuleIndex);
-    // `default` is the first of all rules, and finds 0 free.
-    let free = all().filter(|index| !live.contains_key(index));
-    let mut usable = free.chain(all().filter(|index| live.contains_key(index) && !kept.contains(index)));
-    let mut assigned = BTreeMap::new();
-    for named in rules {
-        let index = index_of(named).or_else(|| usable.next());
-        let index = index.ok_or(Error::MapFull { map: abi::RULES.name, entries: abi::RULES.entries })?;
-        assigned.insert(index, named);
-    }
-    Ok(assigned)
-}
-
-/// Removes what another rule at the same index would inherit.
-fn remove_orphans(maps: &mut Maps, index: RuleIndex) -> Result<(), Error> {
-    for (key, ban) in maps.bans()? {
-        if ban.rule == index && key.scope() == Scope::Syn {
-            maps.remove_ban(&key)?;
-        }
-    }
-    maps.reset_rule_packets(index)
-}
-
-/// Allows prefixes, all of them or none. The kernel looks at the list only while it has entries: the flag is set before
-/// the first.
-pub fn allow(maps: &mut Maps, prefixes: impl IntoIterator<Item = (Address, u32)>) -> Result<(), Error> {
-    let live: BTreeSet<_> = maps.allowed()?.into_iter().collect();
-    let new: BTreeSet<_> = prefixes.into_iter().filter(|prefix| !live.contains(prefix)).collect();
-    if new.is_empty() {
-        return Ok(());
-    }
-    maps.require_room_to_allow(live.len() + new.len())?;
-    let config = maps.config()?;
-    if !config.has_allow_list() {
-        maps.set_config(config.with_allow_list(true))?;
-    }
-    new.into_iter().try_for_each(|(address, bits)| maps.allow(address, bits))
-}
-
-/// Stops allowing a prefix; false if it was not allowed.
-pub fn disallow(maps: &mut Maps, address: Address, bits: u32) -> Result<bool, Error> {
-    let removed = maps.disallow(address, bits)?;
-    let config = maps.config()?;
-    if config.has_allow_list() && maps.allowed()?.is_empty() {
-        maps.set_config(config.with_allow_list(false))?;
-    }
-    Ok(removed)
-}
-
-/// The rule with a generation that no counter made under `live` has. 0 is what empty counters have.
-fn next_generation(name: &str, spec: &RuleSpec, live: &Rule) -> Rule {
-    let generation = live.generation().checked_add(1).unwrap_or(1);
-    Rule::new(name, spec, generation)
 }
 
 /// Removes a folder of pins: links first, so that no packet meets a program whose maps are half gone.

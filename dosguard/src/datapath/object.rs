@@ -94,8 +94,8 @@ fn missing(name: &str) -> Error {
     Error::Object(Box::new(EbpfError::MapError(MapError::InvalidName { name: name.to_owned() })))
 }
 
-/// Up to so many CPUs the verifier follows the loop over all of them: some 1,300 instructions each of a million.
-const MAX_PEERS: u32 = 512;
+/// Up to so many CPUs the verifier follows the loop over all of them: some 2,100 instructions each of a million.
+const MAX_PEERS: u32 = 384;
 
 /// Whether the sum over CPUs decides here: the kernel lets one CPU look at another's counters, and there are not more than
 /// the verifier follows. A kernel that cannot be asked counts as one that does not.

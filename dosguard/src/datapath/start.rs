@@ -1,7 +1,7 @@
 //! Bringing an instance up, all of it or nothing.
 
-use super::attach::{Attached, Mode, check_interface};
-use super::{Datapath, Error, LoadOptions};
+use super::attach::{AttachMode, Attached, check_interface};
+use super::{Datapath, Ended, Error, LoadOptions};
 use crate::config::policy::Policy;
 use crate::paths::Paths;
 use crate::system::{self, Bpffs};
@@ -12,9 +12,11 @@ pub struct Request<'a> {
     /// The interfaces to attach to, beside those that are attached already.
     pub interfaces: &'a [String],
     /// How to attach.
-    pub mode: Mode,
+    pub mode: AttachMode,
     /// What the rules shall be; none leaves live ones alone and starts new ones from the built-in policy.
     pub policy: Option<&'a Policy>,
+    /// Whether counters and bans may go, where the policy has other source prefixes than the live ones.
+    pub reset: bool,
     /// For an instance that is not loaded yet.
     pub load: &'a LoadOptions,
 }
@@ -25,6 +27,8 @@ pub struct Started {
     pub datapath: Datapath,
     /// What came of each interface that was asked for.
     pub attached: Vec<Attached>,
+    /// The bans that applying the policy ended.
+    pub ended: Ended,
     /// Whether the instance was loaded now, or found pinned.
     pub created: bool,
     /// Whether a BPF file system had to be mounted.
@@ -57,7 +61,7 @@ fn start_on(paths: &Paths, request: &Request<'_>, bpffs: Bpffs) -> Result<Starte
             (Datapath::create(paths, request.policy.unwrap_or(&built_in), request.load)?, true)
         }
     };
-    let mut started = Started { datapath, attached: Vec::new(), created, bpffs };
+    let mut started = Started { datapath, attached: Vec::new(), ended: Ended::new(), created, bpffs };
     match finish(&mut started, request) {
         Ok(()) => Ok(started),
         Err(error) => {
@@ -81,7 +85,10 @@ fn finish(started: &mut Started, request: &Request<'_>) -> Result<(), Error> {
         started.attached.push(started.datapath.attach(interface, request.mode)?);
     }
     match request.policy {
-        Some(policy) if !started.created => started.datapath.apply(policy),
+        Some(policy) if !started.created => {
+            started.ended = started.datapath.apply(policy, request.reset)?;
+            Ok(())
+        }
         _ => Ok(()),
     }
 }

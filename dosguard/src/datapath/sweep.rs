@@ -1,6 +1,7 @@
 //! Removing expired bans.
 
-use dosguard_common::ban::{Ban, BanKey};
+use dosguard_common::ban::Ban;
+use dosguard_common::key::SourceKey;
 
 use super::{Datapath, Error};
 use crate::system;
@@ -20,7 +21,7 @@ impl Datapath {
     /// So the sweep first asks the kernel program to leave expired entries alone, waits until no program runs that
     /// has not seen this, and only then removes what is expired still. A sweep that is killed ends by itself. The
     /// instance's lock must be held.
-    pub fn sweep(&mut self) -> Result<Vec<(BanKey, Ban)>, Error> {
+    pub fn sweep(&mut self) -> Result<Vec<(SourceKey, Ban)>, Error> {
         let now_ns = system::boot_now_ns()?;
         let expired: Vec<_> = self
             .maps
@@ -52,7 +53,7 @@ impl Datapath {
         }
     }
 
-    fn remove_expired(&mut self, keys: &[BanKey], until_ns: u64) -> Result<Vec<(BanKey, Ban)>, Error> {
+    fn remove_expired(&mut self, keys: &[SourceKey], until_ns: u64) -> Result<Vec<(SourceKey, Ban)>, Error> {
         let mut removed = Vec::new();
         for key in keys {
             let now_ns = system::boot_now_ns()?;

@@ -1,0 +1,39 @@
+//! Claims: of several CPUs one may do something.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::address::Address;
+use crate::ban::Ban;
+use crate::key::SourceKey;
+use crate::rule::RuleIndex;
+
+/// Key of `CLAIMS`: what somebody is about to do. Each is made once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+#[repr(C)]
+pub struct Claim {
+    key: SourceKey,
+    kind: u32,
+    number: u64,
+}
+
+const _: () = assert!(size_of::<Claim>() == 32);
+
+impl Claim {
+    /// To replace `old`. There is one for each end of each ban.
+    #[inline(always)]
+    pub const fn on(key: &SourceKey, old: &Ban) -> Self {
+        Self { key: *key, kind: 0, number: old.until_ns }
+    }
+
+    /// To report that a source goes over a rule's limit in a window, by the window's number from boot.
+    #[inline(always)]
+    pub const fn limited(source: Address, rule: RuleIndex, window: u64) -> Self {
+        Self { key: SourceKey::for_rule(source, rule), kind: 1, number: window }
+    }
+
+    /// To report in this second, counted from boot, that the map of bans is full.
+    #[inline(always)]
+    pub const fn table_full(second: u64) -> Self {
+        Self { key: SourceKey::everywhere(Address::UNSPECIFIED), kind: 2, number: second }
+    }
+}

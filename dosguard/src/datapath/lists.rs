@@ -1,0 +1,202 @@
+//! The allow-list and the deny-list.
+
+use std::collections::BTreeMap;
+
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{MapData, MapError};
+use dosguard_common::abi::{self, MapSpec};
+use dosguard_common::address::Address;
+
+use super::maps::{capacity, full_or, removed, typed};
+use super::wire::Wire;
+use super::{Error, Maps};
+
+/// One of the two lists of networks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum List {
+    /// Never counted, dropped or banned.
+    Allow,
+    /// Every packet is dropped.
+    Deny,
+}
+
+impl List {
+    /// The verb's name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+        }
+    }
+
+    /// What its entries are.
+    pub const fn participle(self) -> &'static str {
+        match self {
+            Self::Allow => "allowed",
+            Self::Deny => "denied",
+        }
+    }
+}
+
+/// Who put an entry on a list: the configuration file, somebody at the command line, or both. The entry's value in the
+/// map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin(u32);
+
+impl Origin {
+    /// The configuration file.
+    pub const FILE: Self = Self(1 << 0);
+    /// Somebody at the command line.
+    pub const HAND: Self = Self(1 << 1);
+
+    /// Whether the configuration file has it.
+    pub const fn is_of_file(self) -> bool {
+        self.0 & Self::FILE.0 != 0
+    }
+
+    /// The name used in output.
+    pub const fn name(self) -> &'static str {
+        match (self.0 & Self::FILE.0 != 0, self.0 & Self::HAND.0 != 0) {
+            (true, true) => "file and hand",
+            (true, false) => "file",
+            (false, _) => "hand",
+        }
+    }
+
+    const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+}
+
+/// A prefix as the maps hold it: an address, and its length in bits of the 128-bit form.
+pub type Prefix = (Address, u32);
+
+/// A list of prefixes in the kernel.
+pub struct PrefixList {
+    spec: MapSpec,
+    trie: LpmTrie<MapData, Wire<Address>, u32>,
+    capacity: u32,
+}
+
+impl PrefixList {
+    pub(super) fn new(spec: MapSpec, map: MapData) -> Result<Self, Error> {
+        Ok(Self { spec, capacity: capacity(&map, spec)?, trie: typed(spec, map)? })
+    }
+
+    /// Its entries.
+    pub fn entries(&self) -> Result<BTreeMap<Prefix, Origin>, Error> {
+        let mut found = BTreeMap::new();
+        for entry in self.trie.iter() {
+            match entry {
+                Ok((key, origin)) => drop(found.insert((key.data().0, key.prefix_len()), Origin(origin))),
+                Err(MapError::KeyNotFound) => {} // removed since the walk saw its key
+                Err(error) => return Err(Error::map(self.spec.name, "read")(error)),
+            }
+        }
+        Ok(found)
+    }
+
+    /// Whether an entry covers the address.
+    pub fn covers(&self, address: &Address) -> Result<bool, Error> {
+        match self.trie.get(&Key::new(128, Wire(*address)), 0) {
+            Ok(_) => Ok(true),
+            Err(MapError::KeyNotFound) => Ok(false),
+            Err(error) => Err(Error::map(self.spec.name, "read")(error)),
+        }
+    }
+
+    /// Whether it has no entry.
+    pub fn is_empty(&self) -> Result<bool, Error> {
+        match self.trie.keys().next() {
+            None => Ok(true),
+            Some(Ok(_)) => Ok(false),
+            Some(Err(error)) => Err(Error::map(self.spec.name, "read")(error)),
+        }
+    }
+
+    fn insert(&mut self, (address, bits): Prefix, origin: Origin) -> Result<(), Error> {
+        let result = self.trie.insert(&Key::new(bits, Wire(address)), origin.0, 0);
+        result.map_err(full_or(self.spec, self.capacity))
+    }
+
+    fn remove(&mut self, (address, bits): Prefix) -> Result<bool, Error> {
+        removed(self.trie.remove(&Key::new(bits, Wire(address))), self.spec)
+    }
+
+    fn require_room(&self, entries: usize) -> Result<(), Error> {
+        let fits = u32::try_from(entries).is_ok_and(|entries| entries <= self.capacity);
+        if fits { Ok(()) } else { Err(Error::MapFull { map: self.spec.name, entries: self.capacity }) }
+    }
+}
+
+/// Puts prefixes on a list, all of them or none; those that are there already are marked with `origin` too.
+pub fn list_add(
+    maps: &mut Maps,
+    list: List,
+    prefixes: impl IntoIterator<Item = Prefix>,
+    origin: Origin,
+) -> Result<(), Error> {
+    let live = maps.list(list).entries()?;
+    let mut changed = BTreeMap::new();
+    for prefix in prefixes {
+        let before = live.get(&prefix).copied();
+        let after = before.map_or(origin, |before| before.with(origin));
+        if before != Some(after) {
+            changed.insert(prefix, after);
+        }
+    }
+    let new = changed.keys().filter(|prefix| !live.contains_key(prefix)).count();
+    maps.list(list).require_room(live.len() + new)?;
+    // The kernel looks at a list only while it has entries: the flag is set before the first.
+    if !changed.is_empty() {
+        set_used(maps, list, true)?;
+    }
+    changed.into_iter().try_for_each(|(prefix, origin)| maps.list_mut(list).insert(prefix, origin))
+}
+
+/// Takes a prefix off a list, whoever put it there; false if it was not on it.
+pub fn list_remove(maps: &mut Maps, list: List, prefix: Prefix) -> Result<bool, Error> {
+    let removed = maps.list_mut(list).remove(prefix)?;
+    if maps.list(list).is_empty()? {
+        set_used(maps, list, false)?;
+    }
+    Ok(removed)
+}
+
+/// Makes the file's part of a list what the file has now. What is new is added before what is gone is removed: there is
+/// no moment in which the list is empty. What was put there by hand stays.
+pub(super) fn list_follow_file(
+    maps: &mut Maps,
+    list: List,
+    prefixes: impl IntoIterator<Item = Prefix>,
+) -> Result<(), Error> {
+    let wanted: std::collections::BTreeSet<_> = prefixes.into_iter().collect();
+    list_add(maps, list, wanted.iter().copied(), Origin::FILE)?;
+    for (prefix, origin) in maps.list(list).entries()? {
+        if !origin.is_of_file() || wanted.contains(&prefix) {
+            continue;
+        }
+        let left = origin.without(Origin::FILE);
+        if left == Origin(0) {
+            maps.list_mut(list).remove(prefix)?;
+        } else {
+            maps.list_mut(list).insert(prefix, left)?;
+        }
+    }
+    if maps.list(list).is_empty()? { set_used(maps, list, false) } else { Ok(()) }
+}
+
+fn set_used(maps: &mut Maps, list: List, used: bool) -> Result<(), Error> {
+    let config = maps.config()?;
+    let changed = match list {
+        List::Allow => config.with_allow_list(used),
+        List::Deny => config.with_deny_list(used),
+    };
+    if changed == config { Ok(()) } else { maps.set_config(changed) }
+}
+
+const _: () = assert!(abi::ALLOW.entries == abi::DENY.entries, "both lists hold as much");

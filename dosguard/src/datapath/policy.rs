@@ -1,0 +1,252 @@
+//! From a policy to the maps: rules, ports, lists and global settings, changed while packets are judged.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dosguard_common::abi;
+use dosguard_common::address::SourceMask;
+use dosguard_common::ban::{Ban, BanReason};
+use dosguard_common::config::{Config, Mode};
+use dosguard_common::key::SourceKey;
+use dosguard_common::rule::{Rule, RuleIndex, RuleSpec};
+
+use super::lists::{List, list_follow_file};
+use super::{Datapath, Error, Maps};
+use crate::config::cidr::Cidr;
+use crate::config::policy::{NamedRule, Policy};
+use crate::config::ports::Ports;
+use crate::system;
+
+/// Bans that a change has ended.
+pub type Ended = Vec<(SourceKey, Ban)>;
+
+impl Datapath {
+    /// Brings all settings in line with `policy`. Rules that stay the same keep their counters. Of the lists, what the
+    /// file put there follows the file, and what was put there by hand stays. Source prefixes change only if nothing is
+    /// counted under others, or with `reset`. Returns the bans that this ended.
+    pub fn apply(&mut self, policy: &Policy, reset: bool) -> Result<Ended, Error> {
+        let mut ended = self.change_prefixes(policy.prefixes.into(), reset)?;
+        ended.extend(write(&mut self.maps, policy)?);
+        Ok(ended)
+    }
+
+    /// Changes what a rule demands, from the next packet on. Counters of the old demand no longer count. Returns the bans
+    /// that this ended: a rule that is only watched drops nothing.
+    pub fn change_rule(&mut self, name: &str, spec: &RuleSpec) -> Result<Ended, Error> {
+        let (index, live) = self.rule_named(name)?;
+        if live.spec() == *spec {
+            return Ok(Ended::new());
+        }
+        self.maps.set_rule(index, next_generation(name, spec, &live))?;
+        if live.mode() == Mode::Enforce && spec.mode == Mode::Monitor {
+            lift(&mut self.maps, &BTreeSet::from([(index, name)]))
+        } else {
+            Ok(Ended::new())
+        }
+    }
+
+    /// Gives a rule other ports, which no other rule but `default` may have.
+    pub fn change_ports(&mut self, name: &str, ports: &Ports) -> Result<(), Error> {
+        let (index, _) = self.rule_named(name)?;
+        let mut wanted = self.maps.ports()?;
+        wanted.retain(|_, rule| *rule != index);
+        wanted.extend(ports.iter().map(|port| (port, index)));
+        write_ports(&mut self.maps, &wanted)
+    }
+
+    /// Adds a rule whose name and ports no other rule has.
+    pub fn add_rule(&mut self, named: &NamedRule) -> Result<(), Error> {
+        let live: BTreeMap<_, _> = self.maps.rules()?.into_iter().collect();
+        let index = free_indices(&live).next().ok_or_else(no_room)?;
+        let old = self.maps.rule(index)?;
+        self.maps.set_rule(index, next_generation(named.name.as_str(), &named.spec, &old))?;
+        self.change_ports(named.name.as_str(), &named.ports)
+    }
+
+    /// Removes a rule and what belongs to it alone: its ports go to `default`. Returns the bans that this ended; one of
+    /// every packet goes on until its end.
+    pub fn remove_rule(&mut self, name: &str) -> Result<Ended, Error> {
+        let (index, _) = self.rule_named(name)?;
+        retire(&mut self.maps, &[index])
+    }
+
+    /// Changes the global settings.
+    pub fn change_config(&mut self, change: impl FnOnce(Config) -> Config) -> Result<(), Error> {
+        let config = self.maps.config()?;
+        let changed = change(config);
+        if changed == config { Ok(()) } else { self.maps.set_config(changed) }
+    }
+
+    /// Changes how much of an address makes a source. What is counted, remembered and banned under other prefixes means
+    /// something else then: without `reset` that is refused, with it all of it goes. Returns the bans that this ended.
+    pub fn change_prefixes(&mut self, mask: SourceMask, reset: bool) -> Result<Ended, Error> {
+        let live = self.maps.source_mask()?;
+        if live == mask {
+            return Ok(Ended::new());
+        }
+        let maps = &mut self.maps;
+        let bans = maps.bans()?;
+        let used = !bans.is_empty() || !maps.counted()?.is_empty() || !maps.offenders()?.is_empty();
+        if used && !reset {
+            return Err(Error::PrefixChange { live: live.prefixes(), asked: mask.prefixes() });
+        }
+        let changed = maps.config()?.with_mask(mask);
+        maps.set_config(changed)?;
+        for (index, rule) in maps.rules()? {
+            // A source of either prefix may have the same address: its counters are not trusted.
+            maps.set_rule(index, next_generation(rule.name(), &rule.spec(), &rule))?;
+        }
+        system::wait_for_running_programs();
+        for key in maps.counted()? {
+            maps.remove_windows(&key)?;
+        }
+        for source in maps.offenders()? {
+            maps.forget(&source)?;
+        }
+        remove_bans(maps, |_, _| true)
+    }
+
+    fn rule_named(&self, name: &str) -> Result<(RuleIndex, Rule), Error> {
+        let rules = self.maps.rules()?;
+        match rules.iter().find(|(_, rule)| rule.name() == name) {
+            Some(found) => Ok(*found),
+            None => {
+                let known: Vec<_> = rules.iter().map(|(_, rule)| format!("`{}`", rule.name())).collect();
+                Err(Error::NoRule { name: name.to_owned(), known: known.join(", ") })
+            }
+        }
+    }
+}
+
+/// Writes what differs: lists, then rules, then the ports that lead to them, then what is gone. A rule keeps its index by
+/// its name, wherever it stands in the file: counters and bans are kept under the index.
+pub(super) fn write(maps: &mut Maps, policy: &Policy) -> Result<Ended, Error> {
+    let mut live: BTreeMap<_, _> = maps.rules()?.into_iter().collect();
+    let stays = |rule: &Rule| policy.rule(rule.name()).is_some();
+    let gone: Vec<_> = live.iter().filter(|(_, rule)| !stays(rule)).map(|(index, _)| *index).collect();
+    // What can be refused comes first.
+    list_follow_file(maps, List::Allow, policy.allow.iter().map(Cidr::to_prefix))?;
+    list_follow_file(maps, List::Deny, policy.deny.iter().map(Cidr::to_prefix))?;
+    let config = maps.config()?.with_mode(policy.mode).with_events_rate(policy.events_rate);
+    if config != maps.config()? {
+        maps.set_config(config)?;
+    }
+    let mut ended = Ended::new();
+    if live.len() - gone.len() < policy.rules.len() && free_indices(&live).count() < policy.rules.len() {
+        // There may be no room for both the old and the new ones.
+        ended.extend(retire(maps, &gone)?);
+        live.retain(|_, rule| stays(rule));
+    }
+    let wanted = assign_indices(&live, &policy.rules)?;
+    let (mut ports, mut watched) = (BTreeMap::new(), BTreeSet::new());
+    for (index, named) in &wanted {
+        let old = maps.rule(*index)?;
+        if !(old.is_defined() && old.spec() == named.spec) {
+            maps.set_rule(*index, next_generation(named.name.as_str(), &named.spec, &old))?;
+        }
+        if old.is_defined() && old.mode() == Mode::Enforce && named.spec.mode == Mode::Monitor {
+            watched.insert((*index, named.name.as_str()));
+        }
+        ports.extend(named.ports.iter().map(|port| (port, *index)));
+    }
+    write_ports(maps, &ports)?;
+    ended.extend(retire(maps, &gone)?);
+    ended.extend(lift(maps, &watched)?);
+    Ok(ended)
+}
+
+/// Gives each port to its rule, and every other one to `default`.
+fn write_ports(maps: &mut Maps, wanted: &BTreeMap<u16, RuleIndex>) -> Result<(), Error> {
+    let live = maps.ports()?;
+    for port in live.keys().chain(wanted.keys()).copied().collect::<BTreeSet<_>>() {
+        let index = wanted.get(&port).copied().unwrap_or(RuleIndex::DEFAULT);
+        if live.get(&port).copied().unwrap_or(RuleIndex::DEFAULT) != index {
+            maps.set_rule_of(port, index)?;
+        }
+    }
+    Ok(())
+}
+
+/// The index of each rule: the one that its name has already, or else one that is free.
+fn assign_indices<'a>(
+    live: &BTreeMap<RuleIndex, Rule>,
+    rules: &'a [NamedRule],
+) -> Result<BTreeMap<RuleIndex, &'a NamedRule>, Error> {
+    let index_of = |named: &NamedRule| {
+        live.iter().find(|(_, rule)| rule.name() == named.name.as_str()).map(|(index, _)| *index)
+    };
+    // `default` is the first of all rules, and finds 0 free.
+    let mut free = free_indices(live);
+    let mut assigned = BTreeMap::new();
+    for named in rules {
+        let index = index_of(named).or_else(|| free.next()).ok_or_else(no_room)?;
+        assigned.insert(index, named);
+    }
+    Ok(assigned)
+}
+
+fn free_indices(live: &BTreeMap<RuleIndex, Rule>) -> impl Iterator<Item = RuleIndex> {
+    (0..=u8::MAX).map(RuleIndex).filter(|index| !live.contains_key(index))
+}
+
+fn no_room() -> Error {
+    Error::MapFull { map: abi::RULES.name, entries: abi::RULES.entries }
+}
+
+/// Removes rules with all that another rule at the same index would inherit. Packets that are being judged by them are
+/// waited for, so that none leaves anything behind afterwards.
+fn retire(maps: &mut Maps, gone: &[RuleIndex]) -> Result<Ended, Error> {
+    let gone: BTreeSet<_> = gone.iter().copied().filter(|index| *index != RuleIndex::DEFAULT).collect();
+    if gone.is_empty() {
+        return Ok(Ended::new());
+    }
+    for (port, index) in maps.ports()? {
+        if gone.contains(&index) {
+            maps.set_rule_of(port, RuleIndex::DEFAULT)?;
+        }
+    }
+    system::wait_for_running_programs();
+    for index in &gone {
+        let old = maps.rule(*index)?;
+        if old.is_defined() {
+            maps.set_rule(*index, old.removed())?;
+            maps.reset_rule_packets(*index)?;
+        }
+    }
+    for (key, mut ban) in maps.bans()? {
+        // One of every packet holds on; what it drops counts for `default` from now on.
+        if key.is_everywhere() && gone.contains(&ban.rule) {
+            ban.rule = RuleIndex::DEFAULT;
+            maps.set_ban(&key, &ban)?;
+        }
+    }
+    remove_bans(maps, |key, _| key.rule().is_some_and(|rule| gone.contains(&rule)))
+}
+
+/// Ends the bans that rules have imposed which are only watched from now on.
+fn lift(maps: &mut Maps, watched: &BTreeSet<(RuleIndex, &str)>) -> Result<Ended, Error> {
+    if watched.is_empty() {
+        return Ok(Ended::new());
+    }
+    system::wait_for_running_programs();
+    remove_bans(maps, |_, ban| {
+        watched.contains(&(ban.rule, ban.label().text()))
+            && ban.reason() == Some(BanReason::SynLimit)
+            && !ban.is_monitored()
+    })
+}
+
+fn remove_bans(maps: &mut Maps, which: impl Fn(&SourceKey, &Ban) -> bool) -> Result<Ended, Error> {
+    let mut ended = Ended::new();
+    for (key, ban) in maps.bans()? {
+        if which(&key, &ban) && maps.remove_ban(&key)? {
+            ended.push((key, ban));
+        }
+    }
+    Ok(ended)
+}
+
+/// The rule with a generation that no counter made under `live` has. 0 is what empty counters have.
+fn next_generation(name: &str, spec: &RuleSpec, live: &Rule) -> Rule {
+    let generation = live.generation().checked_add(1).unwrap_or(1);
+    Rule::new(name, spec, generation)
+}
