@@ -1,11 +1,17 @@
 //! Tables in plain memory: for tests, and for judging captured packets.
 
-use std::collections::BTreeMap;
+mod prefixes;
+mod store;
 
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+
+pub use self::prefixes::Prefixes;
+pub use self::store::{Ports, RuleCounters, Rules, Windows};
 use crate::address::Address;
 use crate::ban::{Ban, BanKey, Claim, Offender};
 use crate::config::Config;
-use crate::event::Event;
+use crate::event::{Cause, Event, Kind};
 use crate::reason::{COUNTERS, Count, Reason, Tally};
 use crate::rule::{Rule, RuleIndex};
 use crate::tables::{Refused, SynsKey, Tables};
@@ -16,22 +22,24 @@ use crate::window::Window;
 pub struct MemoryTables {
     /// The global settings.
     pub config: Option<Config>,
-    /// Allowed prefixes: address and length in bits of the 128-bit form.
-    pub allow: Vec<(Address, u32)>,
-    /// Ports that belong to another rule than `default`.
-    pub ports: BTreeMap<u16, RuleIndex>,
+    /// Allowed prefixes.
+    pub allow: Prefixes,
+    /// The rule of each port.
+    pub ports: Ports,
     /// The rules.
-    pub rules: BTreeMap<RuleIndex, Rule>,
-    /// Bans, expired ones included.
-    pub bans: BTreeMap<BanKey, Ban>,
+    pub rules: Rules,
+    /// Bans, expired ones included until [`Self::pass_time`] removes them.
+    pub bans: HashMap<BanKey, Ban>,
     /// How many bans there may be.
     pub ban_capacity: usize,
     /// How many offenders there may be.
     pub offender_capacity: usize,
     /// Offenders.
-    pub offenders: BTreeMap<Address, Offender>,
+    pub offenders: HashMap<Address, Offender>,
+    /// How many sources may have counters.
+    pub source_capacity: usize,
     /// Counters of each source, one per CPU.
-    pub windows: BTreeMap<SynsKey, Vec<Window>>,
+    pub windows: Windows,
     /// The CPU whose turn it is.
     pub cpu: usize,
     /// How many CPUs there are.
@@ -41,32 +49,84 @@ pub struct MemoryTables {
     /// Packets and bytes per reason, occurrences per tally.
     pub counters: Vec<Count>,
     /// Packets per rule and reason.
-    pub rule_counters: BTreeMap<(RuleIndex, Reason), u64>,
+    pub rule_counters: RuleCounters,
     /// What was reported, in order.
     pub events: Vec<Event>,
+    /// When the time was last told.
+    now_ns: u64,
+    /// When bans end, the earliest first. One that ends later than it once should is met too early.
+    ends: BinaryHeap<Reverse<(u64, BanKey)>>,
+    /// The shortest time that counters had been idle when they were forgotten for want of room.
+    forgotten_idle_ns: Option<u64>,
 }
 
 impl MemoryTables {
     /// Empty tables for so many CPUs, with these settings and rules. The first rule is `default`.
     pub fn new(cpus: usize, config: Config, rules: &[Rule]) -> Self {
-        let rules = (0..=u8::MAX).map(RuleIndex).zip(rules.iter().copied()).collect();
+        let mut table = Rules::default();
+        (0..=u8::MAX).zip(rules).for_each(|(index, rule)| table.insert(RuleIndex(index), *rule));
         Self {
             config: Some(config),
-            allow: Vec::new(),
-            ports: BTreeMap::new(),
-            rules,
-            bans: BTreeMap::new(),
+            allow: Prefixes::default(),
+            ports: Ports::default(),
+            rules: table,
+            bans: HashMap::new(),
             ban_capacity: usize::MAX,
             offender_capacity: usize::MAX,
-            offenders: BTreeMap::new(),
-            windows: BTreeMap::new(),
+            offenders: HashMap::new(),
+            source_capacity: usize::MAX,
+            windows: Windows::new(cpus.max(1)),
             cpu: 0,
             cpus: cpus.max(1),
             sees_peers: true,
             counters: vec![Count::default(); COUNTERS as usize],
-            rule_counters: BTreeMap::new(),
+            rule_counters: RuleCounters::default(),
             events: Vec::new(),
+            now_ns: 0,
+            ends: BinaryHeap::new(),
+            forgotten_idle_ns: None,
         }
+    }
+
+    /// Does what happens beside the packets up to `now_ns`: bans that have ended by then are removed and reported, each
+    /// at its own end, and full tables forget what was not used for the longest time, as the kernel's LRU maps do.
+    ///
+    /// Nothing but room depends on how often it is called; before each packet is cheap.
+    #[inline]
+    pub fn pass_time(&mut self, now_ns: u64) {
+        self.now_ns = now_ns;
+        if self.ends.peek().is_some_and(|Reverse((end_ns, _))| *end_ns <= now_ns) {
+            self.end_bans(now_ns);
+        }
+        if self.windows.len() >= self.source_capacity {
+            let idle_ns = now_ns.saturating_sub(self.windows.forget_oldest());
+            self.forgotten_idle_ns = Some(self.forgotten_idle_ns.map_or(idle_ns, |least| least.min(idle_ns)));
+        }
+        if self.offenders.len() >= self.offender_capacity {
+            store::forget_oldest(&mut self.offenders, |offender| offender.last_until_ns);
+        }
+    }
+
+    fn end_bans(&mut self, now_ns: u64) {
+        while let Some(&Reverse((end_ns, key))) = self.ends.peek()
+            && end_ns <= now_ns
+        {
+            self.ends.pop();
+            match self.bans.get(&key) {
+                Some(ban) if ban.is_active(now_ns) => self.ends.push(Reverse((ban.until_ns, key))),
+                Some(ban) => {
+                    self.events.push(Event::of_ban(Kind::Unban, &key, ban, &Cause::default(), ban.until_ns));
+                    self.bans.remove(&key);
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// The shortest time, in nanoseconds, that counters had been idle when they were forgotten for want of room; none if
+    /// none were. If that is no shorter than the longest window, no decision would have been another.
+    pub fn forgotten_idle_ns(&self) -> Option<u64> {
+        self.forgotten_idle_ns
     }
 
     /// Packets counted under a reason.
@@ -93,19 +153,15 @@ impl Tables for MemoryTables {
     }
 
     fn is_allowed(&self, address: &Address) -> bool {
-        let address = u128::from_be_bytes(address.to_bytes());
-        self.allow.iter().any(|(prefix, bits)| {
-            let differing = address ^ u128::from_be_bytes(prefix.to_bytes());
-            differing.leading_zeros() >= *bits
-        })
+        self.allow.contains(address)
     }
 
     fn rule_of(&self, port: u16) -> RuleIndex {
-        self.ports.get(&port).copied().unwrap_or(RuleIndex::DEFAULT)
+        self.ports.rule_of(port)
     }
 
     fn rule(&self, index: RuleIndex) -> Option<Rule> {
-        self.rules.get(&index).copied().filter(Rule::is_defined)
+        self.rules.get(index).copied()
     }
 
     fn ban(&self, key: &BanKey) -> Option<Ban> {
@@ -119,8 +175,7 @@ impl Tables for MemoryTables {
         if self.bans.len() >= self.ban_capacity {
             return Err(Refused::Full);
         }
-        self.bans.insert(*key, *ban);
-        Ok(())
+        self.replace_ban(key, ban)
     }
 
     fn claim(&mut self, _claim: &Claim) -> bool {
@@ -128,7 +183,10 @@ impl Tables for MemoryTables {
     }
 
     fn replace_ban(&mut self, key: &BanKey, ban: &Ban) -> Result<(), Refused> {
-        self.bans.insert(*key, *ban);
+        // One that ends later than the ban that was there is met at that one's end.
+        if self.bans.insert(*key, *ban).is_none_or(|old| old.until_ns > ban.until_ns) {
+            self.ends.push(Reverse((ban.until_ns, *key)));
+        }
         Ok(())
     }
 
@@ -153,29 +211,28 @@ impl Tables for MemoryTables {
     }
 
     fn with_window<R>(&mut self, key: &SynsKey, work: impl FnOnce(&mut Window) -> R) -> Option<R> {
-        self.windows.get_mut(key)?.get_mut(self.cpu).map(work)
+        self.windows.on(self.cpu, key, self.now_ns).map(work)
     }
 
     fn for_each_peer(&mut self, key: &SynsKey, look: impl FnMut(&mut Window)) {
-        let own = self.cpu;
-        let peers = self.windows.get_mut(key).into_iter().flatten().enumerate();
-        peers.filter(|(cpu, _)| *cpu != own).map(|(_, window)| window).for_each(look);
+        self.windows.beside(self.cpu, key).for_each(look);
     }
 
     fn add_window(&mut self, key: &SynsKey, window: &Window) -> Result<(), Refused> {
-        if self.windows.contains_key(key) {
+        if self.windows.contains(key) {
             return Err(Refused::Exists);
         }
-        let mut windows = vec![bytemuck::Zeroable::zeroed(); self.cpus];
-        *windows.get_mut(self.cpu).ok_or(Refused::Full)? = *window;
-        self.windows.insert(*key, windows);
+        if self.windows.len() >= self.source_capacity {
+            return Err(Refused::Full);
+        }
+        self.windows.add(self.cpu, key, window, self.now_ns);
         Ok(())
     }
 
     fn count(&mut self, reason: Reason, rule: Option<RuleIndex>, bytes: u64) {
         self.bump(reason.index(), bytes);
         if let Some(rule) = rule {
-            *self.rule_counters.entry((rule, reason)).or_default() += 1;
+            self.rule_counters.bump(rule, reason);
         }
     }
 
@@ -185,5 +242,51 @@ impl Tables for MemoryTables {
 
     fn emit(&mut self, event: &Event) {
         self.events.push(*event);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::address::SourceMask;
+
+    fn tables() -> MemoryTables {
+        MemoryTables::new(1, Config::new(SourceMask::new(32, 64)), &[])
+    }
+
+    #[test]
+    fn bans_end_at_their_own_time_and_in_order() {
+        let mut tables = tables();
+        let key = |i| BanKey::everywhere(Address::from_ipv4([192, 0, 2, i]));
+        let ban = |until_ns| Ban::by_admin(RuleIndex::DEFAULT, 1, until_ns, "");
+        for (i, until_ns) in [(1, 30), (2, 10), (3, 20)] {
+            tables.add_ban(&key(i), &ban(until_ns)).unwrap();
+        }
+        // Prolonged after it was added: met at 10, it goes on to 40.
+        tables.replace_ban(&key(2), &ban(40)).unwrap();
+        tables.pass_time(9);
+        assert!(tables.events.is_empty());
+        tables.pass_time(35);
+        let ended: Vec<_> = tables.events.iter().map(|event| (event.at_ns(), event.source())).collect();
+        assert_eq!(ended, [(20, key(3).source()), (30, key(1).source())]);
+        assert_eq!(tables.bans.keys().collect::<Vec<_>>(), [&key(2)]);
+        tables.pass_time(1_000);
+        assert_eq!((tables.events.len(), tables.bans.len()), (3, 0), "each once");
+    }
+
+    #[test]
+    fn full_tables_forget_the_oldest() {
+        let mut tables = tables();
+        (tables.source_capacity, tables.offender_capacity) = (16, 16);
+        for i in 0..100_u8 {
+            tables.pass_time(i.into());
+            let source = Address::from_ipv4([192, 0, 2, i]);
+            tables.add_window(&SynsKey::new(source, RuleIndex::DEFAULT), &Window::first(1, 1)).unwrap();
+            let ban = Ban::by_admin(RuleIndex::DEFAULT, 0, i.into(), "");
+            assert!(tables.remember(&source, &Offender::after(&BanKey::everywhere(source), &ban)));
+        }
+        assert!(tables.windows.len() <= 16 && tables.offenders.len() <= 16);
+        assert!(tables.offenders.contains_key(&Address::from_ipv4([192, 0, 2, 99])));
+        assert_eq!(tables.forgotten_idle_ns(), Some(14));
     }
 }
