@@ -8,6 +8,7 @@ mod bans;
 mod check;
 mod events;
 mod printer;
+mod replay;
 mod run;
 mod status;
 mod sysctl;
@@ -78,6 +79,8 @@ enum Verb {
     Allow(allow::AllowVerb),
     /// Show the latest events, and follow them.
     Events(events::EventsArgs),
+    /// Judge captured packets: who would have been banned, and which limit would fit.
+    Replay(replay::ReplayArgs),
     /// Validate a configuration file.
     Check(check::CheckArgs),
 }
@@ -145,6 +148,7 @@ fn dispatch(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Answer> {
         Verb::Bans(verb) => bans::bans(&paths, &verb, out),
         Verb::Allow(verb) => allow::allow(&paths, &verb, out),
         Verb::Events(args) => events::events(&paths, &args, out),
+        Verb::Replay(args) => replay::replay(&args, out),
         Verb::Check(args) => check::check(&args, out),
     }
 }
