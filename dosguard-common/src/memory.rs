@@ -52,8 +52,6 @@ pub struct MemoryTables {
     pub rule_counters: RuleCounters,
     /// What was reported, in order.
     pub events: Vec<Event>,
-    /// When the time was last told.
-    now_ns: u64,
     /// When bans end, the earliest first. One that ends later than it once should is met too early.
     ends: BinaryHeap<Reverse<(u64, BanKey)>>,
     /// The shortest time that counters had been idle when they were forgotten for want of room.
@@ -82,7 +80,6 @@ impl MemoryTables {
             counters: vec![Count::default(); COUNTERS as usize],
             rule_counters: RuleCounters::default(),
             events: Vec::new(),
-            now_ns: 0,
             ends: BinaryHeap::new(),
             forgotten_idle_ns: None,
         }
@@ -94,12 +91,11 @@ impl MemoryTables {
     /// Nothing but room depends on how often it is called; before each packet is cheap.
     #[inline]
     pub fn pass_time(&mut self, now_ns: u64) {
-        self.now_ns = now_ns;
         if self.ends.peek().is_some_and(|Reverse((end_ns, _))| *end_ns <= now_ns) {
             self.end_bans(now_ns);
         }
-        if self.windows.len() >= self.source_capacity {
-            let idle_ns = now_ns.saturating_sub(self.windows.forget_oldest());
+        if let Some(at_ns) = self.windows.make_room(self.source_capacity, now_ns) {
+            let idle_ns = now_ns.saturating_sub(at_ns);
             self.forgotten_idle_ns = Some(self.forgotten_idle_ns.map_or(idle_ns, |least| least.min(idle_ns)));
         }
         if self.offenders.len() >= self.offender_capacity {
@@ -211,7 +207,7 @@ impl Tables for MemoryTables {
     }
 
     fn with_window<R>(&mut self, key: &SynsKey, work: impl FnOnce(&mut Window) -> R) -> Option<R> {
-        self.windows.on(self.cpu, key, self.now_ns).map(work)
+        self.windows.on(self.cpu, key).map(work)
     }
 
     fn for_each_peer(&mut self, key: &SynsKey, look: impl FnMut(&mut Window)) {
@@ -219,14 +215,11 @@ impl Tables for MemoryTables {
     }
 
     fn add_window(&mut self, key: &SynsKey, window: &Window) -> Result<(), Refused> {
-        if self.windows.contains(key) {
-            return Err(Refused::Exists);
-        }
         if self.windows.len() >= self.source_capacity {
             return Err(Refused::Full);
         }
-        self.windows.add(self.cpu, key, window, self.now_ns);
-        Ok(())
+        let added = self.windows.add(self.cpu, key, window);
+        if added { Ok(()) } else { Err(Refused::Exists) }
     }
 
     fn count(&mut self, reason: Reason, rule: Option<RuleIndex>, bytes: u64) {
@@ -287,6 +280,6 @@ mod tests {
         }
         assert!(tables.windows.len() <= 16 && tables.offenders.len() <= 16);
         assert!(tables.offenders.contains_key(&Address::from_ipv4([192, 0, 2, 99])));
-        assert_eq!(tables.forgotten_idle_ns(), Some(14));
+        assert_eq!(tables.forgotten_idle_ns(), Some(8));
     }
 }

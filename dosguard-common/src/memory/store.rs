@@ -1,6 +1,7 @@
 //! What stands in for the maps: tables by index where the index is small, hash maps elsewhere.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::Hash;
 use std::ops::Index;
 
@@ -88,27 +89,33 @@ impl Index<&(RuleIndex, Reason)> for RuleCounters {
 }
 
 /// Counters of each source under each rule, for each CPU.
+///
+/// They are in two halves. What is used moves to the newer one; when that has its share, the older one is forgotten as a
+/// whole and the newer takes its place. So the least used go, as from an LRU map, and nothing is ever searched for.
 #[derive(Clone, Debug)]
 pub struct Windows {
-    /// The same keys on every CPU.
-    cpus: Vec<HashMap<SynsKey, Touched>>,
+    cpus: usize,
+    newer: Half,
+    older: Half,
+    /// When the older half was the newer one for the last time: nothing in it was used since.
+    older_at_ns: u64,
 }
 
-/// Counters, and when they were last used.
-#[derive(Clone, Copy, Debug)]
-struct Touched {
-    window: Window,
-    at_ns: u64,
+#[derive(Clone, Debug, Default)]
+struct Half {
+    /// Where a source's windows begin, in units of one for each CPU.
+    places: HashMap<SynsKey, usize>,
+    windows: Vec<Window>,
 }
 
 impl Windows {
     pub(super) fn new(cpus: usize) -> Self {
-        Self { cpus: vec![HashMap::new(); cpus] }
+        Self { cpus, newer: Half::default(), older: Half::default(), older_at_ns: 0 }
     }
 
     /// How many sources have counters, once for each rule.
     pub fn len(&self) -> usize {
-        self.cpus.first().map_or(0, HashMap::len)
+        self.newer.places.len() + self.older.places.len()
     }
 
     /// Whether no source has counters.
@@ -116,52 +123,75 @@ impl Windows {
         self.len() == 0
     }
 
-    pub(super) fn on(&mut self, cpu: usize, key: &SynsKey, now_ns: u64) -> Option<&mut Window> {
-        let touched = self.cpus.get_mut(cpu)?.get_mut(key)?;
-        touched.at_ns = now_ns;
-        Some(&mut touched.window)
+    /// Counters on one CPU; the number of CPUs is what `new` was told.
+    #[inline]
+    pub(super) fn on(&mut self, cpu: usize, key: &SynsKey) -> Option<&mut Window> {
+        self.all(key)?.get_mut(cpu)
     }
 
+    /// Counters on the CPUs but one.
     pub(super) fn beside(&mut self, cpu: usize, key: &SynsKey) -> impl Iterator<Item = &mut Window> {
-        let others = self.cpus.iter_mut().enumerate().filter(move |(other, _)| *other != cpu);
-        others.filter_map(|(_, windows)| windows.get_mut(key)).map(|touched| &mut touched.window)
+        let all = self.all(key).unwrap_or_default().iter_mut().enumerate();
+        all.filter(move |(other, _)| *other != cpu).map(|(_, window)| window)
     }
 
-    pub(super) fn contains(&self, key: &SynsKey) -> bool {
-        self.cpus.first().is_some_and(|windows| windows.contains_key(key))
+    #[inline]
+    fn all(&mut self, key: &SynsKey) -> Option<&mut [Window]> {
+        let place = match self.newer.places.get(key) {
+            Some(place) => *place,
+            None => self.renew(key)?,
+        };
+        self.newer.windows.get_mut(place * self.cpus..)?.get_mut(..self.cpus)
     }
 
-    pub(super) fn add(&mut self, cpu: usize, key: &SynsKey, window: &Window, now_ns: u64) {
-        for (other, windows) in self.cpus.iter_mut().enumerate() {
-            let window = if other == cpu { *window } else { Window::zeroed() };
-            windows.insert(*key, Touched { window, at_ns: now_ns });
+    fn renew(&mut self, key: &SynsKey) -> Option<usize> {
+        let from = self.older.places.remove(key)? * self.cpus;
+        let place = self.newer.places.len();
+        self.newer.windows.extend(self.older.windows.get(from..)?.get(..self.cpus)?);
+        self.newer.places.insert(*key, place);
+        Some(place)
+    }
+
+    /// Adds counters: `window` on one CPU, zeroes on the others; false if there are some already.
+    pub(super) fn add(&mut self, cpu: usize, key: &SynsKey, window: &Window) -> bool {
+        let place = self.newer.places.len();
+        let Entry::Vacant(entry) = self.newer.places.entry(*key) else { return false };
+        if self.older.places.contains_key(key) {
+            return false;
         }
+        entry.insert(place);
+        let of_cpu = |other| if other == cpu { *window } else { Window::zeroed() };
+        self.newer.windows.extend((0..self.cpus).map(of_cpu));
+        true
     }
 
-    /// Drops the eighth that was not used for the longest time, on one CPU's word, and says when the last of them was.
-    pub(super) fn forget_oldest(&mut self) -> u64 {
-        let Some((first, others)) = self.cpus.split_first_mut() else { return 0 };
-        let at_ns = forget_oldest(first, |touched| touched.at_ns);
-        for windows in others {
-            windows.retain(|key, _| first.contains_key(key));
+    /// Forgets the older half if the newer one has its share of `capacity`, and says since when nothing in it was used.
+    #[inline]
+    pub(super) fn make_room(&mut self, capacity: usize, now_ns: u64) -> Option<u64> {
+        if self.newer.places.len() < (capacity / 2).max(1) {
+            return None;
         }
-        at_ns
+        let forgotten = (!self.older.places.is_empty()).then_some(self.older_at_ns);
+        // The room is used again.
+        std::mem::swap(&mut self.newer, &mut self.older);
+        self.newer.places.clear();
+        self.newer.windows.clear();
+        self.older_at_ns = now_ns;
+        forgotten
     }
 }
 
-/// Drops the eighth of the entries whose time is the smallest, and at least one; says what the largest of those was.
-///
-/// An eighth at a time makes it cheap for each entry, and leaves the others as an LRU map would.
-pub(super) fn forget_oldest<K: Eq + Hash, V>(map: &mut HashMap<K, V>, time: impl Fn(&V) -> u64) -> u64 {
+/// Drops the quarter of the entries whose time is the smallest, and at least one.
+pub(super) fn forget_oldest<K: Eq + Hash, V>(map: &mut HashMap<K, V>, time: impl Fn(&V) -> u64) {
     let mut times: Vec<_> = map.values().map(&time).collect();
     if times.is_empty() {
-        return 0;
+        return;
     }
-    let eighth = times.len() / 8;
-    let (earlier, last, _) = times.select_nth_unstable(eighth);
+    let quarter = times.len() / 4;
+    let (earlier, last, _) = times.select_nth_unstable(quarter);
     let last = *last;
     // Of those with just that time only as many as it takes: they may be all that there are.
-    let mut also = eighth + 1 - earlier.iter().filter(|earlier| **earlier < last).count();
+    let mut also = quarter + 1 - earlier.iter().filter(|earlier| **earlier < last).count();
     map.retain(|_, value| {
         let at = time(value);
         let goes = at < last || (at == last && also > 0);
@@ -170,33 +200,47 @@ pub(super) fn forget_oldest<K: Eq + Hash, V>(map: &mut HashMap<K, V>, time: impl
         }
         !goes
     });
-    last
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::address::Address;
 
     #[test]
-    fn the_oldest_eighth_goes_even_if_all_are_of_one_time() {
+    fn the_oldest_quarter_goes_even_if_all_are_of_one_time() {
         let mut map: HashMap<u64, u64> = (0..80).map(|i| (i, i)).collect();
-        assert_eq!(forget_oldest(&mut map, |at| *at), 10);
-        assert_eq!((map.len(), map.values().min()), (69, Some(&11)));
+        forget_oldest(&mut map, |at| *at);
+        assert_eq!((map.len(), map.values().min()), (59, Some(&21)));
         let mut same: HashMap<u64, u64> = (0..80).map(|i| (i, 5)).collect();
-        assert_eq!((forget_oldest(&mut same, |at| *at), same.len()), (5, 69));
-        let mut one = HashMap::from([(1, 1)]);
-        assert_eq!((forget_oldest(&mut one, |at| *at), one.len()), (1, 0));
-        assert_eq!(forget_oldest(&mut one, |at| *at), 0);
+        forget_oldest(&mut same, |at| *at);
+        assert_eq!(same.len(), 59);
+        forget_oldest(&mut HashMap::<u64, u64>::new(), |at| *at);
     }
 
     #[test]
-    fn every_cpu_forgets_the_same_sources() {
-        let key =
-            |i: u8| SynsKey::new(crate::address::Address::from_ipv4([192, 0, 2, i]), RuleIndex::DEFAULT);
+    fn what_is_used_stays_and_the_rest_is_forgotten() {
+        let key = |i: u8| SynsKey::new(Address::from_ipv4([192, 0, 2, i]), RuleIndex::DEFAULT);
+        let window = |i: u8| Window::first(i.into(), 1);
         let mut windows = Windows::new(2);
-        (0..16).for_each(|i| windows.add(1, &key(i), &Window::first(9, 1), u64::from(i)));
-        assert_eq!(windows.forget_oldest(), 2);
-        assert!((0..3).all(|i| !windows.contains(&key(i)) && windows.on(1, &key(i), 99).is_none()));
-        assert!((3..16).all(|i| windows.contains(&key(i)) && windows.beside(0, &key(i)).count() == 1));
+        for i in 0..4 {
+            assert_eq!(windows.make_room(8, i.into()), None);
+            assert!(windows.add(1, &key(i), &window(i)));
+        }
+        assert_eq!(windows.make_room(8, 10), None, "the first half is full, and nothing goes");
+        assert!(!windows.add(0, &key(2), &window(9)), "there is one");
+        assert_eq!(windows.on(1, &key(2)), Some(&mut window(2)));
+        assert_eq!(windows.beside(1, &key(2)).collect::<Vec<_>>(), [&mut Window::zeroed()]);
+        for i in 4..7 {
+            assert_eq!(windows.make_room(8, 20), None);
+            assert!(windows.add(1, &key(i), &window(i)));
+        }
+        assert_eq!(windows.len(), 7);
+        assert_eq!(windows.make_room(8, 30), Some(10), "three were not used since");
+        assert_eq!(windows.len(), 4);
+        for i in 0..7 {
+            let expected = [2, 4, 5, 6].contains(&i).then(|| window(i));
+            assert_eq!(windows.on(1, &key(i)).copied(), expected, "{i}");
+        }
     }
 }
