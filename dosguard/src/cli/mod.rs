@@ -79,7 +79,6 @@ enum Verb {
     Allow(allow::AllowVerb),
     /// Show the latest events, and follow them.
     Events(events::EventsArgs),
-    /// Judge captured packets: who would have been banned, and which limit would fit.
     Replay(replay::ReplayArgs),
     /// Validate a configuration file.
     Check(check::CheckArgs),

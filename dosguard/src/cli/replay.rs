@@ -21,12 +21,13 @@ const LARGE: u64 = 32 << 20;
 /// How many bans are listed for people unless they say otherwise.
 const LISTED: usize = 20;
 
-/// Judges captured packets as the filter would have, at their own times: who would have been banned, and what each
-/// source asked for, to choose limits by. Needs no privileges and changes nothing.
+/// Judge captured packets: who would have been banned, and which limit would fit.
 ///
-/// The filter sees what a network card receives. Packets that the capture marks as sent (pcapng with directions,
-/// `tcpdump -i any`) are left out; others are judged whichever way they went. So capture with `tcpdump -Q in`, or name
-/// the guarded addresses with `--to`.
+/// The packets are judged as the filter would have, at their own times. Needs no privileges and changes nothing.
+///
+/// The filter sees what a network card receives. Packets that the capture marks as sent (`tcpdump -i any`, pcapng with
+/// directions) are left out; all others are judged whichever way they went. So capture with `tcpdump -Q in`, or name the
+/// guarded addresses with `--to`.
 #[derive(Debug, Args)]
 pub(super) struct ReplayArgs {
     /// The capture: pcap or pcapng, also compressed with gzip; `-` for stdin.

@@ -106,7 +106,11 @@ mod tests {
         encoder.write_all(b"a capture").unwrap();
         let once = encoder.finish().unwrap();
         assert_eq!(read(&once), b"a capture");
-        assert_eq!(read(&[once.clone(), once].concat()), b"a capturea capture", "as `cat a.gz b.gz` makes it");
+        assert_eq!(
+            read(&[once.clone(), once].concat()),
+            b"a capturea capture",
+            "as `cat a.gz b.gz` makes it"
+        );
         for plain in [&b""[..], b"\x1f", b"plain"] {
             assert_eq!(read(plain), plain);
         }

@@ -17,7 +17,7 @@ use super::capture::Packet;
 use super::capture::link::{Link, LinkFrame};
 use super::clock::Clock;
 use super::direction::{BothWays, destination};
-use super::offered::Offered;
+use super::offered::{MAX_FOLLOWED, Offered};
 use crate::config::cidr::Cidr;
 use crate::config::policy::{NamedRule, Policy};
 
@@ -45,11 +45,13 @@ pub struct Judge<'a> {
     pub(super) left_out: LeftOut,
     pub(super) ways: BothWays,
     pub(super) bans: Vec<Event>,
+    /// The sources that were banned; there is room for as many as are followed.
     pub(super) banned: HashSet<Address>,
     /// Events of each kind.
     pub(super) events: BTreeMap<&'static str, u64>,
     pub(super) offered: BTreeMap<RuleIndex, Offered>,
-    live: usize,
+    /// Sources whose SYNs are followed, over all rules.
+    followed: usize,
     mask: SourceMask,
     to: Option<Prefixes>,
 }
@@ -87,7 +89,7 @@ impl<'a> Judge<'a> {
             banned: HashSet::new(),
             events: BTreeMap::new(),
             offered: BTreeMap::new(),
-            live: 0,
+            followed: 0,
             mask,
             to,
         }
@@ -107,20 +109,11 @@ impl<'a> Judge<'a> {
             self.left_out.outgoing += 1;
             return;
         }
-        match &self.to {
-            Some(to) => {
-                if !destination(&frame).is_some_and(|address| to.contains(&address)) {
-                    let count = if frame.missed() {
-                        &mut self.left_out.cut_short
-                    } else {
-                        &mut self.left_out.elsewhere
-                    };
-                    *count += 1;
-                    return;
-                }
-            }
-            None if packet.link == Link::Ethernet => self.ways.look(packet.bytes),
-            None => {}
+        if !self.is_wanted(&frame) {
+            return;
+        }
+        if self.to.is_none() && packet.link == Link::Ethernet {
+            self.ways.look(packet.bytes);
         }
         let parsed = parse(&frame);
         // To the engine the frame would end where the capture does, and a SYN cut off there would hide its flags.
@@ -140,19 +133,33 @@ impl<'a> Judge<'a> {
         }
     }
 
+    /// Whether the packet goes where it has to; if not, it is counted.
+    fn is_wanted(&mut self, frame: &LinkFrame<'_>) -> bool {
+        let Some(to) = &self.to else { return true };
+        let wanted = destination(frame).is_some_and(|address| to.contains(&address));
+        if !wanted && frame.missed() {
+            self.left_out.cut_short += 1;
+        } else if !wanted {
+            self.left_out.elsewhere += 1;
+        }
+        wanted
+    }
+
     fn offer(&mut self, address: Address, port: u16, now_ns: u64) {
         let index = self.tables.rule_of(port);
         let Some(rule) = self.tables.rules.get(index) else { return };
         let first_ns = self.clock.boot_first_ns();
         let offered = self.offered.entry(index).or_insert_with(|| Offered::new(*rule, first_ns));
-        offered.syn(self.mask.source(address), now_ns, &mut self.live);
+        offered.syn(self.mask.source(address), now_ns, &mut self.followed);
     }
 
     fn report(&mut self) {
         for event in self.tables.events.drain(..) {
             *self.events.entry(event.kind().name()).or_default() += 1;
             if event.kind() == Kind::Ban {
-                self.banned.insert(event.source());
+                if self.banned.len() < MAX_FOLLOWED {
+                    self.banned.insert(event.source());
+                }
                 if self.options.list.is_none_or(|most| self.bans.len() < most) {
                     self.bans.push(event);
                 }

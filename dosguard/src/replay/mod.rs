@@ -7,8 +7,8 @@
 //!                                              source asked for
 //! ```
 //!
-//! Nothing here needs privileges or the kernel, and memory does not grow with the capture: the tables are as large as
-//! the kernel's, and what is kept beside them has bounds of its own.
+//! Nothing here needs privileges or the kernel, and memory does not grow with the capture, but for a list of all bans if
+//! that is asked for: the tables are as large as the kernel's, and what is kept beside them has bounds of its own.
 
 pub mod capture;
 pub mod clock;
@@ -17,6 +17,10 @@ pub mod input;
 pub mod judge;
 pub mod offered;
 pub mod report;
+#[cfg(test)]
+mod speed;
+#[cfg(test)]
+mod tests;
 pub mod text;
 
 use std::io::Read;
@@ -30,7 +34,10 @@ use self::report::Report;
 /// # Errors
 ///
 /// The input is no capture, or nothing in it is understood: then there is no report.
-pub fn replay(bytes: impl Read, options: Options<'_>) -> Result<(Report, Option<CaptureError>), CaptureError> {
+pub fn replay(
+    bytes: impl Read,
+    options: Options<'_>,
+) -> Result<(Report, Option<CaptureError>), CaptureError> {
     let mut judge = Judge::new(options);
     let damage = match capture::read(bytes, |packet| judge.packet(packet)) {
         Ok(()) => None,

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::capture::CaptureError;
 use super::judge::{Judge, indexed};
-use super::offered::Distribution;
+use super::offered::{Distribution, Offered};
 use crate::config::field::RuleField;
 use crate::config::limit::Limit;
 use crate::config::policy::NamedRule;
@@ -164,8 +164,8 @@ pub struct OfferedRecord {
     pub unmeasured: u64,
     /// Sources.
     pub sources: u64,
-    /// Whether there were more, which `sources` and `touched` know nothing of.
-    pub more_sources: bool,
+    /// Whether there were more than can be told apart: then one that came back after a pause counts again.
+    pub recounted: bool,
     /// How long a window is.
     pub window: String,
     /// Pairs of a source and a window with a SYN in it.
@@ -202,7 +202,7 @@ pub struct StepRecord {
 pub struct LimitRecord {
     /// The limit.
     pub limit: String,
-    /// Where it comes from: `rule`, `p99.9` or `peak`.
+    /// Where it comes from: `rule`, `sources-p99` or `peak`.
     pub from: &'static str,
     /// Sources with at least one SYN over it.
     pub touched: u64,
@@ -215,7 +215,7 @@ impl Report {
         let bans = judge.bans.iter().map(|event| ban(&judge, event, &wall)).collect();
         let mut offered = std::mem::take(&mut judge.offered);
         let rule = |(index, rule)| {
-            let distribution = offered.remove(&index).map(super::offered::Offered::finish).unwrap_or_default();
+            let distribution = offered.remove(&index).map(Offered::finish).unwrap_or_default();
             rule_record(&judge, index, rule, &distribution)
         };
         let rules = indexed(judge.options.policy).map(rule).collect();
@@ -304,9 +304,8 @@ fn rule_record(
 
 fn offered_record(rule: &NamedRule, all: &Distribution) -> OfferedRecord {
     let window = Span::from_ns(rule.spec.window_ns);
-    let p99_9 = all.percentile(999);
     // A limit of 0 there is not, and neither one beyond the largest.
-    let limits = [("rule", rule.spec.limit), ("p99.9", p99_9), ("peak", all.peak())];
+    let limits = [("rule", rule.spec.limit), ("sources-p99", all.peak_percentile(990)), ("peak", all.peak())];
     let limits = limits.into_iter().filter(|_| all.windows() > 0).filter_map(|(from, count)| {
         let limit = (count <= MAX_LIMIT).then(|| Limit::new(count, window).ok()).flatten()?;
         Some(LimitRecord { limit: limit.to_string(), from, touched: all.touched(count) })
@@ -316,12 +315,12 @@ fn offered_record(rule: &NamedRule, all: &Distribution) -> OfferedRecord {
         syns: all.syns,
         unmeasured: all.unmeasured,
         sources: all.sources(),
-        more_sources: all.more_sources,
+        recounted: all.recounted,
         window: window.to_string(),
         windows: all.windows(),
         p50: all.percentile(500),
         p99: all.percentile(990),
-        p99_9,
+        p99_9: all.percentile(999),
         max: all.most(),
         peak: all.peak(),
         histogram: all.steps().into_iter().map(step).collect(),

@@ -33,8 +33,8 @@ pub fn print(report: &Report, out: &mut dyn Write) -> io::Result<()> {
 }
 
 fn summary(report: &Report, out: &mut dyn Write) -> io::Result<()> {
-    let (packets, bytes) = (grouped(report.packets), grouped(report.bytes));
-    write!(out, "{BOLD}{packets} packets{BOLD:#}, {bytes} bytes")?;
+    let (packets, bytes) = (counted(report.packets, "packet"), counted(report.bytes, "byte"));
+    write!(out, "{BOLD}{packets}{BOLD:#}, {bytes}")?;
     if let (Some(first), Some(last)) = (report.first, report.last) {
         let span = Duration::try_from_secs_f64(report.span_s).unwrap_or_default();
         let span = Span::from_ns(u64::try_from(span.as_nanos()).unwrap_or(u64::MAX));
@@ -59,7 +59,11 @@ fn summary(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     Ok(())
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "for people, and far from the edges")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "for people, and far from the edges"
+)]
 #[expect(clippy::cast_precision_loss, reason = "for people")]
 fn rate(report: &Report) -> u64 {
     (report.packets as f64 / report.elapsed_s.max(1e-6)) as u64
@@ -162,15 +166,19 @@ fn offered(rule: &RuleRecord, out: &mut dyn Write) -> io::Result<()> {
         grouped(p99_9.into()),
         grouped(max.into())
     )?;
-    let first = if rule.offered.more_sources { "the first " } else { "" };
+    let mut said = "";
     for limit in &rule.offered.limits {
+        if limit.limit == said {
+            continue;
+        }
+        said = &limit.limit;
         let origin = match limit.from {
             "rule" => ", as it is,",
-            "p99.9" => ", which 99.9 % of the windows keep,",
+            "sources-p99" => ", which 99 % of the sources kept,",
             _ => ", the most that any source had at once,",
         };
         let touched = if limit.touched == 0 { "none".to_owned() } else { grouped(limit.touched) };
-        let of = format!("{touched} of {first}{}", counted(*sources, "source"));
+        let of = format!("{touched} of {}", counted(*sources, "source"));
         writeln!(out, "a limit of {BOLD}{}{BOLD:#}{origin} would have touched {of}", limit.limit)?;
     }
     Ok(())
@@ -201,22 +209,21 @@ pub fn warnings(report: &Report) -> Vec<String> {
     let stamps = &report.stamps;
     if stamps.furthest_back_s > 1.0 {
         warnings.push(format!(
-            "{} stamps lie before one that came earlier, by up to {:.1} s, and were judged at that one's time; \
-             `reordercap` puts a capture in order",
-            grouped(stamps.backwards),
+            "{} out of order, by up to {:.1} s, judged at the latest time before; `reordercap` puts a capture in order",
+            counted(stamps.backwards, "packet"),
             stamps.furthest_back_s
         ));
     }
     if stamps.missing > 0 {
         warnings.push(format!(
-            "{} have no stamp, and were judged at the time of the packet before",
+            "{} without a stamp, judged at the latest time before",
             counted(stamps.missing, "packet")
         ));
     }
     if report.left_out.cut_short > 0 {
         warnings.push(format!(
-            "{} cut too short to be judged; `tcpdump -s 128` captures enough",
-            counted(report.left_out.cut_short, "packet is").replace("packet iss", "packets are")
+            "{} not judged, because the capture cut too much off; `tcpdump -s 128` captures enough",
+            counted(report.left_out.cut_short, "packet")
         ));
     }
     if let Some(idle_s) = report.forgotten_idle_s {
@@ -228,9 +235,14 @@ pub fn warnings(report: &Report) -> Vec<String> {
     let unmeasured: u64 = report.rules.iter().map(|rule| rule.offered.unmeasured).sum();
     if unmeasured > 0 {
         warnings.push(format!(
-            "{} of too many sources at once are judged, but not in the histogram",
+            "{} judged, but not in the histogram: too many sources at once",
             counted(unmeasured, "SYN")
         ));
+    }
+    if report.rules.iter().any(|rule| rule.offered.recounted) {
+        warnings.push(
+            "more sources than can be told apart: one that came back after a pause counts again".to_owned(),
+        );
     }
     warnings
 }

@@ -63,7 +63,9 @@ pub enum CaptureError {
         with: &'static str,
     },
     /// Its packets begin in a way that is not understood.
-    #[error("its packets are of {link}, which is not understood\nhint: capture on one interface with `tcpdump -i eth0`")]
+    #[error(
+        "its packets are of {link}, which is not understood\nhint: capture on one interface with `tcpdump -i eth0`"
+    )]
     Link {
         /// The type.
         link: Link,

@@ -4,7 +4,9 @@ use std::io::Read;
 
 use nom::Needed;
 use pcap_parser::nom;
-use pcap_parser::pcap::{parse_pcap_frame, parse_pcap_frame_be, parse_pcap_frame_modified, parse_pcap_header};
+use pcap_parser::pcap::{
+    parse_pcap_frame, parse_pcap_frame_be, parse_pcap_frame_modified, parse_pcap_header,
+};
 
 use super::link::Link;
 use super::{CaptureError, MAX_RECORD, Packet, Place, Problem};
@@ -56,9 +58,11 @@ struct Unit {
     ns: u32,
 }
 
-type Parse = for<'a> fn(
-    &'a [u8],
-) -> nom::IResult<&'a [u8], pcap_parser::LegacyPcapBlock<'a>, pcap_parser::PcapError<&'a [u8]>>;
+type Parse =
+    for<'a> fn(
+        &'a [u8],
+    )
+        -> nom::IResult<&'a [u8], pcap_parser::LegacyPcapBlock<'a>, pcap_parser::PcapError<&'a [u8]>>;
 
 fn records<R: Read>(
     place: &mut Place<R>,

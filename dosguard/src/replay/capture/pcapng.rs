@@ -65,8 +65,7 @@ pub(super) fn read<R: Read>(place: &mut Place<R>, each: &mut impl FnMut(&Packet<
         }
         let (kind, before) = (section.u32(bytes, 0), section.u32(bytes, 4));
         let length = before as usize;
-        let matters =
-            matches!(kind, SECTION | INTERFACE | OBSOLETE_PACKET | SIMPLE_PACKET | ENHANCED_PACKET);
+        let matters = matches!(kind, SECTION | INTERFACE | OBSOLETE_PACKET | SIMPLE_PACKET | ENHANCED_PACKET);
         if length < FRAME_LEN || !length.is_multiple_of(4) || (matters && length > MAX_RECORD) {
             return Err(Problem::Length { what: "a block", length: length as u64 });
         }
@@ -94,7 +93,12 @@ pub(super) fn read<R: Read>(place: &mut Place<R>, each: &mut impl FnMut(&Packet<
 
 impl Section {
     /// Takes in a block, and says whether it was a packet.
-    fn block(&mut self, kind: u32, block: &[u8], each: &mut impl FnMut(&Packet<'_>)) -> Result<bool, Problem> {
+    fn block(
+        &mut self,
+        kind: u32,
+        block: &[u8],
+        each: &mut impl FnMut(&Packet<'_>),
+    ) -> Result<bool, Problem> {
         if kind == OBSOLETE_PACKET {
             return self.obsolete(block, each);
         }
@@ -249,12 +253,17 @@ mod tests {
     fn stamps_of_every_resolution() {
         let ns = |option, stamp| Resolution::new(option).unwrap().ns(stamp);
         assert_eq!([ns(6, 1_500_000), ns(9, 7), ns(0, 2)], [1_500_000_000, 7, 2 * A_SECOND_NS]);
-        assert_eq!([ns(12, 5_000), ns(0x80 | 10, 512), ns(0x80 | 32, 1 << 31)], [5, 500_000_000, 500_000_000]);
+        assert_eq!(
+            [ns(12, 5_000), ns(0x80 | 10, 512), ns(0x80 | 32, 1 << 31)],
+            [5, 500_000_000, 500_000_000]
+        );
         assert_eq!(ns(19, u64::MAX), 1_844_674_407, "the finest that a second fits into");
         assert_eq!(ns(0, u64::MAX), u64::MAX);
         for (option, base, exponent) in [(20, 10, 20), (0x7f, 10, 127), (0x80 | 64, 2, 64), (0xff, 2, 127)] {
             let error = Resolution::new(option).unwrap_err();
-            assert!(matches!(error, Problem::Resolution { base: b, exponent: e } if (b, e) == (base, exponent)));
+            assert!(
+                matches!(error, Problem::Resolution { base: b, exponent: e } if (b, e) == (base, exponent))
+            );
         }
     }
 
