@@ -8,4 +8,5 @@ pub mod datapath;
 pub mod lock;
 pub mod output;
 pub mod paths;
+pub mod replay;
 pub mod system;

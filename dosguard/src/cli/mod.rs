@@ -8,6 +8,7 @@ mod check;
 mod events;
 mod list;
 mod printer;
+mod replay;
 mod run;
 mod status;
 mod sysctl;
@@ -82,6 +83,7 @@ enum Verb {
     Deny(list::ListVerb),
     /// Show the latest events, and follow them.
     Events(events::EventsArgs),
+    Replay(replay::ReplayArgs),
     /// Validate a configuration file.
     Check(check::CheckArgs),
 }
@@ -150,6 +152,7 @@ fn dispatch(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Answer> {
         Verb::Allow(verb) => list::list(&paths, List::Allow, &verb, out),
         Verb::Deny(verb) => list::list(&paths, List::Deny, &verb, out),
         Verb::Events(args) => events::events(&paths, &args, out),
+        Verb::Replay(args) => replay::replay(&args, out),
         Verb::Check(args) => check::check(&args, out),
     }
 }
