@@ -29,7 +29,7 @@ fn judge<F: Frame + ?Sized, T: Tables>(
     tables: &mut T,
     now_ns: impl FnOnce() -> u64,
 ) -> (Reason, Option<RuleIndex>) {
-    let Packet { address, mac, payload } = match parse(frame) {
+    let Packet { address, mac, payload, port } = match parse(frame) {
         Ok(packet) => packet,
         Err(Unparsed::NotIp) => return (Reason::NotIp, None),
         Err(Unparsed::Truncated) => return (Reason::Truncated, None),
@@ -45,13 +45,13 @@ fn judge<F: Frame + ?Sized, T: Tables>(
     if let Some(ban) = tables.ban(&BanKey::everywhere(source)).filter(|ban| ban.is_active(now_ns)) {
         return (Reason::Banned, Some(ban.rule));
     }
-    let port = match payload {
-        Payload::Syn { port } => port,
+    match payload {
+        Payload::Syn => {}
         Payload::Segment => return (Reason::NotSyn, None),
         Payload::NotTcp => return (Reason::NotTcp, None),
         Payload::LaterFragment => return (Reason::LaterFragment, None),
         Payload::Malformed => return (Reason::Malformed, None),
-    };
+    }
     let index = tables.rule_of(port);
     let cause = Cause { port, mac, arrival: frame.arrival() };
     (syn(tables, &config, source, index, &cause, now_ns), Some(index))

@@ -33,16 +33,18 @@ pub struct Packet {
     pub mac: [u8; 6],
     /// What it carries.
     pub payload: Payload,
+    /// Destination port of a SYN; 0 for everything else.
+    ///
+    /// Not in [`Payload::Syn`], where it would have no value for the other payloads: LLVM copies it before it looks which
+    /// one it has, and before Linux 6.3 (commit 6715df8d5d24) the verifier refuses a read of what was never written.
+    pub port: u16,
 }
 
 /// What an IP packet carries, as far as dosguard cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Payload {
     /// A TCP segment with SYN set and ACK clear, whatever other flags it carries.
-    Syn {
-        /// Destination port.
-        port: u16,
-    },
+    Syn,
     /// Another TCP segment.
     Segment,
     /// Another protocol.
@@ -102,20 +104,20 @@ fn ipv4<F: Frame + ?Sized>(frame: &F, offset: usize, mac: [u8; 6]) -> Result<Pac
     let total_len = usize::from(u16::from_be_bytes([len_0, len_1]));
     let fragment = u16::from_be_bytes([frag_0, frag_1]);
     let fragment_offset = fragment & 0x1fff;
-    let payload = if header_len < Ipv4Hdr::LEN {
-        Payload::Malformed
+    let (payload, port) = if header_len < Ipv4Hdr::LEN {
+        (Payload::Malformed, 0)
     } else if protocol != IpProto::Tcp as u8 {
-        Payload::NotTcp
+        (Payload::NotTcp, 0)
     } else if fragment_offset == 1 {
         // Would overwrite the flags of the first fragment when put together (RFC 1858, section 3.1).
-        Payload::Malformed
+        (Payload::Malformed, 0)
     } else if fragment_offset > 1 {
-        Payload::LaterFragment
+        (Payload::LaterFragment, 0)
     } else {
         // What lies behind the length that the header gives is padding, whatever it looks like.
         tcp(frame, offset + header_len, total_len.checked_sub(header_len).or_else(|| unlimited(total_len)))
     };
-    Ok(Packet { address, mac, payload })
+    Ok(Packet { address, mac, payload, port })
 }
 
 #[inline(always)]
@@ -126,12 +128,12 @@ fn ipv6<F: Frame + ?Sized>(frame: &F, offset: usize, mac: [u8; 6]) -> Result<Pac
         return Err(Unparsed::NotIp);
     }
     let payload_len = usize::from(u16::from_be_bytes([len_0, len_1]));
-    let payload = if next == IpProto::Tcp as u8 {
+    let (payload, port) = if next == IpProto::Tcp as u8 {
         tcp(frame, offset + Ipv6Hdr::LEN, unlimited(payload_len).or(Some(payload_len)))
     } else {
-        Payload::NotTcp
+        (Payload::NotTcp, 0)
     };
-    Ok(Packet { address: Address::from_ipv6(source), mac, payload })
+    Ok(Packet { address: Address::from_ipv6(source), mac, payload, port })
 }
 
 /// A length of 0 stands for more than 65,535 (Linux' BIG TCP, seen in generic mode behind GRO): only the frame limits it.
@@ -140,25 +142,25 @@ fn unlimited(length: usize) -> Option<usize> {
     if length == 0 { Some(usize::MAX) } else { None }
 }
 
-/// `available`: bytes of the segment according to the IP header, or none if it is shorter than itself.
+/// The payload, and a SYN's port. `available`: bytes of the segment according to the IP header, or none if it is shorter than itself.
 #[inline(always)]
-fn tcp<F: Frame + ?Sized>(frame: &F, offset: usize, available: Option<usize>) -> Payload {
+fn tcp<F: Frame + ?Sized>(frame: &F, offset: usize, available: Option<usize>) -> (Payload, u16) {
     match available {
         Some(TcpHdr::LEN..) => {}
-        _ => return Payload::Malformed,
+        _ => return (Payload::Malformed, 0),
     }
     // All twenty bytes must be there, although only a few are looked at.
     let Some(header) = frame.bytes::<{ TcpHdr::LEN }>(offset) else {
-        return Payload::Malformed;
+        return (Payload::Malformed, 0);
     };
     let [_, _, port_0, port_1, _, _, _, _, _, _, _, _, doff, flags, ..] = header;
     if usize::from(doff >> 4) * 4 < TcpHdr::LEN {
-        return Payload::Malformed;
+        return (Payload::Malformed, 0);
     }
     if flags & (TCP_SYN | TCP_ACK) == TCP_SYN {
-        Payload::Syn { port: u16::from_be_bytes([port_0, port_1]) }
+        (Payload::Syn, u16::from_be_bytes([port_0, port_1]))
     } else {
-        Payload::Segment
+        (Payload::Segment, 0)
     }
 }
 
@@ -183,7 +185,9 @@ mod tests {
     }
 
     fn payload(frame: &[u8]) -> Payload {
-        parse(frame).unwrap().payload
+        let packet = parse(frame).unwrap();
+        assert_eq!(packet.port, if packet.payload == Payload::Syn { 25 } else { 0 }, "the port of a SYN");
+        packet.payload
     }
 
     fn patched(patches: &[(usize, u8)]) -> Vec<u8> {
@@ -199,14 +203,14 @@ mod tests {
         let packet = parse(SYN_V4.as_slice()).unwrap();
         assert_eq!(packet.address, Address::from_ipv4([192, 0, 2, 9]));
         assert_eq!(packet.mac, [2, 0, 0, 0, 0, 2]);
-        assert_eq!(packet.payload, Payload::Syn { port: 25 });
-        assert_eq!(payload(&syn_v6()), Payload::Syn { port: 25 });
+        assert_eq!(packet.payload, Payload::Syn);
+        assert_eq!(payload(&syn_v6()), Payload::Syn);
     }
 
     #[test]
     fn a_syn_is_a_syn_whatever_other_flags_it_carries() {
         for flags in 0..=255_u8 {
-            let expected = if flags & 0x12 == 0x02 { Payload::Syn { port: 25 } } else { Payload::Segment };
+            let expected = if flags & 0x12 == 0x02 { Payload::Syn } else { Payload::Segment };
             assert_eq!(payload(&patched(&[(47, flags)])), expected, "flags {flags:#04x}");
         }
     }
@@ -216,7 +220,7 @@ mod tests {
         for words in 1..=10_u8 {
             let mut frame = patched(&[(14, 0x45 + words), (17, 40 + words * 4)]);
             frame.splice(34..34, vec![1; usize::from(words) * 4]);
-            assert_eq!(payload(&frame), Payload::Syn { port: 25 }, "{words} words of options");
+            assert_eq!(payload(&frame), Payload::Syn, "{words} words of options");
         }
     }
 
@@ -224,9 +228,9 @@ mod tests {
     fn tags_are_looked_behind() {
         let mut frame = SYN_V4.to_vec();
         frame.splice(12..12, [0x81, 0x00, 0, 5]);
-        assert_eq!(payload(&frame), Payload::Syn { port: 25 });
+        assert_eq!(payload(&frame), Payload::Syn);
         frame.splice(12..12, [0x88, 0xa8, 0, 6]);
-        assert_eq!(payload(&frame), Payload::Syn { port: 25 });
+        assert_eq!(payload(&frame), Payload::Syn);
         frame.splice(12..12, [0x81, 0x00, 0, 7]);
         assert_eq!(parse(frame.as_slice()), Err(Unparsed::NotIp), "three tags are not understood");
     }
@@ -236,7 +240,7 @@ mod tests {
         let later = patched(&[(20, 0x00), (21, 0x03)]);
         assert_eq!(payload(&later), Payload::LaterFragment);
         assert_eq!(payload(&patched(&[(20, 0x20), (21, 0x01)])), Payload::Malformed, "overlays the flags");
-        assert_eq!(payload(&patched(&[(20, 0x20)])), Payload::Syn { port: 25 }, "a first fragment");
+        assert_eq!(payload(&patched(&[(20, 0x20)])), Payload::Syn, "a first fragment");
         assert_eq!(payload(&patched(&[(20, 0x20), (17, 28)])), Payload::Malformed, "tiny first fragment");
     }
 
