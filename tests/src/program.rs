@@ -3,6 +3,7 @@
 //! Each [`Program`] has maps of its own and pins nothing, so tests that use it run side by side.
 
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use aya::maps::{Array, Map, MapData, RingBuf};
 use aya::{TestRun as _, TestRunOptions};
@@ -25,6 +26,9 @@ use crate::packet::Frame;
 pub const SECOND: u64 = 1_000_000_000;
 /// When a test's clock begins: well after boot.
 pub const START: u64 = 10_000 * SECOND;
+
+/// How long a [`Race`] goes on. On real processors its rounds take a second or two.
+const RACE_TIME: Duration = Duration::from_secs(10);
 
 const XDP_DROP: u32 = 1;
 const XDP_PASS: u32 = 2;
@@ -221,14 +225,15 @@ impl Race {
         Ok(Self { program, cpus })
     }
 
-    /// In each round both CPUs judge `frame(round)` `repeat` times; then `look` sees what came of it.
+    /// In each round both CPUs judge `frame(round)` `repeat` times; then `look` sees what came of it. Returns how many of
+    /// the `rounds` there was time for: an emulated machine may not get through all of them.
     pub fn run(
         &mut self,
         rounds: u32,
         repeat: u32,
         frame: impl Fn(u32) -> Frame + Sync,
         mut look: impl FnMut(Round<'_>) -> Result<()>,
-    ) -> Result<()> {
+    ) -> Result<u32> {
         let Program { loaded, maps, clock, .. } = &mut self.program;
         let program = &*loaded.program()?;
         let (begun, ended) = (&AtomicU32::new(0), &AtomicU32::new(0));
@@ -258,22 +263,39 @@ impl Race {
                 }
                 Ok(())
             });
-            let mut all = || -> Result<()> {
+            let ending = EndOfRace(released);
+            let mut all = || -> Result<u32> {
                 cpu::pin(first)?;
+                let started = Instant::now();
                 let mut before = maps.packets(Reason::UnderLimit)?.packets;
                 for number in 0..rounds {
+                    if started.elapsed() > RACE_TIME {
+                        on_this_kernel(&format!("{number} of {rounds} rounds, more take too long"));
+                        return Ok(number);
+                    }
                     released.store(number + 1, Ordering::SeqCst);
                     judge(number)?;
                     let after = maps.packets(Reason::UnderLimit)?.packets;
                     look(Round { number, passed: after - before, maps, clock })?;
                     before = after;
                 }
-                Ok(())
+                Ok(rounds)
             };
             let result = all();
-            released.store(u32::MAX, Ordering::SeqCst);
-            result.and(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            drop(ending);
+            let other = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            let rounds = result?;
+            other.map(|()| rounds)
         })
+    }
+}
+
+/// Lets the other CPU end when the race is over, and when `look` panics.
+struct EndOfRace<'a>(&'a AtomicU32);
+
+impl Drop for EndOfRace<'_> {
+    fn drop(&mut self) {
+        self.0.store(u32::MAX, Ordering::SeqCst);
     }
 }
 
