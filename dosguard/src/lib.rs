@@ -5,6 +5,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod datapath;
+pub mod explain;
 pub mod lock;
 pub mod output;
 pub mod paths;

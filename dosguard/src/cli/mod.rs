@@ -6,6 +6,7 @@ mod attach;
 mod bans;
 mod check;
 mod events;
+mod explain;
 mod list;
 mod printer;
 mod replay;
@@ -84,6 +85,8 @@ enum Verb {
     /// Show the latest events, and follow them.
     Events(events::EventsArgs),
     Replay(replay::ReplayArgs),
+    /// Show what would become of a SYN from an address, and why. Changes nothing.
+    Explain(explain::ExplainArgs),
     /// Validate a configuration file.
     Check(check::CheckArgs),
 }
@@ -153,6 +156,7 @@ fn dispatch(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Answer> {
         Verb::Deny(verb) => list::list(&paths, List::Deny, &verb, out),
         Verb::Events(args) => events::events(&paths, &args, out),
         Verb::Replay(args) => replay::replay(&args, out),
+        Verb::Explain(args) => explain::explain(&paths, &args, out),
         Verb::Check(args) => check::check(&args, out),
     }
 }

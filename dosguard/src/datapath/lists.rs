@@ -109,6 +109,18 @@ impl PrefixList {
         }
     }
 
+    /// The longest entry that covers the address.
+    pub fn covering(&self, address: &Address) -> Result<Option<Prefix>, Error> {
+        if !self.covers(address)? {
+            return Ok(None);
+        }
+        let bits = u128::from_be_bytes(address.to_bytes());
+        let covers = |(prefix, length): &Prefix| {
+            (bits ^ u128::from_be_bytes(prefix.to_bytes())).leading_zeros() >= *length
+        };
+        Ok(self.entries()?.into_keys().filter(covers).max_by_key(|(_, length)| *length))
+    }
+
     /// Whether it has no entry.
     pub fn is_empty(&self) -> Result<bool, Error> {
         match self.trie.keys().next() {
