@@ -34,8 +34,8 @@ const AUTHENTICATION: u8 = IpProto::Ah as u8;
 const DESTINATION: u8 = IpProto::Ipv6Opts as u8;
 const MOBILITY: u8 = IpProto::MobilityHeader as u8;
 /// Beyond this nothing can be read. One less than a power of two: a mask, too.
-const REACH: u32 = MAX_OFFSET as u32;
-const _: () = assert!((MAX_OFFSET + 1).is_power_of_two());
+const REACH: u32 = 16_383;
+const _: () = assert!(REACH as usize == MAX_OFFSET && (REACH + 1).is_power_of_two());
 /// The offset's bits in an IPv6 fragment header.
 const FRAGMENT_OFFSET: u16 = 0xfff8;
 
@@ -169,6 +169,7 @@ fn ipv4<F: Frame + ?Sized>(frame: &F, offset: usize, mac: [u8; 6]) -> Result<Pac
 }
 
 #[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "an IP header begins behind two tags at most")]
 fn ipv6<F: Frame + ?Sized>(frame: &F, offset: usize, mac: [u8; 6]) -> Result<Packet, Unparsed> {
     let [version, _, _, _, len_0, len_1, next, _] = frame.bytes::<8>(offset).ok_or(Unparsed::Truncated)?;
     let source = frame.bytes::<16>(offset + 8).ok_or(Unparsed::Truncated)?;
@@ -176,7 +177,6 @@ fn ipv6<F: Frame + ?Sized>(frame: &F, offset: usize, mac: [u8; 6]) -> Result<Pac
         return Err(Unparsed::NotIp);
     }
     let payload_len = usize::from(u16::from_be_bytes([len_0, len_1]));
-    // Behind two tags at most: far below 32 bits, as are the extension headers' lengths.
     let start = (offset + Ipv6Hdr::LEN) as u32;
     let payload = match upper_layer(frame, start, next) {
         // What lies behind the length that the header gives is padding, whatever it looks like.

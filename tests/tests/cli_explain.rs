@@ -51,7 +51,8 @@ fn explain_says_what_the_kernel_then_does_and_changes_nothing() {
         let record = explain(&dosguard, "--port 25");
         assert_eq!(standing(&record), expected, "after {sent}");
         assert_eq!(record["rule"], "smtp");
-        let brings: Vec<_> = record["brings"].as_array().unwrap().iter().map(|event| &event["kind"]).collect();
+        let brings: Vec<_> =
+            record["brings"].as_array().unwrap().iter().map(|event| &event["kind"]).collect();
         assert_eq!(brings, if sent == 3 { vec!["ban"] } else { vec![] });
         done(&dosguard, &format!("explain {FORGED_V4} --port 25"));
         done(&dosguard, &format!("explain {FORGED_V4}"));

@@ -169,7 +169,7 @@ impl Context {
                     self.line(out, "rule", &rule)?;
                 }
                 Step::Count(standing) => {
-                    self.line(out, "counted", &self.count_text(explanation, standing))?
+                    self.line(out, "counted", &self.count_text(explanation, standing))?;
                 }
             }
         }

@@ -90,7 +90,7 @@ impl PrefixList {
     /// Its entries.
     pub fn entries(&self) -> Result<BTreeMap<Prefix, Origin>, Error> {
         let mut found = BTreeMap::new();
-        for entry in self.trie.iter() {
+        for entry in &self.trie {
             match entry {
                 Ok((key, origin)) => drop(found.insert((key.data().0, key.prefix_len()), Origin(origin))),
                 Err(MapError::KeyNotFound) => {} // removed since the walk saw its key

@@ -1,7 +1,7 @@
 //! What would become of a SYN, and why: the engine over read-only views of the live maps.
 //!
 //! The engine is the kernel's own, [`engine::decide`]. What it reads comes from the maps, and what it writes stays in
-//! [`LiveTables`]: nothing changes.
+//! memory: nothing changes.
 
 mod tables;
 
