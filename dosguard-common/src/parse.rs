@@ -178,16 +178,14 @@ fn ipv6<F: Frame + ?Sized>(frame: &F, offset: usize, mac: [u8; 6]) -> Result<Pac
     let payload_len = usize::from(u16::from_be_bytes([len_0, len_1]));
     // Behind two tags at most: far below 32 bits, as are the extension headers' lengths.
     let start = (offset + Ipv6Hdr::LEN) as u32;
-    let payload = match upper_layer(frame, start, next) {
-        // What lies behind the length that the header gives is padding, whatever it looks like.
-        Upper::Tcp { offset } => {
-            let extensions = offset.saturating_sub(start) as usize;
-            tcp(
-                frame,
-                offset as usize,
-                unlimited(payload_len).or_else(|| payload_len.checked_sub(extensions)),
-            )
-        }
+    let (upper, offset) = upper_layer(frame, start, next);
+    // What lies behind the length that the header gives is padding, whatever it looks like.
+    let extensions = offset.saturating_sub(start) as usize;
+    let available = unlimited(payload_len).or_else(|| payload_len.checked_sub(extensions));
+    let payload = match upper {
+        Upper::Tcp => tcp(frame, offset as usize, available),
+        // Extension headers that are padding say nothing: what comes behind them is in another fragment.
+        Upper::Other | Upper::LaterFragment if available.is_none() => Payload::Malformed,
         Upper::Other => Payload::NotTcp,
         Upper::LaterFragment => Payload::LaterFragment,
         Upper::Hidden => Payload::Malformed,
@@ -197,42 +195,39 @@ fn ipv6<F: Frame + ?Sized>(frame: &F, offset: usize, mac: [u8; 6]) -> Result<Pac
 
 /// What comes behind the extension headers of an IPv6 packet.
 enum Upper {
-    /// A TCP segment, and where it begins.
-    Tcp {
-        offset: u32,
-    },
+    Tcp,
     Other,
     LaterFragment,
     /// The headers are cut short, or are more than are followed.
     Hidden,
 }
 
-/// Follows the extension headers (RFC 8200, section 4).
+/// Follows the extension headers (RFC 8200, section 4). Says what comes behind them, and where they end.
 #[inline(always)]
-fn upper_layer<F: Frame + ?Sized>(frame: &F, start: u32, first: u8) -> Upper {
+fn upper_layer<F: Frame + ?Sized>(frame: &F, start: u32, first: u8) -> (Upper, u32) {
     let (mut offset, mut next) = (start, first);
     let mut followed = 0;
     // Opaque to the compiler, which would otherwise unroll the loop; the verifier knows it all the same.
     let most = black_box(MAX_EXTENSIONS);
     loop {
         let unit = match next {
-            TCP => return Upper::Tcp { offset },
+            TCP => return (Upper::Tcp, offset),
             HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION | MOBILITY => 8,
             AUTHENTICATION => 4,
             // No upper layer, an encrypted one, or none that is known to be an extension header.
-            _ => return Upper::Other,
+            _ => return (Upper::Other, offset),
         };
         if followed >= most {
-            return Upper::Hidden;
+            return (Upper::Hidden, offset);
         }
         followed += 1;
         // The shortest extension header has eight bytes.
         let Some([following, length, fragment_0, fragment_1, ..]) = frame.bytes::<8>(offset as usize) else {
-            return Upper::Hidden;
+            return (Upper::Hidden, offset);
         };
         let length = if next == FRAGMENT {
             if u16::from_be_bytes([fragment_0, fragment_1]) & FRAGMENT_OFFSET != 0 {
-                return Upper::LaterFragment;
+                return (Upper::LaterFragment, offset + 8);
             }
             8
         } else {
@@ -240,7 +235,7 @@ fn upper_layer<F: Frame + ?Sized>(frame: &F, start: u32, first: u8) -> Upper {
             8 + u32::from(length) * unit
         };
         if offset + length > REACH {
-            return Upper::Hidden;
+            return (Upper::Hidden, offset);
         }
         // However the headers came in turn, the next one is looked at alike.
         offset = frame.opaque(offset + length) & REACH;
