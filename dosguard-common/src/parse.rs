@@ -178,16 +178,14 @@ fn ipv6<F: Frame + ?Sized>(frame: &F, offset: usize, mac: [u8; 6]) -> Result<Pac
     }
     let payload_len = usize::from(u16::from_be_bytes([len_0, len_1]));
     let start = (offset + Ipv6Hdr::LEN) as u32;
-    let payload = match upper_layer(frame, start, next) {
-        // What lies behind the length that the header gives is padding, whatever it looks like.
-        Upper::Tcp { offset } => {
-            let extensions = offset.saturating_sub(start) as usize;
-            tcp(
-                frame,
-                offset as usize,
-                unlimited(payload_len).or_else(|| payload_len.checked_sub(extensions)),
-            )
-        }
+    let (upper, offset) = upper_layer(frame, start, next);
+    // What lies behind the length that the header gives is padding, whatever it looks like.
+    let extensions = offset.saturating_sub(start) as usize;
+    let available = unlimited(payload_len).or_else(|| payload_len.checked_sub(extensions));
+    let payload = match upper {
+        Upper::Tcp => tcp(frame, offset as usize, available),
+        // Extension headers that are padding say nothing: what comes behind them is in another fragment.
+        Upper::Other | Upper::LaterFragment if available.is_none() => Payload::Malformed,
         Upper::Other => Payload::NotTcp,
         Upper::LaterFragment => Payload::LaterFragment,
         Upper::Hidden => Payload::Malformed,
@@ -197,19 +195,16 @@ fn ipv6<F: Frame + ?Sized>(frame: &F, offset: usize, mac: [u8; 6]) -> Result<Pac
 
 /// What comes behind the extension headers of an IPv6 packet.
 enum Upper {
-    /// A TCP segment, and where it begins.
-    Tcp {
-        offset: u32,
-    },
+    Tcp,
     Other,
     LaterFragment,
     /// The headers are cut short, or are more than are followed.
     Hidden,
 }
 
-/// Follows the extension headers (RFC 8200, section 4).
+/// Follows the extension headers (RFC 8200, section 4). Says what comes behind them, and where they end.
 #[inline(always)]
-fn upper_layer<F: Frame + ?Sized>(frame: &F, start: u32, first: u8) -> Upper {
+fn upper_layer<F: Frame + ?Sized>(frame: &F, start: u32, first: u8) -> (Upper, u32) {
     let (mut offset, mut next) = (start, first);
     // Opaque to the compiler, which would otherwise unroll the loop; the verifier knows it all the same. The count is
     // looked at where the loop goes back: Linux 5.10 wants a jump there.
@@ -218,11 +213,11 @@ fn upper_layer<F: Frame + ?Sized>(frame: &F, start: u32, first: u8) -> Upper {
     while followed < most && is_extension(next) {
         // The shortest extension header has eight bytes.
         let Some([following, length, fragment_0, fragment_1, ..]) = frame.bytes::<8>(offset as usize) else {
-            return Upper::Hidden;
+            return (Upper::Hidden, offset);
         };
         let length = match next {
             FRAGMENT if u16::from_be_bytes([fragment_0, fragment_1]) & FRAGMENT_OFFSET != 0 => {
-                return Upper::LaterFragment;
+                return (Upper::LaterFragment, offset + 8);
             }
             FRAGMENT => 8,
             // Both count what is beyond the first eight bytes, in their own units (RFC 4302, section 2.2).
@@ -230,19 +225,20 @@ fn upper_layer<F: Frame + ?Sized>(frame: &F, start: u32, first: u8) -> Upper {
             _ => 8 + u32::from(length) * 8,
         };
         if offset + length > REACH {
-            return Upper::Hidden;
+            return (Upper::Hidden, offset);
         }
         // However the headers came in turn, the next one is looked at alike.
         offset = frame.opaque(offset + length) & REACH;
         next = following;
         followed += 1;
     }
-    match next {
-        TCP => Upper::Tcp { offset },
+    let upper = match next {
+        TCP => Upper::Tcp,
         _ if is_extension(next) => Upper::Hidden,
         // No upper layer, an encrypted one, or none that is known to be an extension header.
         _ => Upper::Other,
-    }
+    };
+    (upper, offset)
 }
 
 #[inline(always)]

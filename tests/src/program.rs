@@ -99,7 +99,8 @@ impl Program {
         Self::with_options(spec, &LoadOptions { peers: Some(false), ..LoadOptions::default() })
     }
 
-    fn with_options(spec: RuleSpec, options: &LoadOptions) -> Result<Self> {
+    /// The same, loaded with these options.
+    pub fn with_options(spec: RuleSpec, options: &LoadOptions) -> Result<Self> {
         let mut loaded = Loaded::new(real(TEST_CLOCK_OBJECT)?, options)?;
         let clock = Map::from_map_data(loaded.take_map("CLOCK")?)?.try_into()?;
         let events = Map::from_map_data(loaded.take_map(abi::EVENTS.name)?)?.try_into()?;
@@ -147,8 +148,7 @@ impl Program {
     /// frame's bytes.
     pub fn judge(&mut self, frame: &Frame) -> Result<Reason> {
         let before = self.counters()?;
-        let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::new() };
-        let action = self.loaded.program()?.test_run(options).with_context(|| format!("{frame:?}"))?;
+        let action = self.action(frame)?;
         let after = self.counters()?;
         let mut counted = Vec::new();
         for ((reason, before), after) in Reason::ALL.iter().zip(before).zip(after) {
@@ -161,17 +161,22 @@ impl Program {
         let [reason] = counted.as_slice() else {
             anyhow::bail!("{} reasons were counted: {counted:?}\n{frame:?}", counted.len());
         };
-        let expected = match reason.verdict() {
-            Verdict::Pass => XDP_PASS,
-            Verdict::Drop => XDP_DROP,
-        };
-        ensure!(
-            action.return_value == expected,
-            "XDP action {} for reason {}\n{frame:?}",
-            action.return_value,
-            reason.name()
-        );
+        ensure!(action == action_for(*reason), "XDP action {action} for reason {}\n{frame:?}", reason.name());
         Ok(*reason)
+    }
+
+    /// Runs the program on a frame and returns its XDP action. What it counted is not looked at.
+    pub fn action(&mut self, frame: &Frame) -> Result<u32> {
+        let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::new() };
+        Ok(self.loaded.program()?.test_run(options).with_context(|| format!("{frame:?}"))?.return_value)
+    }
+
+    /// Makes single runs fast: attaches the program to the loopback interface of a network namespace of its own, which is
+    /// down, so that the kernel need not set its dispatcher up for each. The calling thread moves to that namespace.
+    pub fn settle(&mut self) -> Result<()> {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?;
+        self.loaded.program()?.attach("lo", aya::programs::XdpMode::Skb)?;
+        Ok(())
     }
 
     /// Runs the program on each frame in turn.
@@ -198,10 +203,16 @@ impl Program {
     }
 }
 
-/// Two CPUs that judge the same frames at the same time.
-///
-/// Attaching the program to the loopback interface of a network namespace of its own, which is down, makes each call
-/// start without waiting for the kernel to set its dispatcher up, so that the two really meet.
+/// The XDP action that goes with a reason.
+pub const fn action_for(reason: Reason) -> u32 {
+    match reason.verdict() {
+        Verdict::Pass => XDP_PASS,
+        Verdict::Drop => XDP_DROP,
+    }
+}
+
+/// Two CPUs that judge the same frames at the same time. The program is settled: a call that had to wait for the kernel
+/// would not meet the other.
 pub struct Race {
     program: Program,
     cpus: [usize; 2],
@@ -228,8 +239,7 @@ impl Round<'_> {
 impl Race {
     /// Prepares the program for two CPUs. The calling thread moves to a network namespace of its own.
     pub fn new(mut program: Program, cpus: [usize; 2]) -> Result<Self> {
-        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET)?;
-        program.loaded.program()?.attach("lo", aya::programs::XdpMode::Skb)?;
+        program.settle()?;
         Ok(Self { program, cpus })
     }
 

@@ -1,8 +1,12 @@
 //! Single frames and what becomes of them: the table is the specification of the parser and of the order of the
 //! decision. Every case is judged by the real program; its verdict and its counter are looked at.
 
+mod cases {
+    pub mod ipv6;
+}
+
 use dosguard_common::reason::Reason::{
-    self, Allowed, LaterFragment, Malformed, NotIp, NotSyn, NotTcp, Truncated, UnderLimit,
+    self, Allowed, Denied, LaterFragment, Malformed, NotIp, NotSyn, NotTcp, Truncated, UnderLimit,
 };
 use dosguard_tests::packet::{Packet, flag, protocol};
 use dosguard_tests::program::{Program, ban_over, on_this_kernel};
@@ -12,6 +16,7 @@ const SOURCE: &str = "198.51.100.66";
 const GUARD6: &str = "2001:db8:a::1";
 const SOURCE6: &str = "2001:db8:a::66";
 const FRIEND: &str = "192.0.2.9";
+const FOE: &str = "203.0.113.7";
 
 fn ipv4() -> Packet {
     Packet::eth().ipv4(SOURCE, GUARD)
@@ -108,7 +113,12 @@ fn cases() -> Vec<(&'static str, Packet, Reason)> {
             ipv4().transport(protocol::TCP, &[0; 40]).fragment(1, false),
             Malformed,
         ),
-        // The allow-list comes first.
+        (
+            "an authentication header over IPv4, which needs a key to get through",
+            ipv4().transport(protocol::AUTHENTICATION, &[protocol::TCP; 60]),
+            NotTcp,
+        ),
+        // The allow-list comes first, then the deny-list.
         ("a SYN from an allowed source", Packet::eth().ipv4(FRIEND, GUARD).tcp(1, 80).syn(), Allowed),
         (
             "a malformed segment from an allowed source",
@@ -125,6 +135,18 @@ fn cases() -> Vec<(&'static str, Packet, Reason)> {
             Packet::eth().ipv6("::ffff:192.0.2.9", GUARD6).tcp(1, 80).syn(),
             UnderLimit,
         ),
+        ("a SYN from a denied source", Packet::eth().ipv4(FOE, GUARD).tcp(1, 80).syn(), Denied),
+        ("UDP from a denied source", Packet::eth().ipv4(FOE, GUARD).udp(1, 80), Denied),
+        (
+            "a malformed segment from a denied source",
+            Packet::eth().ipv4(FOE, GUARD).tcp(1, 80).doff(4),
+            Denied,
+        ),
+        (
+            "an allowed source in a denied network",
+            Packet::eth().ipv4("203.0.113.99", GUARD).udp(1, 2),
+            Allowed,
+        ),
     ]
 }
 
@@ -133,8 +155,12 @@ fn every_frame_gets_its_verdict_and_its_counter() {
     let mut program = Program::new(ban_over(100)).unwrap();
     program.allow("192.0.2.0/24").unwrap();
     program.allow("2001:db8:f::/48").unwrap();
+    program.allow("203.0.113.99").unwrap();
+    program.allow("2001:db8:dead:f::/64").unwrap();
+    program.deny("203.0.113.0/24").unwrap();
+    program.deny("2001:db8:dead::/48").unwrap();
     let mut wrong = Vec::new();
-    for (name, packet, expected) in cases() {
+    for (name, packet, expected) in cases().into_iter().chain(cases::ipv6::cases()) {
         let frame = packet.build();
         match program.judge(&frame) {
             Ok(reason) if reason == expected => {}

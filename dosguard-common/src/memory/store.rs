@@ -123,6 +123,12 @@ impl Windows {
         self.len() == 0
     }
 
+    /// A source's counters, one for each CPU.
+    pub fn get(&self, key: &SourceKey) -> Option<&[Window]> {
+        let half = if self.newer.places.contains_key(key) { &self.newer } else { &self.older };
+        half.windows.get(half.places.get(key)? * self.cpus..)?.get(..self.cpus)
+    }
+
     /// Counters on one CPU; the number of CPUs is what `new` was told.
     #[inline]
     pub(super) fn on(&mut self, cpu: usize, key: &SourceKey) -> Option<&mut Window> {

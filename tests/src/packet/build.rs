@@ -79,7 +79,8 @@ impl V6 {
             extensions.extend(content);
         }
         let mut bytes = vec![0x60, 0, 0, 0];
-        bytes.extend(clamp_to_u16(extensions.len() + body).to_be_bytes());
+        let length = self.payload_length.unwrap_or_else(|| clamp_to_u16(extensions.len() + body));
+        bytes.extend(length.to_be_bytes());
         bytes.push(self.extensions.first().map_or(protocol, |(kind, _)| *kind));
         bytes.push(64);
         bytes.extend(self.source.octets());

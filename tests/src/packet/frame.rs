@@ -10,6 +10,12 @@ pub struct Frame {
 }
 
 impl Frame {
+    /// From bytes, and how they were made.
+    #[must_use]
+    pub const fn from_parts(bytes: Vec<u8>, chain: String) -> Self {
+        Self { bytes, chain }
+    }
+
     /// The builder's calls, as they were written.
     #[must_use]
     pub fn chain(&self) -> &str {

@@ -1,7 +1,7 @@
 //! Builds frames, ordinary and malformed, one call per thing that matters.
 //!
 //! Lengths and checksums are right unless a call says otherwise. `.options()` belongs to the header named last. What
-//! breaks a frame on purpose (`doff`, `ihl`, `total_length`) is applied before the checksums, `truncate` and `patch`
+//! breaks a frame on purpose (`doff`, `ihl`, `total_length`, `payload_length`) is applied before the checksums, `truncate` and `patch`
 //! after them.
 //!
 //! ```
@@ -38,12 +38,18 @@ pub mod protocol {
     pub const ROUTING: u8 = 43;
     /// IPv6 fragment header.
     pub const FRAGMENT: u8 = 44;
+    /// Encapsulating security payload.
+    pub const ENCRYPTED: u8 = 50;
+    /// Authentication header.
+    pub const AUTHENTICATION: u8 = 51;
     /// ICMP for IPv6.
     pub const ICMPV6: u8 = 58;
     /// IPv6 no next header.
     pub const NO_NEXT: u8 = 59;
     /// IPv6 destination options.
     pub const DESTINATION: u8 = 60;
+    /// IPv6 mobility header.
+    pub const MOBILITY: u8 = 135;
 }
 
 /// TCP's flag bits.
@@ -106,6 +112,7 @@ struct V6 {
     source: Ipv6Addr,
     destination: Ipv6Addr,
     extensions: Vec<(u8, Vec<u8>)>,
+    payload_length: Option<u16>,
 }
 
 #[derive(Clone, Debug)]
@@ -200,8 +207,12 @@ impl Packet {
 
     /// An IPv6 header. Panics if an address does not parse.
     pub fn ipv6(self, source: impl Display, destination: impl Display) -> Self {
-        let header =
-            V6 { source: address(&source), destination: address(&destination), extensions: Vec::new() };
+        let header = V6 {
+            source: address(&source),
+            destination: address(&destination),
+            extensions: Vec::new(),
+            payload_length: None,
+        };
         Self { network: Network::V6(header), ..self }
             .log("ipv6", format_args!("\"{source}\", \"{destination}\""))
     }
@@ -249,6 +260,15 @@ impl Packet {
     pub fn total_length(self, bytes: u16) -> Self {
         self.v4("total_length", |header| header.total_length = Some(bytes))
             .log("total_length", format_args!("{bytes}"))
+    }
+
+    /// Claims another IPv6 payload length, in bytes.
+    pub fn payload_length(mut self, bytes: u16) -> Self {
+        match &mut self.network {
+            Network::V6(header) => header.payload_length = Some(bytes),
+            _ => misplaced("payload_length", "ipv6"),
+        }
+        self.log("payload_length", format_args!("{bytes}"))
     }
 
     /// Another time to live than 64.
