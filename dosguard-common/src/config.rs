@@ -5,12 +5,12 @@ use core::hint::black_box;
 use bytemuck::{Pod, Zeroable};
 
 use crate::address::SourceMask;
-use crate::rule::Rule;
+use crate::rule::{FLAG_MONITOR, FLAG_SCOPE_SYN, Rule};
 
 const FLAG_READY: u32 = 1 << 0;
 const FLAG_ALLOW: u32 = 1 << 1;
 const FLAG_DENY: u32 = 1 << 2;
-const FLAG_MONITOR: u32 = crate::rule::FLAG_MONITOR;
+const FLAG_RESETTING: u32 = 1 << 4;
 
 /// Events of one kind that each CPU reports in a second, unless configured.
 pub const EVENTS_RATE: u32 = 1_000;
@@ -103,6 +103,13 @@ impl Config {
         if black_box(self.flags | rule.flags()) & FLAG_MONITOR == 0 { Mode::Enforce } else { Mode::Monitor }
     }
 
+    /// Whether a ban under the rule can reach no further than the rule: by its scope, or because it is only noted. Told
+    /// anew, too.
+    #[inline(always)]
+    pub fn keeps_bans_under(&self, rule: &Rule) -> bool {
+        black_box((self.flags & FLAG_MONITOR) | (rule.flags() & (FLAG_MONITOR | FLAG_SCOPE_SYN))) != 0
+    }
+
     /// The same settings in this mode.
     #[must_use]
     pub const fn with_mode(self, mode: Mode) -> Self {
@@ -127,6 +134,17 @@ impl Config {
     pub const fn with_mask(mut self, mask: SourceMask) -> Self {
         self.mask = mask;
         self
+    }
+
+    /// Whether what is kept under other source prefixes is still to be removed: whoever changed them was interrupted.
+    pub const fn is_resetting(&self) -> bool {
+        self.flags & FLAG_RESETTING != 0
+    }
+
+    /// The same settings with such a removal under way or done.
+    #[must_use]
+    pub const fn with_resetting(self, under_way: bool) -> Self {
+        self.with_flag(FLAG_RESETTING, under_way)
     }
 
     const fn with_flag(mut self, flag: u32, set: bool) -> Self {

@@ -7,7 +7,7 @@ use crate::config::{Config, Mode};
 use crate::event::{Cause, Event, Kind};
 use crate::frame::Frame;
 use crate::key::SourceKey;
-use crate::offender::Offender;
+use crate::offender::{Offender, era};
 use crate::opaque::opaque;
 use crate::parse::{Packet, Payload, Unparsed, parse};
 use crate::reason::{Reason, Tally};
@@ -25,6 +25,10 @@ pub fn decide<F: Frame + ?Sized, T: Tables>(
     let (reason, rule) = match parse(frame) {
         Err(Unparsed::NotIp) => (Reason::NotIp, None),
         Err(Unparsed::Truncated) => (Reason::Truncated, None),
+        Err(Unparsed::Hidden) => {
+            let mode = tables.with_config(|_, config| config.mode());
+            (if mode == Some(Mode::Enforce) { Reason::Malformed } else { Reason::MonitoredMalformed }, None)
+        }
         Ok(packet) => {
             let judged = tables.with_config(|tables, config| {
                 let (reason, rule) = judge(&packet, tables, config, || frame.arrival(), now_ns);
@@ -60,8 +64,10 @@ fn judge<T: Tables>(
     let cause = |port| Cause { port, mac: *mac, arrival: arrival() };
     let key = SourceKey::everywhere(source);
     if let Some(hold) = hold(tables, &key, now_ns) {
+        // In monitor mode it drops nothing, and so nothing prolongs it.
         if let Payload::Syn { port } = *payload
             && hold.refreshes()
+            && config.mode() == Mode::Enforce
         {
             refresh(tables, config, &key, &cause(port), now_ns);
         }
@@ -104,7 +110,7 @@ fn syn<T: Tables>(
         };
         // A ban that was only noted holds for a rule that is only watched.
         if mode == Mode::Monitor || !hold.is_monitored() {
-            if hold.refreshes() {
+            if hold.refreshes() && (hold.is_monitored() || mode == Mode::Enforce) {
                 refresh(tables, config, &key, cause, now_ns);
             }
             return if hold.is_monitored() { Reason::MonitoredBanned } else { Reason::Banned };
@@ -114,15 +120,10 @@ fn syn<T: Tables>(
         return Reason::Uncounted;
     };
     // After a ban the source starts with a clean window: counters belong to an era, and a ban ends it.
-    let offender = tables.offender(&source);
-    let (era, offended) = match &offender {
-        Some(offender) => (offender.era(index), 1),
-        None => (0, 0),
-    };
-    let offended = opaque(offended, low_half(now_ns));
+    let era = opaque(era_of(tables, config, &key, &rule), low_half(now_ns));
     match pass_or_count(tables, &key, &rule, era, now_ns) {
         // In a new era a ban may have come since the look at the bans: it was there before the era was.
-        Counted::Under { fresh: true } if offended != 0 => {
+        Counted::Under { fresh: true } if era != 0 => {
             match new_ban(tables, source, index, config.mode_of(&rule), now_ns) {
                 Some(reason) => {
                     tables.with_window(&key, Window::take_back);
@@ -146,6 +147,15 @@ fn syn<T: Tables>(
             }
         }
     }
+}
+
+/// The era of a source under a rule, which a ban that reached it has ended; 0 if there was none that is remembered.
+#[inline(always)]
+pub fn era_of<T: Tables>(tables: &T, config: &Config, key: &SourceKey, rule: &Rule) -> u32 {
+    let everywhere = tables.offender(&SourceKey::everywhere(key.source()));
+    // Bans that reach just this rule there are only with this scope, and where they are only noted.
+    let under_rule = if config.keeps_bans_under(rule) { tables.offender(key) } else { None };
+    era(everywhere.as_ref(), under_rule.as_ref())
 }
 
 /// The ban that holds at this place, if there is one.
@@ -260,10 +270,13 @@ fn impose<T: Tables>(tables: &mut T, config: &Config, over: &Over<'_>) {
             Mode::Enforce => SourceKey::with_scope(source, rule.scope(), index),
             Mode::Monitor => SourceKey::for_rule(source, index),
         };
-        let offences = match tables.offender(&source) {
-            Some(offender) => offender.remembered(rule.forget_ns(), mode, now_ns),
-            None => 0,
-        };
+        let whole = SourceKey::everywhere(source);
+        let mut offender = tables.offender(&whole).unwrap_or_default();
+        let mut offences = offender.remembered(rule.forget_ns(), now_ns);
+        if mode == Mode::Monitor {
+            offender = tables.offender(&key).unwrap_or_default();
+            offences = offences.max(offender.remembered(rule.forget_ns(), now_ns));
+        }
         let there = tables.with_ban(&key, |there| *old = *there).is_some();
         new.fill_limit(rule, index, count, offences, mode, now_ns);
         let imposed = if !there {
@@ -272,15 +285,26 @@ fn impose<T: Tables>(tables: &mut T, config: &Config, over: &Over<'_>) {
             return;
         } else if now_ns < config.sweep_until_ns() {
             return tables.tally(Tally::BanDeferred);
-        } else if tables.claim(&Claim::on(&key, old)) {
-            // It has ended, or was only noted and gives way to one that is enforced.
-            tables.replace_ban(&key, new)
         } else {
-            return;
+            // It has ended, or was only noted and gives way to one that is enforced.
+            match tables.claim(&Claim::on(&key, old)) {
+                Ok(()) => {}
+                Err(Refused::Exists) => return,
+                Err(Refused::Full) => return tables.tally(Tally::BanDeferred),
+            }
+            let replaced = tables.replace_ban(&key, new);
+            if replaced.is_err() {
+                tables.unclaim(&Claim::on(&key, old));
+            }
+            replaced
         };
         match imposed {
             Ok(()) => {
-                if !tables.remember(&source, &Offender::after(&key, new)) {
+                let mut remembered = tables.remember(&key, &Offender::after(new));
+                if mode == Mode::Enforce && !key.is_everywhere() {
+                    remembered &= tables.remember(&whole, &offender.after_elsewhere(new));
+                }
+                if !remembered {
                     tables.tally(Tally::OffenceLost);
                 }
                 tables.tally(Tally::BanImposed);
@@ -318,7 +342,10 @@ fn refresh<T: Tables>(tables: &mut T, config: &Config, key: &SourceKey, cause: &
             return;
         }
         // Offences are forgotten some time after the ban's end, which is a later one now.
-        if !tables.remember(&key.source(), &Offender::after(key, ban)) {
+        let counted = if ban.is_monitored() { *key } else { SourceKey::everywhere(key.source()) };
+        if let Some(offender) = tables.offender(&counted)
+            && !tables.remember(&counted, &offender.until(ban.until_ns))
+        {
             tables.tally(Tally::OffenceLost);
         }
         if ban.eighths() != before {
@@ -333,7 +360,7 @@ fn refresh<T: Tables>(tables: &mut T, config: &Config, key: &SourceKey, cause: &
 #[inline(always)]
 fn limited<T: Tables>(tables: &mut T, config: &Config, over: &Over<'_>) {
     let window = window_of(over.rule.slot(over.now_ns));
-    if tables.claim(&Claim::limited(over.source, over.index, window)) {
+    if tables.claim(&Claim::limited(over.source, over.index, window)).is_ok() {
         report(tables, config, Kind::Limited, over.now_ns, |event| over.fill(Kind::Limited, event));
     }
 }
@@ -343,7 +370,7 @@ fn limited<T: Tables>(tables: &mut T, config: &Config, over: &Over<'_>) {
 fn table_full<T: Tables>(tables: &mut T, config: &Config, over: &Over<'_>) {
     let now_ns = over.now_ns;
     let Some(suppressed) = admitted(tables, config, Kind::TableFull, now_ns) else { return };
-    if tables.claim(&Claim::table_full(now_ns / 1_000_000_000)) {
+    if tables.claim(&Claim::table_full(now_ns / 1_000_000_000)).is_ok() {
         emit(tables, Kind::TableFull, suppressed, |event| over.fill(Kind::TableFull, event));
     } else {
         tables.with_gate(Kind::TableFull, |gate| gate.give_back(suppressed.saturating_add(1)));

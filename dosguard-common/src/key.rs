@@ -43,12 +43,6 @@ impl SourceKey {
         self.source
     }
 
-    /// 0 for everywhere, otherwise a rule's index plus one.
-    #[inline(always)]
-    pub(crate) const fn place(&self) -> u32 {
-        self.place
-    }
-
     /// The rule that it is under; none for everywhere.
     pub fn rule(&self) -> Option<RuleIndex> {
         self.place.checked_sub(1).and_then(|index| u8::try_from(index).ok()).map(RuleIndex)

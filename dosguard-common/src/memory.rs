@@ -41,7 +41,7 @@ pub struct MemoryTables {
     /// How many offenders there may be.
     pub offender_capacity: usize,
     /// Offenders.
-    pub offenders: HashMap<Address, Offender>,
+    pub offenders: HashMap<SourceKey, Offender>,
     /// How many sources may have counters.
     pub source_capacity: usize,
     /// Counters of each source, one per CPU.
@@ -195,11 +195,15 @@ impl Tables for MemoryTables {
         self.replace_ban(key, ban)
     }
 
-    fn claim(&mut self, claim: &Claim) -> bool {
+    fn claim(&mut self, claim: &Claim) -> Result<(), Refused> {
         if self.claims.len() >= abi::CLAIMS.entries as usize {
             self.claims.clear(); // they are over
         }
-        self.claims.insert(*claim)
+        if self.claims.insert(*claim) { Ok(()) } else { Err(Refused::Exists) }
+    }
+
+    fn unclaim(&mut self, claim: &Claim) {
+        self.claims.remove(claim);
     }
 
     fn replace_ban(&mut self, key: &SourceKey, ban: &Ban) -> Result<(), Refused> {
@@ -214,14 +218,14 @@ impl Tables for MemoryTables {
         self.bans.get_mut(key).map(|old| *old = *ban).is_some()
     }
 
-    fn offender(&self, source: &Address) -> Option<Offender> {
-        self.offenders.get(source).copied()
+    fn offender(&self, key: &SourceKey) -> Option<Offender> {
+        self.offenders.get(key).copied()
     }
 
-    fn remember(&mut self, source: &Address, offender: &Offender) -> bool {
-        let room = self.offenders.contains_key(source) || self.offenders.len() < self.offender_capacity;
+    fn remember(&mut self, key: &SourceKey, offender: &Offender) -> bool {
+        let room = self.offenders.contains_key(key) || self.offenders.len() < self.offender_capacity;
         if room {
-            self.offenders.insert(*source, *offender);
+            self.offenders.insert(*key, *offender);
         }
         room
     }
@@ -321,10 +325,10 @@ mod tests {
                 .add_window(&SourceKey::for_rule(source, RuleIndex::DEFAULT), &Window::first(1, 1))
                 .unwrap();
             let ban = Ban::by_admin(Scope::All, RuleIndex::DEFAULT, 0, i.into(), "");
-            assert!(tables.remember(&source, &Offender::after(&SourceKey::everywhere(source), &ban)));
+            assert!(tables.remember(&SourceKey::everywhere(source), &Offender::after(&ban)));
         }
         assert!(tables.windows.len() <= 16 && tables.offenders.len() <= 16);
-        assert!(tables.offenders.contains_key(&Address::from_ipv4([192, 0, 2, 99])));
+        assert!(tables.offenders.contains_key(&SourceKey::everywhere(Address::from_ipv4([192, 0, 2, 99]))));
         assert_eq!(tables.forgotten_idle_ns(), Some(8));
     }
 }

@@ -3,62 +3,90 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::ban::Ban;
-use crate::config::Mode;
-use crate::key::SourceKey;
-use crate::rule::RuleIndex;
 
 /// Value of `OFFENDERS`: what is remembered of a source between bans.
+///
+/// A source has one as a whole, which counts the offences that were enforced, under whatever rule. Under a rule it has
+/// another if a ban there reached no further, or was only noted: counters begin anew after each ban that reached them, and
+/// what is noted makes no real ban longer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Offender {
-    /// When its last ban ended or ends, in nanoseconds of boot time.
+    /// The end of the last ban that reached this far, in nanoseconds of boot time: what tells counters from before it
+    /// from those after it.
+    era_ns: u64,
+    /// When the last ban ended or ends.
     pub last_until_ns: u64,
-    /// How many bans were imposed on it.
+    /// How many bans were imposed.
     pub offences: u32,
-    /// Where the last one holds, as in its key, and whether it was only noted.
-    place: u32,
+    padding: u32,
 }
 
-const _: () = assert!(size_of::<Offender>() == 16);
-
-/// The last ban was of monitor mode.
-const MONITORED: u32 = 1 << 31;
+const _: () = assert!(size_of::<Offender>() == 24);
 
 impl Offender {
-    /// What to remember once `ban` is imposed.
+    /// The same once `ban` is imposed, with all that it reaches beginning anew.
     #[inline(always)]
-    pub const fn after(key: &SourceKey, ban: &Ban) -> Self {
-        let monitored = if ban.is_monitored() { MONITORED } else { 0 };
-        Self { last_until_ns: ban.until_ns, offences: ban.offence, place: key.place() | monitored }
+    #[must_use]
+    pub const fn after(ban: &Ban) -> Self {
+        Self { era_ns: ban.until_ns, last_until_ns: ban.until_ns, offences: ban.offence, padding: 0 }
     }
 
-    /// Tells counters from before the last ban from those after it, for a rule that the ban reached; 0 for others.
+    /// The same once `ban` is imposed, which reaches the ports of one rule only.
     #[inline(always)]
-    pub const fn era(&self, rule: RuleIndex) -> u32 {
-        let place = self.place & !MONITORED;
-        if place != 0 && place != rule.0 as u32 + 1 {
-            return 0;
-        }
-        let [a, b, c, d, e, f, g, h] = self.last_until_ns.to_ne_bytes();
+    #[must_use]
+    pub const fn after_elsewhere(self, ban: &Ban) -> Self {
+        Self { last_until_ns: ban.until_ns, offences: ban.offence, ..self }
+    }
+
+    /// The same once an administrator's ban is imposed, which is no offence.
+    #[must_use]
+    pub const fn after_admin(self, ban: &Ban) -> Self {
+        Self { era_ns: ban.until_ns, ..self }
+    }
+
+    /// The same with its last ban ending later.
+    #[inline(always)]
+    #[must_use]
+    pub const fn until(self, until_ns: u64) -> Self {
+        Self { last_until_ns: until_ns, ..self }
+    }
+
+    /// Tells counters from before the last ban from those after it.
+    #[inline(always)]
+    pub const fn era(&self) -> u32 {
+        let [a, b, c, d, e, f, g, h] = self.era_ns.to_ne_bytes();
         u32::from_ne_bytes([a, b, c, d]) ^ u32::from_ne_bytes([e, f, g, h])
     }
 
-    /// Offences that count for a ban in this mode: none once `forget_ns` has passed since the last ban's end, and none
-    /// that were only noted for a ban that is enforced.
+    /// Offences that still count: none once `forget_ns` has passed since the last ban's end.
     #[inline(always)]
-    pub const fn remembered(&self, forget_ns: u64, mode: Mode, now_ns: u64) -> u32 {
-        let only_noted = self.place & MONITORED != 0 && matches!(mode, Mode::Enforce);
-        if only_noted || now_ns >= self.last_until_ns.saturating_add(forget_ns) { 0 } else { self.offences }
+    pub const fn remembered(&self, forget_ns: u64, now_ns: u64) -> u32 {
+        if now_ns >= self.last_until_ns.saturating_add(forget_ns) { 0 } else { self.offences }
+    }
+}
+
+/// The era of a source under a rule, from what is remembered of it as a whole and there.
+#[inline(always)]
+pub const fn era(everywhere: Option<&Offender>, under_rule: Option<&Offender>) -> u32 {
+    let everywhere = match everywhere {
+        Some(offender) => offender.era(),
+        None => 0,
+    };
+    match under_rule {
+        // Turned, so that two bans that end together do not cancel out.
+        Some(offender) => everywhere ^ offender.era().rotate_left(16),
+        None => everywhere,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::address::Address;
-    use crate::rule::{Action, Rule, RuleSpec, Scope};
+    use crate::config::Mode;
+    use crate::rule::{Action, Rule, RuleIndex, RuleSpec, Scope};
 
-    fn ban(mode: Mode, offences: u32, now_ns: u64) -> Ban {
+    fn ban(offences: u32, now_ns: u64) -> Ban {
         let spec = RuleSpec {
             limit: 3,
             window_ns: 1_000,
@@ -68,47 +96,49 @@ mod tests {
             ban_max_ns: 1_000,
             forget_ns: 50,
             refresh: false,
-            mode,
+            mode: Mode::Enforce,
         };
-        Ban::for_limit(&Rule::new("r", &spec, 1), RuleIndex(2), 4, offences, mode, now_ns)
-    }
-
-    fn source() -> Address {
-        Address::from_ipv4([192, 0, 2, 1])
+        Ban::for_limit(&Rule::new("r", &spec, 1), RuleIndex(2), 4, offences, Mode::Enforce, now_ns)
     }
 
     #[test]
     fn offences_are_remembered_until_forget_after_the_end() {
-        let ban = ban(Mode::Enforce, 1, 1_000);
+        let ban = ban(1, 1_000);
         assert_eq!(ban.until_ns, 1_200, "the second ban is twice as long");
-        let offender = Offender::after(&SourceKey::everywhere(source()), &ban);
-        assert_eq!(offender.remembered(50, Mode::Enforce, 1_249), 2);
-        assert_eq!(offender.remembered(50, Mode::Enforce, 1_250), 0);
-        assert_eq!(offender.remembered(u64::MAX, Mode::Enforce, u64::MAX - 1), 2, "no overflow");
+        let offender = Offender::after(&ban);
+        assert_eq!(offender.remembered(50, 1_249), 2);
+        assert_eq!(offender.remembered(50, 1_250), 0);
+        assert_eq!(offender.until(2_000).remembered(50, 1_250), 2, "a refreshed ban ends later");
+        assert_eq!(offender.remembered(u64::MAX, u64::MAX - 1), 2, "no overflow");
     }
 
     #[test]
-    fn what_was_only_noted_makes_no_real_ban_longer() {
-        let noted =
-            Offender::after(&SourceKey::for_rule(source(), RuleIndex(2)), &ban(Mode::Monitor, 1, 1_000));
-        assert_eq!(noted.remembered(50, Mode::Enforce, 1_001), 0);
-        assert_eq!(noted.remembered(50, Mode::Monitor, 1_001), 2);
-        let real = Offender::after(&SourceKey::everywhere(source()), &ban(Mode::Enforce, 1, 1_000));
-        assert_eq!(real.remembered(50, Mode::Monitor, 1_001), 2, "the other way round it does");
+    fn an_era_ends_with_a_ban_that_reaches_it_and_with_no_other() {
+        let (first, second) = (Offender::after(&ban(0, 1_000)), Offender::after(&ban(0, 1_001)));
+        assert_ne!(first.era(), second.era());
+        assert_eq!(first.after_elsewhere(&ban(1, 5_000)).era(), first.era());
+        assert_eq!(first.after_elsewhere(&ban(1, 5_000)).offences, 2);
+        assert_eq!(first.until(9_000).era(), first.era());
+        let admin = Ban::by_admin(Scope::All, RuleIndex(0), 1, 7_000, "");
+        assert_eq!(
+            (first.after_admin(&admin).offences, first.after_admin(&admin).era() == first.era()),
+            (1, false)
+        );
     }
 
     #[test]
-    fn an_era_ends_with_a_ban_for_the_rules_that_it_reached() {
-        let first = ban(Mode::Enforce, 0, 1_000);
-        let everywhere = Offender::after(&SourceKey::everywhere(source()), &first);
-        assert_eq!(everywhere.era(RuleIndex(0)), everywhere.era(RuleIndex(2)));
-        assert_ne!(everywhere.era(RuleIndex(2)), 0);
-        let later = Offender::after(&SourceKey::everywhere(source()), &ban(Mode::Enforce, 0, 1_001));
-        assert_ne!(later.era(RuleIndex(2)), everywhere.era(RuleIndex(2)));
-        let one = Offender::after(&SourceKey::for_rule(source(), RuleIndex(2)), &first);
-        assert_eq!((one.era(RuleIndex(0)), one.era(RuleIndex(2))), (0, everywhere.era(RuleIndex(2))));
-        let noted =
-            Offender::after(&SourceKey::for_rule(source(), RuleIndex(2)), &ban(Mode::Monitor, 0, 1_000));
-        assert_eq!((noted.era(RuleIndex(0)), noted.era(RuleIndex(2))), (0, everywhere.era(RuleIndex(2))));
+    fn the_era_under_a_rule_ends_with_bans_of_everything_and_with_those_of_the_rule() {
+        let (one, other) = (Offender::after(&ban(0, 1_000)), Offender::after(&ban(0, 2_000)));
+        let eras = [
+            era(None, None),
+            era(Some(&one), None),
+            era(None, Some(&one)),
+            era(Some(&one), Some(&one)),
+            era(Some(&one), Some(&other)),
+            era(Some(&other), Some(&one)),
+        ];
+        for (i, first) in eras.iter().enumerate() {
+            assert!(eras[i + 1..].iter().all(|second| second != first), "{eras:?}");
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! What the engine needs to know of a frame. The parser knows no policy.
 //!
-//! Ethernet II with up to two VLAN tags, IPv4 with options, IPv6 with extension headers in any order.
+//! Ethernet II with up to eight VLAN tags, IPv4 with options, IPv6 with extension headers in any order.
 
 use core::hint::black_box;
 
@@ -17,8 +17,9 @@ const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 /// IEEE 802.1Q and 802.1ad.
 const ETHERTYPES_VLAN: [u16; 2] = [0x8100, 0x88a8];
-const VLAN_TAG_LEN: usize = 4;
-const MAX_VLAN_TAGS: usize = 2;
+const VLAN_TAG_LEN: u32 = 4;
+/// Tags that are followed. Two are common (802.1ad); Linux takes any number with the VLAN id 0 off before it looks at IP.
+const MAX_VLAN_TAGS: usize = 8;
 
 /// Ethernet type, at the end of the Ethernet header and of each tag.
 const ETHERTYPE_LEN: usize = 2;
@@ -105,6 +106,8 @@ pub enum Unparsed {
     NotIp,
     /// The frame ends before the source address.
     Truncated,
+    /// It has more VLAN tags than are followed.
+    Hidden,
 }
 
 /// Reads a frame as far as the TCP flags.
@@ -127,17 +130,24 @@ pub fn parse<F: Frame + ?Sized>(frame: &F) -> Result<Packet, Unparsed> {
 /// The type behind the VLAN tags, and where its header begins.
 #[inline(always)]
 fn ethertype<F: Frame + ?Sized>(frame: &F) -> Result<(u16, usize), Unparsed> {
-    let mut offset = EthHdr::LEN;
-    let mut tags = 0;
-    loop {
-        let ethertype = frame.bytes(offset - ETHERTYPE_LEN).ok_or(Unparsed::Truncated)?;
-        let ethertype = u16::from_be_bytes(ethertype);
-        if !ETHERTYPES_VLAN.contains(&ethertype) || tags == MAX_VLAN_TAGS {
-            return Ok((ethertype, offset));
-        }
-        offset += VLAN_TAG_LEN;
+    const FIRST: usize = EthHdr::LEN - ETHERTYPE_LEN;
+    let read = |offset: u32| {
+        let ethertype = frame.bytes(FIRST + offset as usize).ok_or(Unparsed::Truncated)?;
+        Ok(u16::from_be_bytes(ethertype))
+    };
+    // A loop for the same reasons as that over extension headers.
+    let most = black_box(MAX_VLAN_TAGS);
+    let (mut tags, mut offset) = (0, 0);
+    let mut ethertype = read(offset)?;
+    while tags < most && ETHERTYPES_VLAN.contains(&ethertype) {
+        offset = frame.opaque(offset + VLAN_TAG_LEN) & REACH;
+        ethertype = read(offset)?;
         tags += 1;
     }
+    if ETHERTYPES_VLAN.contains(&ethertype) {
+        return Err(Unparsed::Hidden);
+    }
+    Ok((ethertype, EthHdr::LEN + offset as usize))
 }
 
 #[inline(always)]
@@ -339,8 +349,12 @@ mod tests {
         assert_eq!(payload(&frame), Payload::Syn { port: 25 });
         frame.splice(12..12, [0x88, 0xa8, 0, 6]);
         assert_eq!(payload(&frame), Payload::Syn { port: 25 });
-        frame.splice(12..12, [0x81, 0x00, 0, 7]);
-        assert_eq!(parse(frame.as_slice()), Err(Unparsed::NotIp), "three tags are not understood");
+        for _ in 2..MAX_VLAN_TAGS {
+            frame.splice(12..12, [0x81, 0x00, 0, 0]);
+            assert_eq!(payload(&frame), Payload::Syn { port: 25 });
+        }
+        frame.splice(12..12, [0x81, 0x00, 0, 0]);
+        assert_eq!(parse(frame.as_slice()), Err(Unparsed::Hidden), "nine tags");
     }
 
     #[test]

@@ -62,7 +62,8 @@ counters! {
         UnderLimit = "under-limit",
         /// A SYN that could not be counted, because the counting map had no room or its rule was just being written: passes.
         Uncounted = "uncounted",
-        /// A TCP segment that hides its flags, or an IP header shorter than its own minimum: dropped.
+        /// Something that hides what it carries: a TCP segment its flags, an IP header that is shorter than its own minimum,
+        /// extension headers or VLAN tags that are too many to follow. Dropped.
         Malformed = "malformed",
         /// The source is banned.
         Banned = "banned",

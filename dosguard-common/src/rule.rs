@@ -88,7 +88,7 @@ pub struct RuleSpec {
 }
 
 const FLAG_ACTION_DROP: u32 = 1 << 0;
-const FLAG_SCOPE_SYN: u32 = 1 << 1;
+pub(crate) const FLAG_SCOPE_SYN: u32 = 1 << 1;
 const FLAG_REFRESH: u32 = 1 << 2;
 /// The same bit in the global settings.
 pub(crate) const FLAG_MONITOR: u32 = 1 << 3;
@@ -96,8 +96,9 @@ const FLAG_DEFINED: u32 = 1 << 31;
 
 /// A rule in the map.
 ///
-/// Userspace may be writing it, from the first byte to the last, while the kernel reads it. So the generation stands at
-/// both ends, and a reader takes the last one first and the first one last: if they agree, all between is of one rule.
+/// Userspace may be writing it, as a rule from the first byte to the last, while the kernel reads it. So the generation
+/// stands at both ends, and a reader takes the last one first and the first one last: if they agree, all between is of one
+/// rule, or a copy that ran backwards was met at its one bad nanosecond.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Rule {

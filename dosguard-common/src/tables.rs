@@ -49,16 +49,18 @@ pub trait Tables {
     fn with_ban<R>(&self, key: &SourceKey, look: impl FnOnce(&Ban) -> R) -> Option<R>;
     /// Adds a ban where there is none.
     fn add_ban(&mut self, key: &SourceKey, ban: &Ban) -> Result<(), Refused>;
-    /// Whether this CPU may do what the claim is about; true for one of those that ask.
-    fn claim(&mut self, claim: &Claim) -> bool;
+    /// Claims what one CPU may do: `Exists` for all but one of those that ask.
+    fn claim(&mut self, claim: &Claim) -> Result<(), Refused>;
+    /// Gives a claim back: it could not be done.
+    fn unclaim(&mut self, claim: &Claim);
     /// Puts a ban in the place of an expired one; there is no moment without either.
     fn replace_ban(&mut self, key: &SourceKey, ban: &Ban) -> Result<(), Refused>;
     /// Puts a ban in the place of one that holds; false if that has been removed, or there was no memory.
     fn refresh_ban(&mut self, key: &SourceKey, ban: &Ban) -> bool;
     /// What is remembered of a source.
-    fn offender(&self, source: &Address) -> Option<Offender>;
+    fn offender(&self, key: &SourceKey) -> Option<Offender>;
     /// Remembers it; false if there was no room.
-    fn remember(&mut self, source: &Address, offender: &Offender) -> bool;
+    fn remember(&mut self, key: &SourceKey, offender: &Offender) -> bool;
 
     /// Lets `work` use this CPU's scratch room, in which is what was left there; none if there is none.
     fn with_scratch<R>(&mut self, work: impl FnOnce(&mut Self, &mut Scratch) -> R) -> Option<R>;

@@ -15,6 +15,22 @@ impl<'a> ContextFrame<'a> {
     pub const fn new(ctx: &'a XdpContext) -> Self {
         Self { ctx }
     }
+
+    /// Where the packet begins and ends.
+    ///
+    /// Read anew each time: the fields have 32 bits, and a pointer that the compiler keeps from one look to the next may be
+    /// widened in steps that the verifier refuses.
+    #[inline(always)]
+    fn bounds(&self) -> (usize, usize) {
+        let ctx = self.ctx.ctx;
+        // SAFETY: the kernel hands the program a context that lives as long as it runs.
+        unsafe {
+            (
+                (&raw const (*ctx).data).read_volatile() as usize,
+                (&raw const (*ctx).data_end).read_volatile() as usize,
+            )
+        }
+    }
 }
 
 impl Frame for ContextFrame<'_> {
@@ -23,8 +39,9 @@ impl Frame for ContextFrame<'_> {
         if offset > MAX_OFFSET {
             return None;
         }
-        let start = self.ctx.data() + offset;
-        if start + N > self.ctx.data_end() {
+        let (data, data_end) = self.bounds();
+        let start = data + offset;
+        if start + N > data_end {
             return None;
         }
         // SAFETY: `start..start + N` lies between the packet's data and data_end, which the verifier checks again; the
@@ -34,7 +51,8 @@ impl Frame for ContextFrame<'_> {
 
     #[inline(always)]
     fn length(&self) -> u64 {
-        self.ctx.data_end().saturating_sub(self.ctx.data()) as u64
+        let (data, data_end) = self.bounds();
+        data_end.saturating_sub(data) as u64
     }
 
     #[inline(always)]

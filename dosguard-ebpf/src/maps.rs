@@ -40,7 +40,8 @@ pub static BANS: HashMap<SourceKey, Ban> = HashMap::with_max_entries(abi::BANS.e
 
 /// What is remembered of offenders.
 #[map]
-pub static OFFENDERS: LruHashMap<Address, Offender> = LruHashMap::with_max_entries(abi::OFFENDERS.entries, 0);
+pub static OFFENDERS: LruHashMap<SourceKey, Offender> =
+    LruHashMap::with_max_entries(abi::OFFENDERS.entries, 0);
 
 /// Claims to what one CPU of several may do.
 #[map]

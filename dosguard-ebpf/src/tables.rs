@@ -91,8 +91,14 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn claim(&mut self, claim: &Claim) -> bool {
-        maps::CLAIMS.insert(claim, 0, u64::from(BPF_NOEXIST)).is_ok()
+    fn claim(&mut self, claim: &Claim) -> Result<(), Refused> {
+        added(maps::CLAIMS.insert(claim, 0, u64::from(BPF_NOEXIST)))
+    }
+
+    #[inline(always)]
+    fn unclaim(&mut self, claim: &Claim) {
+        // If it is gone already, that is what is wanted.
+        let _ = maps::CLAIMS.remove(claim);
     }
 
     #[inline(always)]
@@ -106,14 +112,14 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn offender(&self, source: &Address) -> Option<Offender> {
+    fn offender(&self, key: &SourceKey) -> Option<Offender> {
         // SAFETY: as for bans; a preallocated entry may be reused meanwhile, and then an offence is miscounted.
-        unsafe { maps::OFFENDERS.get(source) }.copied()
+        unsafe { maps::OFFENDERS.get(key) }.copied()
     }
 
     #[inline(always)]
-    fn remember(&mut self, source: &Address, offender: &Offender) -> bool {
-        maps::OFFENDERS.insert(source, offender, u64::from(BPF_ANY)).is_ok()
+    fn remember(&mut self, key: &SourceKey, offender: &Offender) -> bool {
+        maps::OFFENDERS.insert(key, offender, u64::from(BPF_ANY)).is_ok()
     }
 
     #[inline(always)]

@@ -7,7 +7,6 @@ use anyhow::{Context as _, Result, ensure};
 use dosguard::config::cidr::Cidr;
 use dosguard::datapath::{LoadOptions, Prefix, sees_peers};
 use dosguard::system::possible_cpus;
-use dosguard_common::address::Address;
 use dosguard_common::ban::Ban;
 use dosguard_common::config::Config;
 use dosguard_common::engine;
@@ -185,10 +184,10 @@ impl Twins {
     }
 
     /// Forgets an offender.
-    pub fn forget(&mut self, source: &Address) -> Result<()> {
+    pub fn forget(&mut self, key: &SourceKey) -> Result<()> {
         let (there, here) =
-            (self.program.maps_mut().forget(source)?, self.tables.offenders.remove(source).is_some());
-        ensure!(there == here, "an offender {source:?}: the kernel has one: {there}, the engine: {here}");
+            (self.program.maps_mut().forget(key)?, self.tables.offenders.remove(key).is_some());
+        ensure!(there == here, "an offender {key:?}: the kernel has one: {there}, the engine: {here}");
         Ok(())
     }
 
@@ -204,12 +203,12 @@ impl Twins {
             let (there, here) = (there.get(key), here.get(key));
             ensure!(there == here, "ban of {key:?}\nkernel {there:?}\nengine {here:?}");
         }
-        let mut sources = self.program.maps().offenders()?;
-        sources.extend(self.tables.offenders.keys());
-        for source in sources {
-            let there = self.program.maps().offender(&source)?;
-            let here = self.tables.offenders.get(&source).copied();
-            ensure!(there == here, "offender {source:?}\nkernel {there:?}\nengine {here:?}");
+        let mut keys = self.program.maps().offenders()?;
+        keys.extend(self.tables.offenders.keys());
+        for key in keys {
+            let there = self.program.maps().offender(&key)?;
+            let here = self.tables.offenders.get(&key).copied();
+            ensure!(there == here, "offender {key:?}\nkernel {there:?}\nengine {here:?}");
         }
         Ok(())
     }

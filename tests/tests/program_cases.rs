@@ -30,6 +30,10 @@ fn syn() -> Packet {
     ipv4().tcp(40_000, 80).syn()
 }
 
+fn tags(count: usize) -> Packet {
+    (0..count).fold(Packet::eth(), |packet, _| packet.vlan(0))
+}
+
 fn cases() -> Vec<(&'static str, Packet, Reason)> {
     vec![
         // What is counted.
@@ -77,10 +81,11 @@ fn cases() -> Vec<(&'static str, Packet, Reason)> {
         ("ARP", Packet::eth().arp(SOURCE, GUARD), NotIp),
         ("another Ethernet type", Packet::eth().ether_type(0x88cc, &[0; 40]), NotIp),
         (
-            "three VLAN tags",
-            Packet::eth().vlan(1).vlan(2).vlan(3).ipv4(SOURCE, GUARD).tcp(1, 80).syn(),
-            NotIp,
+            "a SYN behind eight tags, of which Linux takes off any number with the VLAN id 0",
+            tags(8).ipv4(SOURCE, GUARD).tcp(1, 80).syn(),
+            UnderLimit,
         ),
+        ("more tags than are followed", tags(9).ipv4(SOURCE, GUARD).tcp(1, 80).syn(), Malformed),
         ("IPv6 behind the Ethernet type of IPv4", syn().patch(14, &[0x65]), NotIp),
         ("IPv4 behind the Ethernet type of IPv6", ipv6().tcp(1, 80).syn().patch(14, &[0x45]), NotIp),
         ("an Ethernet header alone", syn().truncate(14), Truncated),

@@ -230,6 +230,86 @@ fn a_new_generation_trusts_no_old_count() {
     assert_eq!(syn(&mut tables, START), Reason::OverLimit);
 }
 
+/// `default` with the limit of 1, and rule `smtp` with a limit of 10 in an hour and bans of 10 s.
+fn two_rules(default: RuleSpec, smtp: RuleSpec) -> MemoryTables {
+    let mut tables = tables(default, 2);
+    tables.rules.insert(RuleIndex(1), Rule::new("smtp", &smtp, 1));
+    tables.ports.insert(25, RuleIndex(1));
+    tables
+}
+
+fn smtp(scope: Scope) -> RuleSpec {
+    RuleSpec { window_ns: 3_600 * SECOND, scope, ban_max_ns: 1_000 * SECOND, ..spec(10) }
+}
+
+/// Sends SYNs to port 25 until one is over the limit, and says how many passed before and how long the ban is.
+fn offend(tables: &mut MemoryTables, scope: Scope, now_ns: u64) -> (u32, u64) {
+    let mut passed = 0;
+    while syn_from(tables, ATTACKER, 25, now_ns) == Reason::UnderLimit {
+        passed += 1;
+    }
+    let key = SourceKey::with_scope(Address::from_ipv4(ATTACKER), scope, RuleIndex(1));
+    let ban = tables.bans[&key];
+    (passed, ban.until_ns - now_ns)
+}
+
+#[test]
+fn a_ban_elsewhere_neither_forgets_offences_nor_opens_a_second_window() {
+    let watched = RuleSpec { mode: Mode::Monitor, ..spec(1) };
+    let syn_scope = RuleSpec { scope: Scope::Syn, ..spec(1) };
+    for (elsewhere, own) in [(watched, Scope::All), (watched, Scope::Syn), (syn_scope, Scope::Syn)] {
+        let mut tables = two_rules(elsewhere, smtp(own));
+        let mut now_ns = START;
+        let mut lengths = Vec::new();
+        for round in 0..4 {
+            let (passed, length_ns) = offend(&mut tables, own, now_ns);
+            assert_eq!(passed, 10, "round {round}: a clean window after each ban, and no more");
+            lengths.push(length_ns / SECOND);
+            now_ns += length_ns;
+            // Half of the limit on one CPU, then a ban elsewhere, then the other half on another CPU.
+            (0..5).for_each(|_| assert_eq!(syn_from(&mut tables, ATTACKER, 25, now_ns), Reason::UnderLimit));
+            syns(&mut tables, 2, now_ns);
+            tables.cpu ^= 1;
+            (0..5).for_each(|_| assert_eq!(syn_from(&mut tables, ATTACKER, 25, now_ns), Reason::UnderLimit));
+            assert_eq!(syn_from(&mut tables, ATTACKER, 25, now_ns), Reason::OverLimit, "twice the limit");
+            let key = SourceKey::with_scope(Address::from_ipv4(ATTACKER), own, RuleIndex(1));
+            now_ns = tables.bans[&key].until_ns;
+        }
+        if elsewhere.mode == Mode::Monitor {
+            assert_eq!(lengths, [10, 40, 160, 640], "what is only noted makes no real ban longer or shorter");
+        } else {
+            assert!(
+                lengths.is_sorted() && lengths[1] > 40,
+                "an offence counts whatever the rule: {lengths:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_refresh_forgets_no_offence_under_another_rule() {
+    let refreshing = RuleSpec { refresh: true, scope: Scope::Syn, ban_ns: 100 * SECOND, ..spec(1) };
+    let mut tables = two_rules(refreshing, smtp(Scope::Syn));
+    syns(&mut tables, 2, START);
+    offend(&mut tables, Scope::Syn, START);
+    assert_eq!(syn(&mut tables, START + SECOND), Reason::Banned, "and restarts the clock");
+    let whole = SourceKey::everywhere(Address::from_ipv4(ATTACKER));
+    assert_eq!(tables.offenders[&whole].offences, 2);
+    assert_eq!(tables.offenders[&whole].last_until_ns, START + 101 * SECOND);
+}
+
+#[test]
+fn tags_that_are_too_many_hide_what_they_carry() {
+    let mut frame = segment(ATTACKER, 80, 0x02);
+    for _ in 0..9 {
+        frame.splice(12..12, [0x81, 0x00, 0, 0]);
+    }
+    let mut tables = tables(spec(1), 1);
+    assert_eq!(decide(frame.as_slice(), &mut tables, || START), Reason::Malformed);
+    tables.config = tables.config.map(|config| config.with_mode(Mode::Monitor));
+    assert_eq!(decide(frame.as_slice(), &mut tables, || START), Reason::MonitoredMalformed);
+}
+
 #[test]
 fn other_protocols_from_a_banned_source_are_dropped_too() {
     let mut tables = tables(spec(1), 1);

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use anyhow::Context as _;
 use clap::{Args, Subcommand, ValueEnum};
 use dosguard_common::address::{Address, SourceMask};
 use dosguard_common::ban::Ban;
@@ -157,14 +158,10 @@ fn add(paths: &Paths, args: &AddArgs) -> anyhow::Result<Answer> {
     let sources = args.sources.iter().map(|text| source(text, mask)).collect::<anyhow::Result<Vec<_>>>()?;
     let index = rule_index(&datapath, &args.rule)?;
     for source in sources {
-        add_one(
-            paths,
-            &mut datapath,
-            SourceKey::with_scope(source, args.scope.into(), index),
-            index,
-            length,
-            args,
-        )?;
+        let key = SourceKey::with_scope(source, args.scope.into(), index);
+        let text = source_text(source, mask.into());
+        add_one(paths, &mut datapath, key, index, length, args)
+            .with_context(|| format!("{text} was not banned; those before it were"))?;
     }
     Ok(Answer::Done)
 }
@@ -188,6 +185,9 @@ fn add_one(
         ban.until_ns = ban.until_ns.max(old.until_ns);
     }
     datapath.maps_mut().set_ban(&key, &ban)?;
+    // After it the source starts with a clean window, as after any ban.
+    let offender = datapath.maps().offender(&key)?.unwrap_or_default().after_admin(&ban);
+    datapath.maps_mut().remember(&key, &offender)?;
     // A packet that was being judged may have restarted the old ban's clock, and so put it back.
     if old.is_some_and(|old| old.refreshes()) {
         wait_for_running_programs();

@@ -74,7 +74,27 @@ pub(super) fn error(error: &anyhow::Error) {
 }
 
 /// The causes on one line, each said once, and the hints behind all of them.
+///
+/// What came from a file or a command line may hold control characters, which a terminal would obey: they are shown, and
+/// not sent.
 fn message_and_hints(error: &anyhow::Error) -> (String, Vec<String>) {
+    let (message, hints) = raw_message_and_hints(error);
+    (printable(&message), hints.iter().map(|hint| printable(hint)).collect())
+}
+
+fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() && c != '\n' {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
+}
+
+fn raw_message_and_hints(error: &anyhow::Error) -> (String, Vec<String>) {
     let mut message = String::new();
     let mut hints = Vec::new();
     for cause in error.chain() {
@@ -97,6 +117,16 @@ fn message_and_hints(error: &anyhow::Error) -> (String, Vec<String>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn control_characters_are_shown_and_not_sent() {
+        let error = anyhow::anyhow!("`a\x1b[2Jb` is not an address\nhint: no \x07 bell");
+        let (message, hints) = message_and_hints(&error);
+        assert_eq!(
+            (message.as_str(), hints[0].as_str()),
+            ("`a\\u{1b}[2Jb` is not an address", "no \\u{7} bell")
+        );
+    }
 
     #[test]
     fn causes_are_joined_and_hints_come_last() {

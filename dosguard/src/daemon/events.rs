@@ -40,6 +40,12 @@ impl EventHub {
         Ok(Self { prefixes, interfaces: HashMap::new(), backlog: VecDeque::new(), sender })
     }
 
+    /// Looks what makes a source now: somebody may have changed it.
+    pub fn look_up_prefixes(&mut self, datapath: &Datapath) -> Result<(), DaemonError> {
+        self.prefixes = datapath.maps().source_mask()?.into();
+        Ok(())
+    }
+
     /// The record of an event.
     pub fn record(&mut self, datapath: &Datapath, event: &Event) -> Result<Arc<EventRecord>, DaemonError> {
         // Only an administrator's ban asks for it: others know the rule's name from when they were imposed.

@@ -160,6 +160,7 @@ impl<P: FnMut(&EventRecord)> Pump<P> {
 
     /// Publishes up to [`BATCH`] events and returns how many.
     fn take_batch(&mut self, ring: &mut RingBuf<MapData>) -> Result<usize, DaemonError> {
+        self.hub.look_up_prefixes(&self.datapath)?;
         let mut taken = 0;
         while taken < BATCH {
             let Some(record) = ring.next() else { break };

@@ -1,6 +1,6 @@
 //! The allow-list and the deny-list.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{MapData, MapError};
@@ -52,6 +52,11 @@ impl Origin {
     /// Whether the configuration file has it.
     pub const fn is_of_file(self) -> bool {
         self.0 & Self::FILE.0 != 0
+    }
+
+    /// Whether somebody at the command line has put it there.
+    pub const fn is_of_hand(self) -> bool {
+        self.0 & Self::HAND.0 != 0
     }
 
     /// The name used in output.
@@ -139,13 +144,13 @@ impl PrefixList {
         removed(self.trie.remove(&Key::new(bits, Wire(address))), self.spec)
     }
 
-    fn require_room(&self, entries: usize) -> Result<(), Error> {
+    pub(super) fn require_room(&self, entries: usize) -> Result<(), Error> {
         let fits = u32::try_from(entries).is_ok_and(|entries| entries <= self.capacity);
         if fits { Ok(()) } else { Err(Error::MapFull { map: self.spec.name, entries: self.capacity }) }
     }
 }
 
-/// Puts prefixes on a list, all of them or none; those that are there already are marked with `origin` too.
+/// Puts prefixes on a list, if there is room for all of them; those that are there already are marked with `origin` too.
 pub fn list_add(
     maps: &mut Maps,
     list: List,
@@ -180,15 +185,23 @@ pub fn list_remove(maps: &mut Maps, list: List, prefix: Prefix) -> Result<bool, 
 }
 
 /// Makes the file's part of a list what the file has now. What is new is added before what is gone is removed: there is
-/// no moment in which the list is empty. What was put there by hand stays.
+/// no moment in which the list is empty, or lacks what it had and has again. Where there is no room for both, what is new
+/// has to wait. What was put there by hand stays.
 pub(super) fn list_follow_file(
     maps: &mut Maps,
     list: List,
     prefixes: impl IntoIterator<Item = Prefix>,
 ) -> Result<(), Error> {
-    let wanted: std::collections::BTreeSet<_> = prefixes.into_iter().collect();
-    list_add(maps, list, wanted.iter().copied(), Origin::FILE)?;
-    for (prefix, origin) in maps.list(list).entries()? {
+    let wanted: BTreeSet<_> = prefixes.into_iter().collect();
+    let live = maps.list(list).entries()?;
+    let (staying, new): (Vec<_>, Vec<_>) =
+        wanted.iter().copied().partition(|prefix| live.contains_key(prefix));
+    list_add(maps, list, staying, Origin::FILE)?;
+    let fits = maps.list(list).require_room(live.len() + new.len()).is_ok();
+    if fits {
+        list_add(maps, list, new.iter().copied(), Origin::FILE)?;
+    }
+    for (prefix, origin) in live {
         if !origin.is_of_file() || wanted.contains(&prefix) {
             continue;
         }
@@ -198,6 +211,9 @@ pub(super) fn list_follow_file(
         } else {
             maps.list_mut(list).insert(prefix, left)?;
         }
+    }
+    if !fits {
+        list_add(maps, list, new, Origin::FILE)?;
     }
     if maps.list(list).is_empty()? { set_used(maps, list, false) } else { Ok(()) }
 }

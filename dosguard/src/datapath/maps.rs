@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues, RingBuf};
 use aya::util::nr_cpus;
 use dosguard_common::abi::{self, MapSpec};
-use dosguard_common::address::{Address, SourceMask};
+use dosguard_common::address::SourceMask;
 use dosguard_common::ban::Ban;
 use dosguard_common::config::Config;
 use dosguard_common::key::SourceKey;
@@ -25,7 +25,8 @@ pub struct Maps {
     rules: Array<MapData, Wire<Rule>>,
     syns: PerCpuHashMap<MapData, Wire<SourceKey>, Wire<Window>>,
     bans: HashMap<MapData, Wire<SourceKey>, Wire<Ban>>,
-    offenders: HashMap<MapData, Wire<Address>, Wire<Offender>>,
+    offenders: HashMap<MapData, Wire<SourceKey>, Wire<Offender>>,
+    offenders_capacity: u32,
     allow: PrefixList,
     deny: PrefixList,
     counters: PerCpuArray<MapData, Wire<Count>>,
@@ -52,6 +53,7 @@ impl Maps {
     /// Takes each map from `take`, which knows them by name. Types and the sizes of keys and values are checked.
     pub(super) fn new(mut take: impl FnMut(&'static str) -> Result<MapData, Error>) -> Result<Self, Error> {
         let (syns, bans) = (take(abi::SYNS.name)?, take(abi::BANS.name)?);
+        let offenders = take(abi::OFFENDERS.name)?;
         Ok(Self {
             sources_capacity: capacity(&syns, abi::SYNS)?,
             bans_capacity: capacity(&bans, abi::BANS)?,
@@ -60,7 +62,8 @@ impl Maps {
             rules: typed(abi::RULES, take(abi::RULES.name)?)?,
             syns: typed(abi::SYNS, syns)?,
             bans: typed(abi::BANS, bans)?,
-            offenders: typed(abi::OFFENDERS, take(abi::OFFENDERS.name)?)?,
+            offenders_capacity: capacity(&offenders, abi::OFFENDERS)?,
+            offenders: typed(abi::OFFENDERS, offenders)?,
             allow: PrefixList::new(abi::ALLOW, take(abi::ALLOW.name)?)?,
             deny: PrefixList::new(abi::DENY, take(abi::DENY.name)?)?,
             counters: typed(abi::COUNTERS, take(abi::COUNTERS.name)?)?,
@@ -187,8 +190,8 @@ impl Maps {
     }
 
     /// What is remembered of a source.
-    pub fn offender(&self, source: &Address) -> Result<Option<Offender>, Error> {
-        match self.offenders.get(&Wire(*source), 0) {
+    pub fn offender(&self, key: &SourceKey) -> Result<Option<Offender>, Error> {
+        match self.offenders.get(&Wire(*key), 0) {
             Ok(offender) => Ok(Some(offender.0)),
             Err(MapError::KeyNotFound) => Ok(None),
             Err(error) => Err(Error::map(abi::OFFENDERS.name, "read")(error)),
@@ -196,13 +199,19 @@ impl Maps {
     }
 
     /// The sources of which something is remembered.
-    pub fn offenders(&self) -> Result<Vec<Address>, Error> {
-        keys(self.offenders.keys(), abi::OFFENDERS.entries, abi::OFFENDERS)
+    pub fn offenders(&self) -> Result<Vec<SourceKey>, Error> {
+        keys(self.offenders.keys(), self.offenders_capacity, abi::OFFENDERS)
+    }
+
+    /// Remembers something of a source.
+    pub fn remember(&mut self, key: &SourceKey, offender: &Offender) -> Result<(), Error> {
+        let result = self.offenders.insert(Wire(*key), Wire(*offender), 0);
+        result.map_err(Error::map(abi::OFFENDERS.name, "write"))
     }
 
     /// Forgets a source.
-    pub fn forget(&mut self, source: &Address) -> Result<bool, Error> {
-        removed(self.offenders.remove(&Wire(*source)), abi::OFFENDERS)
+    pub fn forget(&mut self, key: &SourceKey) -> Result<bool, Error> {
+        removed(self.offenders.remove(&Wire(*key)), abi::OFFENDERS)
     }
 
     /// One of the lists of prefixes.

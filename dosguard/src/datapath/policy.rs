@@ -9,7 +9,7 @@ use dosguard_common::config::{Config, Mode};
 use dosguard_common::key::SourceKey;
 use dosguard_common::rule::{Rule, RuleIndex, RuleSpec};
 
-use super::lists::{List, list_follow_file};
+use super::lists::{List, Origin, list_add, list_follow_file};
 use super::{Datapath, Error, Maps};
 use crate::config::cidr::Cidr;
 use crate::config::policy::{NamedRule, Policy};
@@ -24,6 +24,8 @@ impl Datapath {
     /// file put there follows the file, and what was put there by hand stays. Source prefixes change only if nothing is
     /// counted under others, or with `reset`. Returns the bans that this ended.
     pub fn apply(&mut self, policy: &Policy, reset: bool) -> Result<Ended, Error> {
+        // What can be refused comes first.
+        require_room(&self.maps, policy)?;
         let mut ended = self.change_prefixes(policy.prefixes.into(), reset)?;
         ended.extend(write(&mut self.maps, policy)?);
         Ok(ended)
@@ -33,11 +35,11 @@ impl Datapath {
     /// that this ended: a rule that is only watched drops nothing.
     pub fn change_rule(&mut self, name: &str, spec: &RuleSpec) -> Result<Ended, Error> {
         let (index, live) = self.rule_named(name)?;
-        if live.spec() == *spec {
-            return Ok(Ended::new());
+        if live.spec() != *spec {
+            self.maps.set_rule(index, next_generation(name, spec, &live))?;
         }
-        self.maps.set_rule(index, next_generation(name, spec, &live))?;
-        if live.mode() == Mode::Enforce && spec.mode == Mode::Monitor {
+        // Also if it was watched before: whoever changed that may have been interrupted.
+        if spec.mode == Mode::Monitor {
             lift(&mut self.maps, &BTreeSet::from([(index, name)]))
         } else {
             Ok(Ended::new())
@@ -79,9 +81,10 @@ impl Datapath {
     /// Changes how much of an address makes a source. What is counted, remembered and banned under other prefixes means
     /// something else then: without `reset` that is refused, with it all of it goes. Returns the bans that this ended.
     pub fn change_prefixes(&mut self, mask: SourceMask, reset: bool) -> Result<Ended, Error> {
-        let live = self.maps.source_mask()?;
+        let config = self.maps.config()?;
+        let live = *config.mask();
         if live == mask {
-            return Ok(Ended::new());
+            return self.finish_reset();
         }
         let maps = &mut self.maps;
         let bans = maps.bans()?;
@@ -89,8 +92,17 @@ impl Datapath {
         if used && !reset {
             return Err(Error::PrefixChange { live: live.prefixes(), asked: mask.prefixes() });
         }
-        let changed = maps.config()?.with_mask(mask);
-        maps.set_config(changed)?;
+        maps.set_config(config.with_mask(mask).with_resetting(true))?;
+        self.finish_reset()
+    }
+
+    /// Removes what is kept under source prefixes that are no longer in force, if there is any: the last step of
+    /// [`change_prefixes`](Self::change_prefixes), also for one that was interrupted. Returns the bans that this ended.
+    pub fn finish_reset(&mut self) -> Result<Ended, Error> {
+        let maps = &mut self.maps;
+        if !maps.config()?.is_resetting() {
+            return Ok(Ended::new());
+        }
         for (index, rule) in maps.rules()? {
             // A source of either prefix may have the same address: its counters are not trusted.
             maps.set_rule(index, next_generation(rule.name(), &rule.spec(), &rule))?;
@@ -99,10 +111,13 @@ impl Datapath {
         for key in maps.counted()? {
             maps.remove_windows(&key)?;
         }
-        for source in maps.offenders()? {
-            maps.forget(&source)?;
+        for key in maps.offenders()? {
+            maps.forget(&key)?;
         }
-        remove_bans(maps, |_, _| true)
+        let ended = remove_bans(maps, |_, _| true)?;
+        let done = maps.config()?.with_resetting(false);
+        maps.set_config(done)?;
+        Ok(ended)
     }
 
     fn rule_named(&self, name: &str) -> Result<(RuleIndex, Rule), Error> {
@@ -123,12 +138,16 @@ pub(super) fn write(maps: &mut Maps, policy: &Policy) -> Result<Ended, Error> {
     let mut live: BTreeMap<_, _> = maps.rules()?.into_iter().collect();
     let stays = |rule: &Rule| policy.rule(rule.name()).is_some();
     let gone: Vec<_> = live.iter().filter(|(_, rule)| !stays(rule)).map(|(index, _)| *index).collect();
-    // What can be refused comes first.
-    list_follow_file(maps, List::Allow, policy.allow.iter().map(Cidr::to_prefix))?;
-    list_follow_file(maps, List::Deny, policy.deny.iter().map(Cidr::to_prefix))?;
-    let config = maps.config()?.with_mode(policy.mode).with_events_rate(policy.events_rate);
-    if config != maps.config()? {
-        maps.set_config(config)?;
+    // What lets more pass comes first, and what lets less pass comes last: no packet meets a mixture that is stricter than
+    // both.
+    let lists = [(List::Allow, &policy.allow), (List::Deny, &policy.deny)];
+    match list_add(maps, List::Allow, policy.allow.iter().map(Cidr::to_prefix), Origin::FILE) {
+        // Not beside those that go: then they go first, at the end.
+        Err(Error::MapFull { .. }) | Ok(()) => {}
+        Err(error) => return Err(error),
+    }
+    if policy.mode == Mode::Monitor {
+        set_mode(maps, policy)?;
     }
     let mut ended = Ended::new();
     if live.len() - gone.len() < policy.rules.len() && free_indices(&live).count() < policy.rules.len() {
@@ -143,7 +162,8 @@ pub(super) fn write(maps: &mut Maps, policy: &Policy) -> Result<Ended, Error> {
         if !(old.is_defined() && old.spec() == named.spec) {
             maps.set_rule(*index, next_generation(named.name.as_str(), &named.spec, &old))?;
         }
-        if old.is_defined() && old.mode() == Mode::Enforce && named.spec.mode == Mode::Monitor {
+        // Also if it was watched before: whoever changed that may have been interrupted.
+        if named.spec.mode == Mode::Monitor {
             watched.insert((*index, named.name.as_str()));
         }
         ports.extend(named.ports.iter().map(|port| (port, *index)));
@@ -151,7 +171,28 @@ pub(super) fn write(maps: &mut Maps, policy: &Policy) -> Result<Ended, Error> {
     write_ports(maps, &ports)?;
     ended.extend(retire(maps, &gone)?);
     ended.extend(lift(maps, &watched)?);
+    for (list, networks) in lists {
+        list_follow_file(maps, list, networks.iter().map(Cidr::to_prefix))?;
+    }
+    set_mode(maps, policy)?;
     Ok(ended)
+}
+
+fn set_mode(maps: &mut Maps, policy: &Policy) -> Result<(), Error> {
+    let live = maps.config()?;
+    let config = live.with_mode(policy.mode).with_events_rate(policy.events_rate);
+    if config == live { Ok(()) } else { maps.set_config(config) }
+}
+
+/// Refuses what would not fit.
+fn require_room(maps: &Maps, policy: &Policy) -> Result<(), Error> {
+    for (list, networks) in [(List::Allow, &policy.allow), (List::Deny, &policy.deny)] {
+        let by_hand = maps.list(list).entries()?.into_iter().filter(|(_, origin)| origin.is_of_hand());
+        let mut wanted: BTreeSet<_> = by_hand.map(|(prefix, _)| prefix).collect();
+        wanted.extend(networks.iter().map(Cidr::to_prefix));
+        maps.list(list).require_room(wanted.len())?;
+    }
+    Ok(())
 }
 
 /// Gives each port to its rule, and every other one to `default`.
@@ -205,21 +246,27 @@ fn retire(maps: &mut Maps, gone: &[RuleIndex]) -> Result<Ended, Error> {
         }
     }
     system::wait_for_running_programs();
+    let ended = remove_bans(maps, |key, _| key.rule().is_some_and(|rule| gone.contains(&rule)))?;
+    // A ban of every packet holds on; what it drops counts for `default` from now on. One whose clock a packet has just
+    // restarted is put back as it was: the second time that packet is gone, and the next one sees what was written.
+    for _ in 0..2 {
+        for key in maps.bans()?.into_keys().filter(SourceKey::is_everywhere) {
+            let now_ns = system::boot_now_ns()?;
+            let Some(mut ban) = maps.ban(&key)?.filter(|ban| ban.is_active(now_ns)) else { continue };
+            if gone.contains(&ban.rule) {
+                ban.rule = RuleIndex::DEFAULT;
+                maps.set_ban(&key, &ban)?;
+            }
+        }
+        system::wait_for_running_programs();
+    }
+    // The rule itself goes last: as long as it is there, whoever is interrupted is followed by one who begins again.
     for index in &gone {
+        maps.reset_rule_packets(*index)?;
         let old = maps.rule(*index)?;
-        if old.is_defined() {
-            maps.set_rule(*index, old.removed())?;
-            maps.reset_rule_packets(*index)?;
-        }
+        maps.set_rule(*index, old.removed())?;
     }
-    for (key, mut ban) in maps.bans()? {
-        // One of every packet holds on; what it drops counts for `default` from now on.
-        if key.is_everywhere() && gone.contains(&ban.rule) {
-            ban.rule = RuleIndex::DEFAULT;
-            maps.set_ban(&key, &ban)?;
-        }
-    }
-    remove_bans(maps, |key, _| key.rule().is_some_and(|rule| gone.contains(&rule)))
+    Ok(ended)
 }
 
 /// Ends the bans that rules have imposed which are only watched from now on.
@@ -235,10 +282,12 @@ fn lift(maps: &mut Maps, watched: &BTreeSet<(RuleIndex, &str)>) -> Result<Ended,
     })
 }
 
+/// Removes bans and returns those that still held. Each is looked at anew: since the walk another may have taken its place.
 fn remove_bans(maps: &mut Maps, which: impl Fn(&SourceKey, &Ban) -> bool) -> Result<Ended, Error> {
     let mut ended = Ended::new();
-    for (key, ban) in maps.bans()? {
-        if which(&key, &ban) && maps.remove_ban(&key)? {
+    for key in maps.bans()?.into_keys() {
+        let Some(ban) = maps.ban(&key)?.filter(|ban| which(&key, ban)) else { continue };
+        if maps.remove_ban(&key)? && ban.is_active(system::boot_now_ns()?) {
             ended.push((key, ban));
         }
     }

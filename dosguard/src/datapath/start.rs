@@ -80,13 +80,14 @@ fn start_on(paths: &Paths, request: &Request<'_>, bpffs: Bpffs) -> Result<Starte
 
 fn finish(started: &mut Started, request: &Request<'_>) -> Result<(), Error> {
     started.datapath.end_killed_sweep()?;
+    started.ended = started.datapath.finish_reset()?;
     started.datapath.forget_stale_links()?;
     for interface in request.interfaces {
         started.attached.push(started.datapath.attach(interface, request.mode)?);
     }
     match request.policy {
         Some(policy) if !started.created => {
-            started.ended = started.datapath.apply(policy, request.reset)?;
+            started.ended.extend(started.datapath.apply(policy, request.reset)?);
             Ok(())
         }
         _ => Ok(()),

@@ -7,6 +7,7 @@ use dosguard_common::address::Address;
 use dosguard_common::ban::Ban;
 use dosguard_common::claim::Claim;
 use dosguard_common::config::Config;
+use dosguard_common::engine;
 use dosguard_common::event::{Event, Gate, Kind};
 use dosguard_common::key::SourceKey;
 use dosguard_common::offender::Offender;
@@ -39,7 +40,7 @@ pub(super) struct LiveTables<'a> {
 struct Seen {
     steps: Vec<Step>,
     bans: HashMap<SourceKey, Option<Ban>>,
-    offender: Option<Option<Offender>>,
+    offenders: HashMap<SourceKey, Option<Offender>>,
     /// The first thing that could not be read. What the engine decides then is of no use.
     error: Option<Error>,
 }
@@ -57,7 +58,8 @@ impl<'a> LiveTables<'a> {
     pub(super) fn new(maps: &'a Maps, address: Address, now_ns: u64) -> Result<Self, Error> {
         Ok(Self {
             maps,
-            config: maps.config()?,
+            // Whether an event would be reported or suppressed is another question.
+            config: maps.config()?.with_events_rate(u32::MAX),
             address,
             now_ns,
             cpus: crate::system::possible_cpus()
@@ -102,14 +104,19 @@ impl<'a> LiveTables<'a> {
         self.seen.borrow_mut().bans.insert(*key, Some(*ban));
     }
 
-    fn look_at_offender(&self, source: &Address) -> Option<Offender> {
+    fn look_at_offender(&self, key: &SourceKey) -> Option<Offender> {
         let mut seen = self.seen.borrow_mut();
-        if let Some(offender) = seen.offender {
-            return offender;
+        if let Some(offender) = seen.offenders.get(key) {
+            return *offender;
         }
-        let offender = seen.read(self.maps.offender(source));
-        seen.offender = Some(offender);
+        let offender = seen.read(self.maps.offender(key));
+        seen.offenders.insert(*key, offender);
         offender
+    }
+
+    /// The era that the engine counts in.
+    fn era(&self, key: &SourceKey, rule: &Rule) -> u32 {
+        engine::era_of(self, &self.config, key, rule)
     }
 
     /// Reads the counters, and notes where the source stands.
@@ -117,12 +124,11 @@ impl<'a> LiveTables<'a> {
         if self.windows.contains_key(key) {
             return;
         }
-        let rule = key.rule().unwrap_or_default();
-        let era = self.look_at_offender(&key.source()).map_or(0, |offender| offender.era(rule));
+        let index = key.rule().unwrap_or_default();
+        let Some(rule) = self.seen.borrow_mut().read(self.maps.rule(index).map(Some)) else { return };
+        let era = self.era(key, &rule);
         let mut seen = self.seen.borrow_mut();
         let windows = seen.read(self.maps.windows(key)).unwrap_or_default();
-        let rule = seen.read(self.maps.rule(rule).map(Some));
-        let Some(rule) = rule else { return };
         let (slot, generation) = (rule.slot(self.now_ns), rule.counting_generation(era));
         let counts: Vec<_> = windows.iter().map(|window| window.counted(slot, generation)).collect();
         let most = counts.iter().copied().enumerate().max_by_key(|(_, count)| *count);
@@ -175,9 +181,11 @@ impl Tables for LiveTables<'_> {
         Ok(())
     }
 
-    fn claim(&mut self, _claim: &Claim) -> bool {
-        true // nobody else asks
+    fn claim(&mut self, _claim: &Claim) -> Result<(), Refused> {
+        Ok(()) // nobody else asks
     }
+
+    fn unclaim(&mut self, _claim: &Claim) {}
 
     fn replace_ban(&mut self, key: &SourceKey, ban: &Ban) -> Result<(), Refused> {
         self.put_ban(key, ban);
@@ -189,12 +197,12 @@ impl Tables for LiveTables<'_> {
         true
     }
 
-    fn offender(&self, source: &Address) -> Option<Offender> {
-        self.look_at_offender(source)
+    fn offender(&self, key: &SourceKey) -> Option<Offender> {
+        self.look_at_offender(key)
     }
 
-    fn remember(&mut self, _source: &Address, offender: &Offender) -> bool {
-        self.seen.borrow_mut().offender = Some(Some(*offender));
+    fn remember(&mut self, key: &SourceKey, offender: &Offender) -> bool {
+        self.seen.borrow_mut().offenders.insert(*key, Some(*offender));
         true
     }
 
@@ -232,7 +240,6 @@ impl Tables for LiveTables<'_> {
     fn tally(&mut self, _tally: Tally) {}
 
     fn with_gate<R>(&mut self, _kind: Kind, work: impl FnOnce(&mut Gate) -> R) -> Option<R> {
-        // Whether it would be reported or suppressed is another question.
         Some(work(&mut Gate::default()))
     }
 
