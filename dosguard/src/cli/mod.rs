@@ -4,10 +4,12 @@
 
 mod attach;
 mod bans;
+mod changes;
 mod check;
 mod events;
 mod list;
 mod printer;
+mod rule;
 mod run;
 mod status;
 mod sysctl;
@@ -71,6 +73,9 @@ enum Verb {
     Status(status::StatusArgs),
     /// Read and write settings, from the next packet on.
     Sysctl(sysctl::SysctlArgs),
+    /// List, add and remove rules.
+    #[command(subcommand)]
+    Rule(rule::RuleVerb),
     /// List, add and remove bans.
     #[command(subcommand)]
     Bans(bans::BansVerb),
@@ -146,6 +151,7 @@ fn dispatch(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Answer> {
         Verb::Detach(args) => attach::detach(&paths, &args, out),
         Verb::Status(args) => status::status(&paths, &args, out),
         Verb::Sysctl(args) => sysctl::sysctl(&paths, &args, out),
+        Verb::Rule(verb) => rule::rule(&paths, &verb, out),
         Verb::Bans(verb) => bans::bans(&paths, &verb, out),
         Verb::Allow(verb) => list::list(&paths, List::Allow, &verb, out),
         Verb::Deny(verb) => list::list(&paths, List::Deny, &verb, out),

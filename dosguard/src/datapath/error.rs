@@ -149,14 +149,6 @@ pub enum Error {
         /// How many entries it holds.
         entries: u32,
     },
-    /// The maps hold no rule of that name.
-    #[error("no rule `{name}`\nhint: there are {known}")]
-    NoRule {
-        /// The name.
-        name: String,
-        /// Those that there are.
-        known: String,
-    },
     /// The source prefixes differ from the live ones.
     #[error(
         "the source prefixes cannot change while counters of others exist: live IPv4 /{}, IPv6 /{}; asked IPv4 /{}, IPv6 /{}\n\

@@ -1,6 +1,6 @@
 //! The allow-list and the deny-list.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{MapData, MapError};
@@ -167,6 +167,17 @@ pub fn list_remove(maps: &mut Maps, list: List, prefix: Prefix) -> Result<bool, 
     Ok(removed)
 }
 
+/// Whether there is room for prefixes beside all that is on a list.
+pub(super) fn list_require_room(
+    maps: &Maps,
+    list: List,
+    prefixes: impl IntoIterator<Item = Prefix>,
+) -> Result<(), Error> {
+    let live = maps.list(list).entries()?;
+    let new: BTreeSet<_> = prefixes.into_iter().filter(|prefix| !live.contains_key(prefix)).collect();
+    maps.list(list).require_room(live.len() + new.len())
+}
+
 /// Makes the file's part of a list what the file has now. What is new is added before what is gone is removed: there is
 /// no moment in which the list is empty. What was put there by hand stays.
 pub(super) fn list_follow_file(
@@ -174,7 +185,7 @@ pub(super) fn list_follow_file(
     list: List,
     prefixes: impl IntoIterator<Item = Prefix>,
 ) -> Result<(), Error> {
-    let wanted: std::collections::BTreeSet<_> = prefixes.into_iter().collect();
+    let wanted: BTreeSet<_> = prefixes.into_iter().collect();
     list_add(maps, list, wanted.iter().copied(), Origin::FILE)?;
     for (prefix, origin) in maps.list(list).entries()? {
         if !origin.is_of_file() || wanted.contains(&prefix) {
