@@ -42,7 +42,16 @@ scope = 'syn'
 ";
 
 /// What becomes of a SYN that the lab sends.
-const JUDGED: [&str; 4] = ["under-limit", "over-limit", "banned", "allowed"];
+const JUDGED: [&str; 8] = [
+    "under-limit",
+    "over-limit",
+    "banned",
+    "allowed",
+    "denied",
+    "monitored-over-limit",
+    "monitored-banned",
+    "monitored-denied",
+];
 
 /// What a command said.
 #[derive(Debug)]

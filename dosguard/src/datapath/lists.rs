@@ -126,11 +126,6 @@ impl PrefixList {
     fn remove(&mut self, (address, bits): Prefix) -> Result<bool, Error> {
         removed(self.trie.remove(&Key::new(bits, Wire(address))), self.spec)
     }
-
-    fn require_room(&self, entries: usize) -> Result<(), Error> {
-        let fits = u32::try_from(entries).is_ok_and(|entries| entries <= self.capacity);
-        if fits { Ok(()) } else { Err(Error::MapFull { map: self.spec.name, entries: self.capacity }) }
-    }
 }
 
 /// Puts prefixes on a list, all of them or none; those that are there already are marked with `origin` too.
@@ -150,7 +145,7 @@ pub fn list_add(
         }
     }
     let new = changed.keys().filter(|prefix| !live.contains_key(prefix)).count();
-    maps.list(list).require_room(live.len() + new)?;
+    require_room(maps, list, live.len() + new)?;
     // The kernel looks at a list only while it has entries: the flag is set before the first.
     if !changed.is_empty() {
         set_used(maps, list, true)?;
@@ -175,7 +170,13 @@ pub(super) fn list_require_room(
 ) -> Result<(), Error> {
     let live = maps.list(list).entries()?;
     let new: BTreeSet<_> = prefixes.into_iter().filter(|prefix| !live.contains_key(prefix)).collect();
-    maps.list(list).require_room(live.len() + new.len())
+    require_room(maps, list, live.len() + new.len())
+}
+
+fn require_room(maps: &Maps, list: List, wanted: usize) -> Result<(), Error> {
+    let room = maps.list(list).capacity;
+    let fits = u32::try_from(wanted).is_ok_and(|wanted| wanted <= room);
+    if fits { Ok(()) } else { Err(Error::ListFull { list: list.name(), room, wanted }) }
 }
 
 /// Makes the file's part of a list what the file has now. What is new is added before what is gone is removed: there is
