@@ -182,6 +182,25 @@ fn a_file_takes_rules_that_were_added_by_hand_away() {
 }
 
 #[test]
+fn there_is_room_for_255_rules_beside_default() {
+    let lab = Lab::new().unwrap();
+    let dosguard = Dosguard::new(&lab).unwrap();
+    let rules: String =
+        (1..255).map(|n| format!("[rule.r{n}]\nlimit = '1/1s'\nports = ['tcp/{n}']\n")).collect();
+    let config = dosguard.write_config("many.toml", &rules).unwrap();
+    done(&dosguard, &format!("attach -c {} {GUARD_ATTACKER_SIDE}", config.display()));
+    done(&dosguard, "rule add last --ports tcp/1000 --limit 1/1s");
+    let before = done(&dosguard, "rule list");
+    assert_eq!(before.lines().count(), 1 + 256);
+    refused(&dosguard, "rule add more --ports tcp/1001 --limit 1/1s", &["`more`", "one too many", "255"]);
+    assert_eq!(done(&dosguard, "rule list"), before);
+    // All of them can go, and others come, though there is no room for both.
+    let other = dosguard.write_config("other.toml", &rules.replace("rule.r", "rule.s")).unwrap();
+    done(&dosguard, &format!("attach -c {} {GUARD_ATTACKER_SIDE}", other.display()));
+    assert!(rule(&dosguard, "s254").is_some() && rule(&dosguard, "r254").is_none());
+}
+
+#[test]
 fn a_policy_that_cannot_be_changes_nothing() {
     let lab = Lab::new().unwrap();
     let dosguard = Dosguard::new(&lab).unwrap();

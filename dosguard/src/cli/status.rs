@@ -47,6 +47,7 @@ struct StateRecord {
     interfaces: Vec<InterfaceRecord>,
     rules: Vec<RuleRecord>,
     bans: FillRecord,
+    bans_monitored: usize,
     sources: FillRecord,
     allowed: usize,
     denied: usize,
@@ -141,7 +142,8 @@ fn state(datapath: &Datapath) -> anyhow::Result<StateRecord> {
         });
     }
     let now_ns = system::boot_now_ns()?;
-    let active = maps.bans()?.values().filter(|ban| ban.is_active(now_ns)).count();
+    let mut bans: Vec<_> = maps.bans()?.into_values().collect();
+    bans.retain(|ban| ban.is_active(now_ns));
     let sources = maps.sources_fill();
     let mut counters = Vec::new();
     for reason in Reason::ALL {
@@ -164,7 +166,8 @@ fn state(datapath: &Datapath) -> anyhow::Result<StateRecord> {
         program: ProgramRecord { id, verified_instructions, exact_over_cpus: crate::datapath::sees_peers() },
         interfaces: datapath.guarded()?.into_iter().map(interface).collect(),
         rules,
-        bans: FillRecord { used: active, capacity: maps.bans_capacity() },
+        bans: FillRecord { used: bans.len(), capacity: maps.bans_capacity() },
+        bans_monitored: bans.iter().filter(|ban| ban.is_monitored()).count(),
         sources: FillRecord { used: sources.used, capacity: sources.capacity },
         allowed: maps.list(List::Allow).entries()?.len(),
         denied: maps.list(List::Deny).entries()?.len(),
@@ -205,9 +208,13 @@ fn print(record: &StatusRecord, out: &mut dyn Write) -> anyhow::Result<()> {
             )?,
         }
     }
+    let noted = match state.bans_monitored {
+        0 => String::new(),
+        noted => format!(" ({} only noted)", grouped(noted as u64)),
+    };
     writeln!(
         out,
-        "bans {} of {}, sources counted {} of {}, allowed networks {}, denied networks {}",
+        "bans {} of {}{noted}, sources counted {} of {}, allowed networks {}, denied networks {}",
         grouped(state.bans.used as u64),
         grouped(state.bans.capacity.into()),
         grouped(state.sources.used as u64),

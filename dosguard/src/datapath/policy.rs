@@ -101,15 +101,16 @@ pub(super) fn write(maps: &mut Maps, policy: &Policy) -> Result<Ended, Error> {
 fn write_settings(maps: &mut Maps, policy: &Policy) -> Result<Ended, Error> {
     let mut live: BTreeMap<_, _> = maps.rules()?.into_iter().collect();
     let stays = |rule: &Rule| policy.rule(rule.name()).is_some();
-    let gone: Vec<_> = live.iter().filter(|(_, rule)| !stays(rule)).map(|(index, _)| *index).collect();
+    let mut gone: Vec<_> = live.iter().filter(|(_, rule)| !stays(rule)).map(|(index, _)| *index).collect();
     let config = maps.config()?.with_mode(policy.mode).with_events_rate(policy.events_rate);
     if config != maps.config()? {
         maps.set_config(config)?;
     }
     let mut ended = Ended::new();
-    if live.len() - gone.len() < policy.rules.len() && free_indices(&live).count() < policy.rules.len() {
-        // There may be no room for both the old and the new ones.
-        ended.extend(retire(maps, &gone)?);
+    let stay = live.len() - gone.len();
+    if policy.rules.len() > stay + free_indices(&live).count() {
+        // There is no room for both the old and the new ones. The new ones take the places of the old.
+        ended.extend(retire(maps, &std::mem::take(&mut gone))?);
         live.retain(|_, rule| stays(rule));
     }
     let wanted = assign_indices(&live, &policy.rules)?;
