@@ -148,9 +148,7 @@ fn rules_come_and_go_by_hand() {
     let gone = say(&dosguard, ["rule", "del", "web"]);
     assert_eq!(gone.code, Some(0), "{gone:?}");
     assert!(
-        gone.err.starts_with(
-            "rule `web` is gone; tcp/25,tcp/587 belong to `default` now; 2 bans ended, 0 of every packet"
-        ),
+        gone.err.starts_with("rule `web` is gone, and `default` has tcp/25,tcp/587 now; 2 bans ended\n"),
         "{}",
         gone.err
     );
@@ -162,6 +160,13 @@ fn rules_come_and_go_by_hand() {
     assert_eq!(sources, [FORGED_V4.to_string(), SECOND_FORGED_V4.to_string()]);
     assert_eq!(rule(&dosguard, "web"), None);
     refused(&dosguard, "rule del web", &["no such rule as `web`"]);
+
+    // Bans of every packet go on without their rule.
+    done(&dosguard, "rule add all --ports tcp/7,tcp/8 --limit 1/10s");
+    syns_from(&lab, &dosguard, SECOND_FORGED_V4, 7, 2);
+    let gone = say(&dosguard, ["rule", "del", "all"]);
+    assert!(gone.err.contains("; 1 ban of every packet goes on to the end\n"), "{}", gone.err);
+    assert!(bans(&dosguard).iter().any(|ban| ban["source"] == SECOND_FORGED_V4.to_string()));
 }
 
 #[test]
@@ -247,7 +252,8 @@ fn source_prefixes_change_when_nothing_is_counted_or_the_counters_may_go() {
     let dosguard = Dosguard::new(&lab).unwrap();
     let _daemon = start(&dosguard, "");
     // Nothing is counted yet.
-    done(&dosguard, "sysctl core.ipv4_prefix=31");
+    let said = say(&dosguard, ["sysctl", "core.ipv4_prefix=31"]);
+    assert_eq!(said.err, "the change of source prefixes ended no bans\n", "{said:?}");
     done(&dosguard, "sysctl core.ipv4_prefix=32 rule.default.ban=10m");
 
     let listener = Listener::start(&dosguard);

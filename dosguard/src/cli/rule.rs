@@ -230,13 +230,15 @@ fn del(paths: &Paths, args: &DelArgs) -> anyhow::Result<Answer> {
         let stay = bans
             .iter()
             .filter(|(key, ban)| key.is_everywhere() && ban.rule == *index && ban.is_active(now_ns));
-        talk::say(&format!(
-            "rule `{}` is gone; {} belong to `default` now; {} ended, {} of every packet go on until their end",
-            rule.name,
-            rule.ports,
-            count(of_rule.count(), "ban"),
-            stay.count()
-        ));
+        let mut line = format!("rule `{}` is gone, and `default` has {} now", rule.name, rule.ports);
+        let (of_rule, stay) = (of_rule.count(), stay.count());
+        if of_rule > 0 {
+            line += &format!("; {} ended", count(of_rule, "ban"));
+        }
+        if stay > 0 {
+            line += &format!("; {} of every packet goes on to the end", count(stay, "ban"));
+        }
+        talk::say(&line);
     }
     talk::say("what the configuration file names comes back when it is applied again");
     before.report(paths, Kind::Unban, &ended);

@@ -8,8 +8,8 @@ use anyhow::Context as _;
 use clap::Args;
 use dosguard_common::event::Kind;
 
-use super::Answer;
 use super::changes::{Names, say_ended};
+use super::{Answer, talk};
 use crate::config::assignments::{Assignment, Place, apply, parse_lines};
 use crate::config::keys::{self, Key};
 use crate::datapath::Datapath;
@@ -71,6 +71,9 @@ pub(super) fn sysctl(paths: &Paths, args: &SysctlArgs, out: &mut dyn Write) -> a
     if wanted != live {
         let names = Names::read(&datapath)?;
         let ended = datapath.apply_settings(&wanted, args.reset_counters)?;
+        if ended.is_empty() && wanted.prefixes != live.prefixes {
+            talk::say("the change of source prefixes ended no bans");
+        }
         say_ended(&ended);
         names.report(paths, Kind::Unban, &ended);
     }
