@@ -37,7 +37,7 @@ pub enum Place {
 #[error("{place}{problem}")]
 pub struct AssignmentError {
     place: Place,
-    problem: AssignmentProblem,
+    problem: Box<AssignmentProblem>,
 }
 
 /// What is wrong with an assignment.
@@ -89,7 +89,7 @@ impl Assignment {
             }
             None => {
                 let problem = AssignmentProblem::Shape { text: text.to_owned() };
-                Err(AssignmentError { place, problem })
+                Err(AssignmentError { place, problem: Box::new(problem) })
             }
         }
     }
@@ -122,7 +122,7 @@ pub fn apply(live: &Policy, assignments: &[Assignment]) -> Result<Policy, Assign
     let mut wanted = live.clone();
     let mut set = Vec::new();
     for Assignment { key: text, value, place } in assignments {
-        let failed = |problem| AssignmentError { place: place.clone(), problem };
+        let failed = |problem| AssignmentError { place: place.clone(), problem: Box::new(problem) };
         if keys::is_pattern(text) {
             return Err(failed(AssignmentProblem::Pattern { text: text.clone() }));
         }
@@ -144,7 +144,7 @@ pub fn apply(live: &Policy, assignments: &[Assignment]) -> Result<Policy, Assign
         };
         let place = set.iter().rev().find(|(key, _)| concerned(key));
         let place = place.map_or(Place::Argument, |(_, place)| (*place).clone());
-        AssignmentError { place, problem: AssignmentProblem::Rules { rule, error } }
+        AssignmentError { place, problem: Box::new(AssignmentProblem::Rules { rule, error }) }
     })?;
     Ok(wanted)
 }
