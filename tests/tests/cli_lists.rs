@@ -1,7 +1,5 @@
 //! The command line end to end: the allow-list and the deny-list, by hand, from files, and large ones.
 
-#![expect(clippy::unwrap_used, reason = "a test's helpers fail as the test itself does")]
-
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -7,8 +7,10 @@ mod bans;
 mod changes;
 mod check;
 mod events;
+mod explain;
 mod list;
 mod printer;
+mod replay;
 mod rule;
 mod run;
 mod status;
@@ -87,6 +89,9 @@ enum Verb {
     Deny(list::ListVerb),
     /// Show the latest events, and follow them.
     Events(events::EventsArgs),
+    Replay(replay::ReplayArgs),
+    /// Show what would become of a SYN from an address, and why. Changes nothing.
+    Explain(explain::ExplainArgs),
     /// Validate a configuration file.
     Check(check::CheckArgs),
 }
@@ -156,6 +161,8 @@ fn dispatch(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Answer> {
         Verb::Allow(verb) => list::list(&paths, List::Allow, &verb, out),
         Verb::Deny(verb) => list::list(&paths, List::Deny, &verb, out),
         Verb::Events(args) => events::events(&paths, &args, out),
+        Verb::Replay(args) => replay::replay(&args, out),
+        Verb::Explain(args) => explain::explain(&paths, &args, out),
         Verb::Check(args) => check::check(&args, out),
     }
 }
