@@ -148,6 +148,16 @@ pub fn list_add(
     origin: Origin,
 ) -> Result<(), Error> {
     let live = maps.list(list).entries()?;
+    add_missing(maps, list, &live, prefixes, origin)
+}
+
+fn add_missing(
+    maps: &mut Maps,
+    list: List,
+    live: &BTreeMap<Prefix, Origin>,
+    prefixes: impl IntoIterator<Item = Prefix>,
+    origin: Origin,
+) -> Result<(), Error> {
     let mut changed = BTreeMap::new();
     for prefix in prefixes {
         let before = live.get(&prefix).copied();
@@ -199,8 +209,9 @@ pub(super) fn list_follow_file(
     prefixes: impl IntoIterator<Item = Prefix>,
 ) -> Result<(), Error> {
     let wanted: BTreeSet<_> = prefixes.into_iter().collect();
-    list_add(maps, list, wanted.iter().copied(), Origin::FILE)?;
-    for (prefix, origin) in maps.list(list).entries()? {
+    let live = maps.list(list).entries()?;
+    add_missing(maps, list, &live, wanted.iter().copied(), Origin::FILE)?;
+    for (prefix, origin) in live {
         if !origin.is_of_file() || wanted.contains(&prefix) {
             continue;
         }
