@@ -44,10 +44,11 @@ pub const OFFENDERS: MapSpec = map("OFFENDERS", 65_536);
 /// Claims to something that one CPU of several may do, such as to replace an expired ban. LRU: when full, the oldest
 /// claims go, which are over.
 pub const CLAIMS: MapSpec = map("CLAIMS", 4_096);
-/// Prefixes that are never counted, dropped or banned. Longest prefix match. Written by userspace.
-pub const ALLOW: MapSpec = map("ALLOW", 131_072);
-/// Prefixes from which every packet is dropped. Longest prefix match. Written by userspace.
-pub const DENY: MapSpec = map("DENY", 131_072);
+/// Prefixes that are never counted, dropped or banned. Longest prefix match. Written by userspace. While one file's list
+/// replaces another's, both are in it: it holds twice what a file may have. Only what is used takes memory.
+pub const ALLOW: MapSpec = map("ALLOW", 262_144);
+/// Prefixes from which every packet is dropped. Longest prefix match. Written by userspace. As large as `ALLOW`.
+pub const DENY: MapSpec = map("DENY", 262_144);
 /// [`Reason`](crate::reason::Reason)s, then [`Tally`](crate::reason::Tally)s, to packets and bytes, per CPU.
 pub const COUNTERS: MapSpec = map("COUNTERS", crate::reason::COUNTERS);
 /// Rule index × reason to packets, per CPU.

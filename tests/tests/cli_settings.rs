@@ -34,8 +34,14 @@ fn settings_are_read_written_and_read_back() {
         ("rule.default.ban=0s", "cannot be zero"),
         ("rule.default.bann=5s", "did you mean `rule.default.ban`"),
         ("rule.smpt.limit=5/1s", "smpt"),
-        ("rule.smtp.ports=tcp/26", "read-only"),
-        ("core.ipv4_prefix=24", "read-only"),
+        ("rule.default.ports=tcp/26", "cannot have `ports`"),
+        ("rule.smtp.ports=", "has no ports"),
+        ("rule.smtp.ports=tcp/0", "no port `0`"),
+        ("core.ipv4_prefix=33", "from 1 to 32"),
+        ("core.mode=off", "`monitor`"),
+        ("events.rate=-1", "from 0 to 1000000"),
+        ("rule.smtp.mode=on", "`enforce`"),
+        ("rule.smtp.refresh=1", "`true`"),
     ] {
         refused(&dosguard, &format!("sysctl rule.default.scope=syn {assignment}"), &[what]);
         assert_eq!(done(&dosguard, "sysctl -a"), all, "`{assignment}` changed something");

@@ -4,10 +4,11 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use dosguard_common::rule::Action;
+use dosguard_common::config::Mode;
+use dosguard_common::event::Kind;
 
-use super::{Answer, talk};
-use crate::config::field::RuleField;
+use super::changes::{Names, say_ended};
+use super::{Answer, rule, talk};
 use crate::config::file;
 use crate::config::policy::Policy;
 use crate::datapath::{self, AttachMode, Datapath, LoadOptions, Request, Started};
@@ -33,6 +34,7 @@ pub(super) struct AttachArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(override_usage = "dosguard detach [OPTIONS] <IFACE>...\n       dosguard detach [OPTIONS] --all")]
 pub(super) struct DetachArgs {
     /// Detach from every interface and remove the instance: its bans, counters and settings too.
     #[arg(long, conflicts_with = "interfaces")]
@@ -56,7 +58,11 @@ pub(super) fn attach(paths: &Paths, args: &AttachArgs, _out: &mut dyn Write) -> 
     // What can be refused is refused before anything is made.
     datapath::check(paths, &request)?;
     let _lock = StateLock::acquire(paths)?;
+    let names = Names::read_if_loaded(paths)?;
     let started = datapath::start(paths, &request)?;
+    if let Some(names) = names {
+        names.report(paths, Kind::Unban, &started.ended);
+    }
     report_attached(paths, &started)?;
     Ok(Answer::Done)
 }
@@ -122,13 +128,7 @@ pub(super) fn report_attached(paths: &Paths, started: &Started) -> anyhow::Resul
     if started.bpffs == Bpffs::Mounted {
         talk::say(&format!("mounted a BPF file system at `{}`", paths.bpffs().display()));
     }
-    if !started.ended.is_empty() {
-        let bans = started.ended.len();
-        talk::say(&format!(
-            "{bans} {} ended with the change of settings",
-            if bans == 1 { "ban" } else { "bans" }
-        ));
-    }
+    say_ended(&started.ended);
     if !started.created {
         talk::say(&format!("instance `{}` was loaded: its counters and bans go on", paths.instance()));
     }
@@ -149,16 +149,16 @@ pub(super) fn report_attached(paths: &Paths, started: &Started) -> anyhow::Resul
     if guarded.is_empty() {
         talk::say(&format!("{YELLOW}warning:{YELLOW:#} no interface is guarded"));
     }
-    for (_, rule) in started.datapath.rules()? {
-        let ports = if rule.name.is_default() { "every other port".into() } else { rule.ports.to_string() };
-        let over = match rule.spec.action {
-            Action::Ban => {
-                format!("ban for {}, scope {}", RuleField::Ban.get(&rule), RuleField::Scope.get(&rule))
-            }
-            Action::Drop => "drop the excess".to_owned(),
-        };
-        let limit = RuleField::Limit.get(&rule);
-        talk::say(&format!("rule {BOLD}{}{BOLD:#}: {ports}, {limit}, then {over}", rule.name));
+    let settings = started.datapath.settings()?;
+    for rule in &settings.rules {
+        talk::say(&rule::describe(rule));
+    }
+    if settings.mode == Mode::Monitor {
+        talk::say(&format!(
+            "{YELLOW}monitor mode:{YELLOW:#} everything is counted and reported, and nothing is dropped; \
+             `{} sysctl core.mode=enforce` ends it",
+            paths.command()
+        ));
     }
     Ok(())
 }

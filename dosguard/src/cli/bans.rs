@@ -7,20 +7,20 @@ use clap::{Args, Subcommand, ValueEnum};
 use dosguard_common::address::{Address, SourceMask};
 use dosguard_common::ban::Ban;
 use dosguard_common::config::Mode;
-use dosguard_common::event::{Cause, Event, Kind};
+use dosguard_common::event::Kind;
 use dosguard_common::key::SourceKey;
 use dosguard_common::label::MAX_LABEL;
 use dosguard_common::rule::{RuleIndex, Scope};
 use jiff::Timestamp;
 
+use super::changes::{Names, count};
 use super::{Answer, talk};
 use crate::config::cidr::{Cidr, parse_address, to_address};
 use crate::config::policy::SourcePrefixes;
 use crate::config::units::Span;
-use crate::daemon;
 use crate::datapath::{Datapath, List};
 use crate::lock::StateLock;
-use crate::output::{BanRecord, EventRecord, WallClock, YELLOW, source_text, table, write_json, write_table};
+use crate::output::{BanRecord, WallClock, YELLOW, source_text, table, write_json, write_table};
 use crate::paths::Paths;
 use crate::system::{boot_now_ns, require_capabilities, wait_for_running_programs};
 
@@ -157,23 +157,27 @@ fn add(paths: &Paths, args: &AddArgs) -> anyhow::Result<Answer> {
     let mask = datapath.maps().source_mask()?;
     let sources = args.sources.iter().map(|text| source(text, mask)).collect::<anyhow::Result<Vec<_>>>()?;
     let index = rule_index(&datapath, &args.rule)?;
+    let names = Names::read(&datapath)?;
     for source in sources {
         let key = SourceKey::with_scope(source, args.scope.into(), index);
         let text = source_text(source, mask.into());
-        add_one(paths, &mut datapath, key, index, length, args)
+        let (kind, ban) = add_one(&mut datapath, key, index, length, args)
             .with_context(|| format!("{text} was not banned; those before it were"))?;
+        if let Some(kind) = kind {
+            names.report(paths, kind, &[(key, ban)]);
+        }
     }
     Ok(Answer::Done)
 }
 
+/// Bans one source and says so. Returns the ban and what it means, if it is news.
 fn add_one(
-    paths: &Paths,
     datapath: &mut Datapath,
     key: SourceKey,
     index: RuleIndex,
     length: Span,
     args: &AddArgs,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<(Option<Kind>, Ban)> {
     let mask = datapath.maps().source_mask()?;
     let (source, now_ns) = (key.source(), boot_now_ns()?);
     let text = source_text(source, mask.into());
@@ -206,10 +210,7 @@ fn add_one(
     if datapath.maps().config()?.mode() == Mode::Monitor {
         talk::say(&format!("{YELLOW}warning:{YELLOW:#} monitor mode: {text} passes all the same"));
     }
-    if let Some(kind) = kind {
-        report(paths, datapath, kind, &[(key, ban)], now_ns);
-    }
-    Ok(())
+    Ok((kind, ban))
 }
 
 /// The source that is meant: an address, or a network of just the length that sources have.
@@ -230,30 +231,6 @@ fn source(text: &str, mask: SourceMask) -> anyhow::Result<Address> {
     Ok(mask.source(address))
 }
 
-/// Tells the daemon, if there is one. The change is made: what goes wrong here is only said.
-pub(super) fn report(
-    paths: &Paths,
-    datapath: &Datapath,
-    kind: Kind,
-    changed: &[(SourceKey, Ban)],
-    now_ns: u64,
-) {
-    let records = || -> anyhow::Result<Vec<EventRecord>> {
-        let clock = WallClock::new(Timestamp::now(), boot_now_ns()?);
-        let prefixes = datapath.maps().source_mask()?.into();
-        let mut records = Vec::new();
-        for (key, ban) in changed {
-            let event = Event::of_ban(kind, key, ban, &Cause::default(), now_ns);
-            let rule = |index| datapath.rule_name(index);
-            records.push(EventRecord::new(&event, rule, |index| index.to_string(), prefixes, &clock));
-        }
-        Ok(records)
-    };
-    if let Err(error) = records().and_then(|records| Ok(daemon::report(paths, records)?)) {
-        log::warn!("the daemon was not told: {error:#}");
-    }
-}
-
 fn rule_index(datapath: &Datapath, name: &str) -> anyhow::Result<RuleIndex> {
     let rules = datapath.maps().rules()?;
     match rules.iter().find(|(_, rule)| rule.name() == name) {
@@ -271,7 +248,7 @@ fn del(paths: &Paths, args: &DelArgs) -> anyhow::Result<Answer> {
     let mut datapath = Datapath::require(paths)?;
     let mask = datapath.maps().source_mask()?;
     let sources = args.sources.iter().map(|text| source(text, mask)).collect::<anyhow::Result<Vec<_>>>()?;
-    let bans = datapath.maps().bans()?;
+    let (bans, names) = (datapath.maps().bans()?, Names::read(&datapath)?);
     let mut answer = Answer::Done;
     for source in sources {
         let of_source = bans.iter().filter(|(key, _)| key.source() == source).map(|(key, ban)| (*key, *ban));
@@ -282,7 +259,7 @@ fn del(paths: &Paths, args: &DelArgs) -> anyhow::Result<Answer> {
             answer = Answer::No;
         } else {
             talk::say(&format!("{text} is no longer banned"));
-            report(paths, &datapath, Kind::Unban, &ended, boot_now_ns()?);
+            names.report(paths, Kind::Unban, &ended);
         }
     }
     Ok(answer)
@@ -292,10 +269,10 @@ fn flush(paths: &Paths) -> anyhow::Result<Answer> {
     require_capabilities()?;
     let _lock = StateLock::acquire(paths)?;
     let mut datapath = Datapath::require(paths)?;
-    let bans = datapath.maps().bans()?;
+    let (bans, names) = (datapath.maps().bans()?, Names::read(&datapath)?);
     let ended = end(&mut datapath, bans)?;
-    talk::say(&format!("{} {} ended", ended.len(), if ended.len() == 1 { "ban" } else { "bans" }));
-    report(paths, &datapath, Kind::Unban, &ended, boot_now_ns()?);
+    talk::say(&format!("{} ended", count(ended.len(), "ban")));
+    names.report(paths, Kind::Unban, &ended);
     Ok(Answer::Done)
 }
 

@@ -5,7 +5,8 @@ use std::io::Write;
 use clap::Args;
 
 use super::Answer;
-use crate::daemon::{BACKLOG, subscribe};
+use crate::daemon::{BACKLOG, SubscriptionError, subscribe};
+use crate::datapath::Datapath;
 use crate::output::write_json;
 use crate::paths::Paths;
 
@@ -21,7 +22,17 @@ pub(super) struct EventsArgs {
 }
 
 pub(super) fn events(paths: &Paths, args: &EventsArgs, out: &mut dyn Write) -> anyhow::Result<Answer> {
-    for record in subscribe(paths, args.follow)? {
+    let events = match subscribe(paths, args.follow) {
+        // Who may not look at the pins is told of the daemon alone.
+        Err(SubscriptionError::NoDaemon { instance }) if matches!(Datapath::is_pinned(paths), Ok(false)) => {
+            anyhow::bail!(
+                "no daemon serves instance `{instance}`, and it is not loaded: nothing is guarded\n\
+                 hint: `dosguard run IFACE` guards an interface and reports events"
+            )
+        }
+        other => other?,
+    };
+    for record in events {
         let record = record?;
         if args.json {
             write_json(out, &record)?;

@@ -4,12 +4,14 @@
 
 mod attach;
 mod bans;
+mod changes;
 mod check;
 mod events;
 mod explain;
 mod list;
 mod printer;
 mod replay;
+mod rule;
 mod run;
 mod status;
 mod sysctl;
@@ -73,6 +75,9 @@ enum Verb {
     Status(status::StatusArgs),
     /// Read and write settings, from the next packet on.
     Sysctl(sysctl::SysctlArgs),
+    /// List, add and remove rules.
+    #[command(subcommand)]
+    Rule(rule::RuleVerb),
     /// List, add and remove bans.
     #[command(subcommand)]
     Bans(bans::BansVerb),
@@ -151,6 +156,7 @@ fn dispatch(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Answer> {
         Verb::Detach(args) => attach::detach(&paths, &args, out),
         Verb::Status(args) => status::status(&paths, &args, out),
         Verb::Sysctl(args) => sysctl::sysctl(&paths, &args, out),
+        Verb::Rule(verb) => rule::rule(&paths, &verb, out),
         Verb::Bans(verb) => bans::bans(&paths, &verb, out),
         Verb::Allow(verb) => list::list(&paths, List::Allow, &verb, out),
         Verb::Deny(verb) => list::list(&paths, List::Deny, &verb, out),

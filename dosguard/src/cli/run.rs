@@ -6,8 +6,10 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use aya_log::EbpfLogger;
 use clap::{Args, ValueEnum};
+use dosguard_common::event::Kind;
 
 use super::attach::{read_policy, report_attached, wanted_interfaces};
+use super::changes::Names;
 use super::printer::Printer;
 use super::{Answer, talk};
 use crate::daemon::{self, KernelLog, Server, StopSignals};
@@ -98,11 +100,12 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
         })?;
         (signals, server)
     };
-    let started = {
+    let (names, started) = {
         let _lock = StateLock::acquire(paths)?;
-        datapath::start(paths, &request)?
+        (Names::read_if_loaded(paths)?, datapath::start(paths, &request)?)
     };
     let served = (|| {
+        let ended = names.map(|names| names.records(Kind::Unban, &started.ended)).transpose()?;
         report_attached(paths, &started)?;
         let kernel_log = kernel_log(args.kernel_log, &started)?;
         let printer = Printer::start(args.json);
@@ -111,6 +114,7 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
             started.datapath,
             server,
             kernel_log,
+            ended.unwrap_or_default(),
             |record| printer.print(record),
             signals.received(),
         );

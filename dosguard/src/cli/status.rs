@@ -3,6 +3,8 @@
 use std::io::Write;
 
 use clap::Args;
+use comfy_table::Table;
+use dosguard_common::config::Mode;
 use dosguard_common::reason::{Reason, Tally};
 use serde::Serialize;
 
@@ -39,10 +41,13 @@ struct DaemonRecord {
 
 #[derive(Serialize)]
 struct StateRecord {
+    mode: &'static str,
+    events_rate: u32,
     program: ProgramRecord,
     interfaces: Vec<InterfaceRecord>,
     rules: Vec<RuleRecord>,
     bans: FillRecord,
+    bans_monitored: usize,
     sources: FillRecord,
     allowed: usize,
     denied: usize,
@@ -70,9 +75,12 @@ struct RuleRecord {
     ports: String,
     limit: String,
     action: &'static str,
+    mode: &'static str,
     under_limit: u64,
     over_limit: u64,
     banned: u64,
+    monitored_over_limit: u64,
+    monitored_banned: u64,
 }
 
 #[derive(Serialize)]
@@ -125,13 +133,17 @@ fn state(datapath: &Datapath) -> anyhow::Result<StateRecord> {
             ports: RuleField::Ports.get(&rule),
             limit: RuleField::Limit.get(&rule),
             action: rule.spec.action.name(),
+            mode: rule.spec.mode.name(),
             under_limit: maps.rule_packets(index, Reason::UnderLimit)?,
             over_limit: maps.rule_packets(index, Reason::OverLimit)?,
             banned: maps.rule_packets(index, Reason::Banned)?,
+            monitored_over_limit: maps.rule_packets(index, Reason::MonitoredOverLimit)?,
+            monitored_banned: maps.rule_packets(index, Reason::MonitoredBanned)?,
         });
     }
     let now_ns = system::boot_now_ns()?;
-    let active = maps.bans()?.values().filter(|ban| ban.is_active(now_ns)).count();
+    let mut bans: Vec<_> = maps.bans()?.into_values().collect();
+    bans.retain(|ban| ban.is_active(now_ns));
     let sources = maps.sources_fill();
     let mut counters = Vec::new();
     for reason in Reason::ALL {
@@ -147,11 +159,15 @@ fn state(datapath: &Datapath) -> anyhow::Result<StateRecord> {
     for tally in Tally::ALL {
         tallies.push(TallyRecord { name: tally.name(), count: maps.tallied(*tally)? });
     }
+    let config = maps.config()?;
     Ok(StateRecord {
+        mode: config.mode().name(),
+        events_rate: config.events_rate(),
         program: ProgramRecord { id, verified_instructions, exact_over_cpus: crate::datapath::sees_peers() },
         interfaces: datapath.guarded()?.into_iter().map(interface).collect(),
         rules,
-        bans: FillRecord { used: active, capacity: maps.bans_capacity() },
+        bans: FillRecord { used: bans.len(), capacity: maps.bans_capacity() },
+        bans_monitored: bans.iter().filter(|ban| ban.is_monitored()).count(),
         sources: FillRecord { used: sources.used, capacity: sources.capacity },
         allowed: maps.list(List::Allow).entries()?.len(),
         denied: maps.list(List::Deny).entries()?.len(),
@@ -170,6 +186,12 @@ fn print(record: &StatusRecord, out: &mut dyn Write) -> anyhow::Result<()> {
         None => format!("{YELLOW}no daemon{YELLOW:#}: filtering goes on, events wait"),
     };
     writeln!(out, "{BOLD}instance {}{BOLD:#}: {daemon}", record.instance)?;
+    if state.is_monitored() {
+        writeln!(
+            out,
+            "{YELLOW}monitor mode: everything is counted and reported, and nothing is dropped{YELLOW:#}"
+        )?;
+    }
     if state.interfaces.is_empty() {
         writeln!(out, "{RED}not attached to any interface{RED:#}")?;
     }
@@ -186,29 +208,22 @@ fn print(record: &StatusRecord, out: &mut dyn Write) -> anyhow::Result<()> {
             )?,
         }
     }
+    let noted = match state.bans_monitored {
+        0 => String::new(),
+        noted => format!(" ({} only noted)", grouped(noted as u64)),
+    };
     writeln!(
         out,
-        "bans {} of {}, sources counted {} of {}, allowed networks {}",
+        "bans {} of {}{noted}, sources counted {} of {}, allowed networks {}, denied networks {}",
         grouped(state.bans.used as u64),
         grouped(state.bans.capacity.into()),
         grouped(state.sources.used as u64),
         grouped(state.sources.capacity.into()),
-        grouped(state.allowed as u64)
+        grouped(state.allowed as u64),
+        grouped(state.denied as u64)
     )?;
     writeln!(out)?;
-    let mut rules = table(&["RULE", "PORTS", "LIMIT", "ACTION", "SYNS PASSED", "OVER LIMIT", "BANNED"]);
-    for rule in &state.rules {
-        rules.add_row([
-            rule.name.clone(),
-            rule.ports.clone(),
-            rule.limit.clone(),
-            rule.action.to_owned(),
-            grouped(rule.under_limit),
-            grouped(rule.over_limit),
-            grouped(rule.banned),
-        ]);
-    }
-    write_table(out, &rules)?;
+    write_table(out, &rules_table(state))?;
     writeln!(out)?;
     let mut counters = table(&["VERDICT", "REASON", "PACKETS", "BYTES"]);
     for count in state.counters.iter().filter(|count| count.packets > 0) {
@@ -226,11 +241,54 @@ fn print(record: &StatusRecord, out: &mut dyn Write) -> anyhow::Result<()> {
             "{YELLOW}no sums over CPUs here (Linux 5.19, up to 384 CPUs): each CPU has its share of the limits{YELLOW:#}"
         )?;
     }
-    let losses = [Tally::BanTableFull, Tally::BanDeferred, Tally::OffenceLost, Tally::EventLost];
+    let losses = [
+        Tally::BanTableFull,
+        Tally::BanDeferred,
+        Tally::OffenceLost,
+        Tally::EventLost,
+        Tally::EventSuppressed,
+    ];
     for loss in state.tallies.iter().filter(|tally| losses.iter().any(|loss| loss.name() == tally.name)) {
         if loss.count > 0 {
             writeln!(out, "{YELLOW}{}: {}{YELLOW:#}", loss.name, grouped(loss.count))?;
         }
     }
     Ok(())
+}
+
+/// The rules and their counters; if any is only watched, or was, with what it would have dropped.
+fn rules_table(state: &StateRecord) -> Table {
+    let watched = state.is_monitored()
+        || state.rules.iter().any(|rule| {
+            rule.mode == Mode::Monitor.name() || rule.monitored_over_limit + rule.monitored_banned > 0
+        });
+    let mut header = vec!["RULE", "PORTS", "LIMIT", "ACTION", "SYNS PASSED", "OVER LIMIT", "BANNED"];
+    if watched {
+        header.extend(["MODE", "WATCHED OVER LIMIT", "WATCHED BANNED"]);
+    }
+    let mut rules = table(&header);
+    for rule in &state.rules {
+        let mut row = vec![
+            rule.name.clone(),
+            rule.ports.clone(),
+            rule.limit.clone(),
+            rule.action.to_owned(),
+            grouped(rule.under_limit),
+            grouped(rule.over_limit),
+            grouped(rule.banned),
+        ];
+        if watched {
+            let mode = if state.is_monitored() { state.mode } else { rule.mode };
+            row.push(mode.to_owned());
+            row.extend([rule.monitored_over_limit, rule.monitored_banned].map(grouped));
+        }
+        rules.add_row(row);
+    }
+    rules
+}
+
+impl StateRecord {
+    fn is_monitored(&self) -> bool {
+        self.mode == Mode::Monitor.name()
+    }
 }

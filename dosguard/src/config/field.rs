@@ -2,11 +2,13 @@
 
 use std::fmt;
 
+use dosguard_common::config::Mode;
 use dosguard_common::rule::{Action, RuleSpec, Scope};
 use thiserror::Error;
 
 use super::limit::{Limit, LimitError};
 use super::policy::NamedRule;
+use super::ports::{PortError, Ports};
 use super::units::{Span, SpanError};
 
 /// A setting of a rule.
@@ -26,6 +28,10 @@ pub enum RuleField {
     Forget,
     /// What a ban reaches: `all` packets, or only `syn` to the rule's ports.
     Scope,
+    /// Whether a SYN that arrives while its source is banned restarts the ban's clock: `true` or `false`.
+    Refresh,
+    /// `enforce`, or `monitor` to drop nothing.
+    Mode,
 }
 
 /// The shortest ban: a shorter one would report more than it drops.
@@ -87,20 +93,38 @@ pub enum FieldError {
         /// What was written.
         text: String,
     },
-    /// It is not a setting of a running rule.
-    #[error("`{field}` is read-only: {reason}")]
-    ReadOnly {
-        /// Which setting.
-        field: RuleField,
-        /// Why, and how to change it otherwise.
-        reason: &'static str,
+    /// It is neither yes nor no.
+    #[error(
+        "refresh cannot be `{text}`\nhint: `true` if a SYN that arrives during a ban restarts its clock, or `false`"
+    )]
+    Refresh {
+        /// What was written.
+        text: String,
     },
+    /// There is no such mode.
+    #[error("no such mode as `{text}`\nhint: `enforce`, or `monitor` to count and report and drop nothing")]
+    Mode {
+        /// What was written.
+        text: String,
+    },
+    /// A port is malformed.
+    #[error(transparent)]
+    Port(#[from] PortError),
 }
 
 impl RuleField {
     /// Every setting, in the order in which they are listed.
-    pub const ALL: [Self; 7] =
-        [Self::Ports, Self::Limit, Self::Action, Self::Ban, Self::BanMax, Self::Forget, Self::Scope];
+    pub const ALL: [Self; 9] = [
+        Self::Ports,
+        Self::Limit,
+        Self::Action,
+        Self::Ban,
+        Self::BanMax,
+        Self::Forget,
+        Self::Scope,
+        Self::Refresh,
+        Self::Mode,
+    ];
 
     /// Its name in the file and in keys.
     pub const fn name(self) -> &'static str {
@@ -112,6 +136,8 @@ impl RuleField {
             Self::BanMax => "ban_max",
             Self::Forget => "forget",
             Self::Scope => "scope",
+            Self::Refresh => "refresh",
+            Self::Mode => "mode",
         }
     }
 
@@ -130,21 +156,13 @@ impl RuleField {
             Self::BanMax => r#"ban_max = "1d""#,
             Self::Forget => r#"forget = "1d""#,
             Self::Scope => r#"scope = "all""#,
+            Self::Refresh => "refresh = true",
+            Self::Mode => r#"mode = "monitor""#,
         }
     }
 
-    /// Why it cannot be set while the rule is in force; none if it can.
-    pub const fn read_only(self) -> Option<&'static str> {
-        match self {
-            Self::Ports => {
-                Some("which rule a port belongs to comes from the file\nhint: change `ports` there")
-            }
-            Self::Limit | Self::Action | Self::Ban | Self::BanMax | Self::Forget | Self::Scope => None,
-        }
-    }
-
-    /// The rule's value as text. All but `ports` can be given to [`set`](Self::set) as they are. The ports of `default`
-    /// are shown as `every other`.
+    /// The rule's value as text, which can be given to [`assign`](Self::assign) as it is; all but the ports of `default`,
+    /// which are shown as `every other`.
     pub fn get(self, rule: &NamedRule) -> String {
         let spec = &rule.spec;
         match self {
@@ -157,21 +175,19 @@ impl RuleField {
             Self::BanMax => Span::from_ns(spec.ban_max_ns).to_string(),
             Self::Forget => Span::from_ns(spec.forget_ns).to_string(),
             Self::Scope => spec.scope.name().to_owned(),
+            Self::Refresh => spec.refresh.to_string(),
+            Self::Mode => spec.mode.name().to_owned(),
         }
     }
 
-    /// Sets it from text.
+    /// Sets it from text, without a look at the rule's other settings and at other rules: so `ban` and `ban_max` can be
+    /// changed in either order. [`Policy::add_rule`](super::policy::Policy::add_rule) looks at all of it.
     ///
     /// # Errors
     ///
-    /// The value is malformed, out of range or at odds with the rule's other settings, or the setting is read-only.
-    /// Then `spec` is as it was.
-    pub fn set(self, spec: &mut RuleSpec, text: &str) -> Result<(), FieldError> {
-        set_all(spec, [(self, text)])
-    }
-
-    /// Sets it without a look at the other settings: [`check`] must follow.
-    pub(super) fn assign(self, spec: &mut RuleSpec, text: &str) -> Result<(), FieldError> {
+    /// The value is malformed or out of range. Then `rule` is as it was.
+    pub fn assign(self, rule: &mut NamedRule, text: &str) -> Result<(), FieldError> {
+        let spec = &mut rule.spec;
         let span = || text.parse::<Span>().map_err(|error| FieldError::Duration { field: self, error });
         let ban = || match span()?.ns() {
             0 => Err(FieldError::ZeroBan { field: self, text: text.to_owned() }),
@@ -179,10 +195,9 @@ impl RuleField {
             ns => Ok(ns),
         };
         match self {
-            Self::Ports => {
-                let reason = self.read_only().unwrap_or_default();
-                return Err(FieldError::ReadOnly { field: self, reason });
-            }
+            // That a rule needs ports is for the policy to say.
+            Self::Ports if text.is_empty() => rule.ports = Ports::default(),
+            Self::Ports => rule.ports = text.parse()?,
             Self::Limit => {
                 let limit: Limit = text.parse()?;
                 spec.limit = limit.count();
@@ -199,6 +214,10 @@ impl RuleField {
                 let scope = [Scope::All, Scope::Syn].into_iter().find(|scope| scope.name() == text);
                 spec.scope = scope.ok_or_else(|| FieldError::Scope { text: text.to_owned() })?;
             }
+            Self::Refresh => {
+                spec.refresh = text.parse().map_err(|_| FieldError::Refresh { text: text.to_owned() })?;
+            }
+            Self::Mode => spec.mode = parse_mode(text)?,
         }
         Ok(())
     }
@@ -210,23 +229,24 @@ impl fmt::Display for RuleField {
     }
 }
 
-/// Sets several settings of one rule at once, so that `ban` and `ban_max` can be raised or lowered together in either
-/// order.
+/// The mode of this name.
 ///
 /// # Errors
 ///
-/// As for [`RuleField::set`]; if any value is refused, none is set.
-pub fn set_all<'a>(
-    spec: &mut RuleSpec,
-    values: impl IntoIterator<Item = (RuleField, &'a str)>,
-) -> Result<(), FieldError> {
-    let mut changed = *spec;
-    for (field, text) in values {
-        field.assign(&mut changed, text)?;
+/// There is no such mode.
+pub fn parse_mode(text: &str) -> Result<Mode, FieldError> {
+    let mode = [Mode::Enforce, Mode::Monitor].into_iter().find(|mode| mode.name() == text);
+    mode.ok_or_else(|| FieldError::Mode { text: text.to_owned() })
+}
+
+/// The same demand, with a longest ban that is not shorter than the first: who asks for a first ban above the usual
+/// longest one, and says nothing of that, has said enough.
+#[must_use]
+pub const fn with_room_for_ban(mut spec: RuleSpec) -> RuleSpec {
+    if spec.ban_max_ns < spec.ban_ns {
+        spec.ban_max_ns = spec.ban_ns;
     }
-    check(&changed)?;
-    *spec = changed;
-    Ok(())
+    spec
 }
 
 /// Whether a rule may demand this.
@@ -260,35 +280,35 @@ mod tests {
 
     #[test]
     fn what_is_read_can_be_written_and_changes_nothing() {
-        let rule = rule();
         for field in RuleField::ALL {
             assert_eq!(RuleField::from_name(field.name()), Some(field));
-            let mut spec = rule.spec;
-            if field.read_only().is_none() {
-                field.set(&mut spec, &field.get(&rule)).unwrap();
-            }
-            assert_eq!(spec, rule.spec);
+            let mut written = rule();
+            field.assign(&mut written, &field.get(&rule())).unwrap();
+            assert_eq!(written, rule());
         }
-        assert_eq!(RuleField::from_name("refresh"), None);
+        assert_eq!(RuleField::from_name("colour"), None);
     }
 
     #[test]
     fn each_setting_changes_its_own_value() {
         let mut rule = rule();
         let values = [
+            (RuleField::Ports, "tcp/25,tcp/587"),
             (RuleField::Limit, "3/1m"),
             (RuleField::Action, "drop"),
             (RuleField::Ban, "10m"),
             (RuleField::BanMax, "2d"),
             (RuleField::Forget, "0s"),
             (RuleField::Scope, "syn"),
+            (RuleField::Refresh, "true"),
+            (RuleField::Mode, "monitor"),
         ];
         for (field, value) in values {
-            field.set(&mut rule.spec, value).unwrap();
-            assert_eq!(field.get(&rule), value);
+            field.assign(&mut rule, value).unwrap();
         }
+        assert_eq!(values.map(|(field, _)| field.get(&rule)), values.map(|(_, value)| value));
         assert_eq!((rule.spec.limit, rule.spec.window_ns), (3, 60_000_000_000));
-        assert_eq!(RuleField::Ports.get(&rule), "tcp/25");
+        check(&rule.spec).unwrap();
     }
 
     #[test]
@@ -310,16 +330,6 @@ mod tests {
                 "ban `0s`: a ban cannot be zero\nhint: such as `10m`; action `drop` is the one without bans",
             ),
             (
-                RuleField::BanMax,
-                "1s",
-                "ban_max `1s` is shorter than ban `1m`\nhint: a ban_max of `1m` or more, or a shorter ban",
-            ),
-            (
-                RuleField::Ban,
-                "2d",
-                "ban_max `1d` is shorter than ban `2d`\nhint: a ban_max of `2d` or more, or a shorter ban",
-            ),
-            (
                 RuleField::Action,
                 "Ban",
                 "no such action as `Ban`\nhint: `ban`, or `drop` for only the SYNs over the limit",
@@ -330,25 +340,33 @@ mod tests {
                 "no such scope as ``\nhint: `all` packets of the source, or only its `syn` to the rule's ports",
             ),
             (
-                RuleField::Ports,
-                "tcp/26",
-                "`ports` is read-only: which rule a port belongs to comes from the file\nhint: change `ports` there",
+                RuleField::Refresh,
+                "yes",
+                "refresh cannot be `yes`\nhint: `true` if a SYN that arrives during a ban restarts its clock, or `false`",
             ),
+            (
+                RuleField::Mode,
+                "off",
+                "no such mode as `off`\nhint: `enforce`, or `monitor` to count and report and drop nothing",
+            ),
+            (RuleField::Ports, "tcp/0", "`tcp/0`: there is no port `0`\nhint: from 1 to 65535"),
         ];
         for (field, value, message) in cases {
-            let mut spec = default_spec();
-            assert_eq!(field.set(&mut spec, value).unwrap_err().to_string(), message);
-            assert_eq!(spec, default_spec());
+            let mut written = rule();
+            assert_eq!(field.assign(&mut written, value).unwrap_err().to_string(), message);
+            assert_eq!(written, rule());
         }
     }
 
     #[test]
-    fn settings_that_belong_together_are_set_together() {
-        let mut spec = default_spec();
-        set_all(&mut spec, [(RuleField::Ban, "2d"), (RuleField::BanMax, "4d")]).unwrap();
-        set_all(&mut spec, [(RuleField::BanMax, "2m"), (RuleField::Ban, "1m")]).unwrap();
-        let before = spec;
-        assert!(set_all(&mut spec, [(RuleField::Limit, "7/1s"), (RuleField::Ban, "3m")]).is_err());
-        assert_eq!(spec, before);
+    fn settings_that_belong_together_are_looked_at_together() {
+        let mut rule = rule();
+        RuleField::Ban.assign(&mut rule, "2d").unwrap();
+        assert_eq!(
+            check(&rule.spec).unwrap_err().to_string(),
+            "ban_max `1d` is shorter than ban `2d`\nhint: a ban_max of `2d` or more, or a shorter ban"
+        );
+        RuleField::BanMax.assign(&mut rule, "4d").unwrap();
+        check(&rule.spec).unwrap();
     }
 }

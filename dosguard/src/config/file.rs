@@ -2,11 +2,16 @@
 //!
 //! ```toml
 //! interfaces = ["eth0"]            # or on the command line
+//! mode  = "enforce"                # or "monitor"
 //! allow = ["192.0.2.0/24", "2001:db8::/32"]
+//! deny  = ["203.0.113.0/24"]
 //!
 //! [source]
 //! ipv4_prefix = 32                 # 1 to 32
 //! ipv6_prefix = 64                 # 1 to 128
+//!
+//! [events]
+//! rate = 1000                      # of each kind, a second and CPU; 0 to 1000000
 //!
 //! [rule.default]                   # every TCP port that no other rule names
 //! limit = "100/1s"
@@ -20,6 +25,8 @@
 //! ban_max = "1d"                   # left out: 1d, or `ban` if that is longer
 //! forget  = "1d"
 //! scope   = "all"                  # or "syn"
+//! refresh = false
+//! mode    = "enforce"              # or "monitor"
 //! ```
 //!
 //! Whatever is left out is as in [`Policy::default`] and [`default_spec`](super::policy::default_spec).
@@ -102,14 +109,24 @@ pub enum Problem {
         message: String,
     },
     /// A key has no meaning here.
-    #[error("unknown key `{key}` in {place}\nhint: the keys here are {accepted}")]
+    #[error("unknown key `{key}` in {place}\nhint: {hint}")]
     UnknownKey {
         /// The key.
         key: String,
         /// The table it is in.
         place: String,
-        /// The keys that have a meaning.
-        accepted: String,
+        /// The nearest key, or those that have a meaning.
+        hint: String,
+    },
+    /// A key or a table stands there a second time.
+    #[error(
+        "{what} is named twice, first in line {line}\nhint: name it once; another rule needs another name"
+    )]
+    Twice {
+        /// The rule or the key.
+        what: String,
+        /// The line where it stands first, from 1.
+        line: usize,
     },
     /// A value is of the wrong type.
     #[error("{what} cannot be {found}\nhint: such as `{example}`")]
@@ -127,7 +144,7 @@ pub enum Problem {
         /// The rule.
         name: RuleName,
     },
-    /// An allow-list entry is malformed.
+    /// A network is malformed.
     #[error(transparent)]
     Cidr(#[from] CidrError),
     /// A port is malformed.

@@ -1,26 +1,29 @@
-//! sysctl-style dotted keys over live rules: `rule.smtp.limit`, `core.ipv4_prefix`.
+//! sysctl-style dotted keys over live settings: `core.mode`, `rule.smtp.limit`.
 //!
-//! Reading gives text that can be written back. Writing goes through [`RuleField::set`] or
-//! [`set_all`](super::field::set_all), on a rule's specification that the caller reads from and puts into the maps.
+//! Reading gives text that can be written back. Writing several at once is for [`assignments`](super::assignments).
 
 use std::fmt;
 use std::str::FromStr;
 
 use thiserror::Error;
 
-use super::field::RuleField;
-use super::policy::{NamedRule, RuleName, SourcePrefixes};
+use super::field::{RuleField, parse_mode};
+use super::policy::{NamedRule, Policy, PolicyError, RuleName, parse_events_rate, parse_source_prefix};
 
-const IPV4_PREFIX: &str = "core.ipv4_prefix";
-const IPV6_PREFIX: &str = "core.ipv6_prefix";
+/// The keys that are no rule's, in the order in which they are listed.
+const GLOBAL: [Key; 4] = [Key::Mode, Key::SourceIpv4Prefix, Key::SourceIpv6Prefix, Key::EventsRate];
 
 /// One setting of a running instance.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Key {
-    /// `core.ipv4_prefix`: how many bits of an IPv4 address make a source. Read-only.
+    /// `core.mode`: whether what is decided is done, or only counted and reported.
+    Mode,
+    /// `core.ipv4_prefix`: how many bits of an IPv4 address make a source.
     SourceIpv4Prefix,
-    /// `core.ipv6_prefix`: how many bits of an IPv6 address make a source. Read-only.
+    /// `core.ipv6_prefix`: how many bits of an IPv6 address make a source.
     SourceIpv6Prefix,
+    /// `events.rate`: events of one kind that each CPU reports in a second.
+    EventsRate,
     /// `rule.<name>.<field>`: a setting of a rule.
     Rule {
         /// The rule.
@@ -58,36 +61,52 @@ pub enum KeyError {
 }
 
 impl Key {
-    /// Why it cannot be set, then `hint: ` and how to change it otherwise; none if it can be set.
-    pub const fn read_only(&self) -> Option<&'static str> {
+    /// Its value as text; none if there is no such rule.
+    pub fn get(&self, policy: &Policy) -> Option<String> {
         match self {
-            Self::SourceIpv4Prefix => Some(
-                "counters and bans are kept by source\nhint: change `ipv4_prefix` in the file's `[source]`",
-            ),
-            Self::SourceIpv6Prefix => Some(
-                "counters and bans are kept by source\nhint: change `ipv6_prefix` in the file's `[source]`",
-            ),
-            Self::Rule { field, .. } => field.read_only(),
+            Self::Mode => Some(policy.mode.name().to_owned()),
+            Self::SourceIpv4Prefix => Some(policy.prefixes.ipv4.to_string()),
+            Self::SourceIpv6Prefix => Some(policy.prefixes.ipv6.to_string()),
+            Self::EventsRate => Some(policy.events_rate.to_string()),
+            Self::Rule { rule, field } => policy.rule(rule.as_str()).map(|rule| field.get(rule)),
         }
     }
 
-    /// Its value as text; none if there is no such rule.
-    pub fn get(&self, rules: &[NamedRule], prefixes: SourcePrefixes) -> Option<String> {
+    /// Sets it from text. What [`get`](Self::get) gave changes nothing. [`Policy::check_rules`] must follow. A key of a
+    /// rule that is not there sets nothing.
+    ///
+    /// # Errors
+    ///
+    /// The value is malformed or out of range. Then `policy` is as it was.
+    pub fn assign(&self, policy: &mut Policy, text: &str) -> Result<(), PolicyError> {
+        if self.get(policy).is_some_and(|value| value == text) {
+            return Ok(());
+        }
         match self {
-            Self::SourceIpv4Prefix => Some(prefixes.ipv4.to_string()),
-            Self::SourceIpv6Prefix => Some(prefixes.ipv6.to_string()),
+            Self::Mode => policy.mode = parse_mode(text)?,
+            Self::SourceIpv4Prefix => policy.prefixes.ipv4 = parse_source_prefix("IPv4", 32, text)?,
+            Self::SourceIpv6Prefix => policy.prefixes.ipv6 = parse_source_prefix("IPv6", 128, text)?,
+            Self::EventsRate => policy.events_rate = parse_events_rate(text)?,
+            Self::Rule { rule, field: RuleField::Ports } if rule.is_default() => {
+                return Err(PolicyError::DefaultWithPorts);
+            }
             Self::Rule { rule, field } => {
-                rules.iter().find(|other| other.name == *rule).map(|rule| field.get(rule))
+                if let Some(rule) = policy.rule_mut(rule.as_str()) {
+                    field.assign(rule, text)?;
+                }
             }
         }
+        Ok(())
     }
 }
 
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::SourceIpv4Prefix => f.pad(IPV4_PREFIX),
-            Self::SourceIpv6Prefix => f.pad(IPV6_PREFIX),
+            Self::Mode => f.pad("core.mode"),
+            Self::SourceIpv4Prefix => f.pad("core.ipv4_prefix"),
+            Self::SourceIpv6Prefix => f.pad("core.ipv6_prefix"),
+            Self::EventsRate => f.pad("events.rate"),
             Self::Rule { rule, field } => f.pad(&format!("rule.{rule}.{field}")),
         }
     }
@@ -98,16 +117,15 @@ impl FromStr for Key {
 
     /// From its name. Whether the rule exists is not looked at.
     fn from_str(text: &str) -> Result<Self, KeyError> {
-        match text {
-            IPV4_PREFIX => return Ok(Self::SourceIpv4Prefix),
-            IPV6_PREFIX => return Ok(Self::SourceIpv6Prefix),
-            _ => {}
+        let global = GLOBAL.map(|key| key.to_string());
+        if let Some(found) = GLOBAL.into_iter().zip(&global).find(|(_, name)| *name == text) {
+            return Ok(found.0);
         }
         let unknown = |hint| KeyError::Unknown { text: text.to_owned(), hint };
         let parts = text.strip_prefix("rule.").and_then(|rest| rest.split_once('.'));
         let Some((rule, field)) = parts else {
-            let near = nearest(text, [IPV4_PREFIX, IPV6_PREFIX]);
-            let forms = format!("`{IPV4_PREFIX}`, `{IPV6_PREFIX}` or `rule.<name>.{}`", RuleField::Limit);
+            let near = nearest(text, global.iter().map(String::as_str));
+            let forms = format!("`{}` or `rule.<name>.{}`", global.join("`, `"), RuleField::Limit);
             return Err(unknown(near.map_or(forms, |key| format!("did you mean `{key}`?"))));
         };
         let name = rule
@@ -124,16 +142,11 @@ impl FromStr for Key {
     }
 }
 
-/// Every key with its value, in the order in which they are listed: the core's, then each rule's.
-pub fn all(rules: &[NamedRule], prefixes: SourcePrefixes) -> Vec<(Key, String)> {
-    let core = [
-        (Key::SourceIpv4Prefix, prefixes.ipv4.to_string()),
-        (Key::SourceIpv6Prefix, prefixes.ipv6.to_string()),
-    ];
-    let of_rule = |rule: &NamedRule| {
-        RuleField::ALL.map(|field| (Key::Rule { rule: rule.name.clone(), field }, field.get(rule)))
-    };
-    core.into_iter().chain(rules.iter().flat_map(of_rule)).collect()
+/// Every key with its value, in the order in which they are listed: the global ones, then each rule's.
+pub fn all(policy: &Policy) -> Vec<(Key, String)> {
+    let of_rule = |rule: &NamedRule| RuleField::ALL.map(|field| Key::Rule { rule: rule.name.clone(), field });
+    let keys = GLOBAL.into_iter().chain(policy.rules.iter().flat_map(of_rule));
+    keys.filter_map(|key| key.get(policy).map(|value| (key, value))).collect()
 }
 
 /// The key of this name, or all that match a pattern with `*` or `?`, with their values.
@@ -141,32 +154,32 @@ pub fn all(rules: &[NamedRule], prefixes: SourcePrefixes) -> Vec<(Key, String)> 
 /// # Errors
 ///
 /// There is no such key or rule, or nothing matches.
-pub fn select(
-    rules: &[NamedRule],
-    prefixes: SourcePrefixes,
-    pattern: &str,
-) -> Result<Vec<(Key, String)>, KeyError> {
-    if !pattern.contains(['*', '?']) {
+pub fn select(policy: &Policy, pattern: &str) -> Result<Vec<(Key, String)>, KeyError> {
+    if !is_pattern(pattern) {
         let key: Key = pattern.parse()?;
-        return match (key.get(rules, prefixes), key) {
-            (None, Key::Rule { rule, .. }) => {
-                let hint = match nearest(rule.as_str(), rules.iter().map(|rule| rule.name.as_str())) {
-                    Some(near) => format!("did you mean `{near}`?"),
-                    None => rule_names(rules),
-                };
-                Err(KeyError::UnknownRule { rule, hint })
-            }
+        return match (key.get(policy), key) {
+            (None, Key::Rule { rule, .. }) => Err(unknown_rule(policy, rule)),
             (value, key) => Ok(vec![(key, value.unwrap_or_default())]),
         };
     }
-    let mut keys = all(rules, prefixes);
+    let mut keys = all(policy);
     keys.retain(|(key, _)| matches(pattern, &key.to_string()));
     if keys.is_empty() { Err(KeyError::NoMatch { pattern: pattern.to_owned() }) } else { Ok(keys) }
 }
 
-/// The two sides of `KEY=VALUE`, without the blanks around them; none if there is no `=`.
-pub fn split_assignment(text: &str) -> Option<(&str, &str)> {
-    text.split_once('=').map(|(key, value)| (key.trim(), value.trim()))
+/// Whether the text may stand for several keys.
+pub fn is_pattern(text: &str) -> bool {
+    text.contains(['*', '?'])
+}
+
+/// That there is no such rule, with the nearest one or those there are.
+pub fn unknown_rule(policy: &Policy, rule: RuleName) -> KeyError {
+    let names = policy.rules.iter().map(|rule| rule.name.as_str());
+    let hint = match nearest(rule.as_str(), names) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => rule_names(&policy.rules),
+    };
+    KeyError::UnknownRule { rule, hint }
 }
 
 /// Whether all of `text` matches `pattern`, in which `*` stands for any characters, dots too, and `?` for one.
@@ -208,7 +221,7 @@ fn rule_names(rules: &[NamedRule]) -> String {
 }
 
 /// The candidate that is one or two typing errors away, if any; of a short one at least half must be right.
-fn nearest<'a>(text: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(super) fn nearest<'a>(text: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let distances = candidates.into_iter().map(|candidate| (distance(text, candidate), candidate));
     let near = distances.filter(|(distance, candidate)| *distance <= 2 && *distance * 2 < candidate.len());
     near.min_by_key(|(distance, _)| *distance).map(|(_, candidate)| candidate)
@@ -245,22 +258,23 @@ mod tests {
     }
 
     fn list(pattern: &str) -> Result<Vec<String>, String> {
-        let policy = policy();
-        let keys = select(&policy.rules, policy.prefixes, pattern).map_err(|error| error.to_string())?;
+        let keys = select(&policy(), pattern).map_err(|error| error.to_string())?;
         Ok(keys.into_iter().map(|(key, value)| format!("{key} = {value}")).collect())
     }
 
     #[test]
     fn every_key_is_listed_in_order_and_parses() {
         let policy = policy();
-        let keys = all(&policy.rules, policy.prefixes);
+        let keys = all(&policy);
         let shown: Vec<_> = keys.iter().map(|(key, value)| format!("{key} = {value}")).collect();
-        assert_eq!(shown.len(), 2 + 2 * RuleField::ALL.len());
+        assert_eq!(shown.len(), 4 + 2 * RuleField::ALL.len());
         assert_eq!(
-            shown[..10],
+            shown[..14],
             [
+                "core.mode = enforce",
                 "core.ipv4_prefix = 32",
                 "core.ipv6_prefix = 64",
+                "events.rate = 1000",
                 "rule.default.ports = every other",
                 "rule.default.limit = 100/1s",
                 "rule.default.action = ban",
@@ -268,12 +282,14 @@ mod tests {
                 "rule.default.ban_max = 1d",
                 "rule.default.forget = 1d",
                 "rule.default.scope = all",
+                "rule.default.refresh = false",
+                "rule.default.mode = enforce",
                 "rule.smtp.ports = tcp/25,tcp/587",
             ]
         );
         for (key, value) in keys {
             assert_eq!(key.to_string().parse(), Ok(key.clone()));
-            assert_eq!(key.get(&policy.rules, policy.prefixes), Some(value));
+            assert_eq!(key.get(&policy), Some(value));
         }
     }
 
@@ -281,22 +297,10 @@ mod tests {
     fn everything_listed_can_be_set_again_and_changes_nothing() {
         let before = policy();
         let mut after = before.clone();
-        for (key, value) in all(&before.rules, before.prefixes) {
-            let Key::Rule { ref rule, field } = key else { continue };
-            let rule = after.rules.iter_mut().find(|other| other.name == *rule).unwrap();
-            if key.read_only().is_none() {
-                field.set(&mut rule.spec, &value).unwrap();
-            }
+        for (key, value) in all(&before) {
+            key.assign(&mut after, &value).unwrap();
         }
         assert_eq!(after, before);
-    }
-
-    #[test]
-    fn what_cannot_be_set_says_how_to_change_it() {
-        for text in ["core.ipv4_prefix", "core.ipv6_prefix", "rule.smtp.ports"] {
-            assert!(text.parse::<Key>().unwrap().read_only().unwrap().contains("\nhint: "), "{text}");
-        }
-        assert_eq!("rule.smtp.limit".parse::<Key>().unwrap().read_only(), None);
     }
 
     #[test]
@@ -307,7 +311,7 @@ mod tests {
             ["rule.default.limit = 100/1s", "rule.smtp.limit = 100/1s"]
         );
         assert_eq!(list("rule.smtp.ban*").unwrap(), ["rule.smtp.ban = 1m", "rule.smtp.ban_max = 1d"]);
-        assert_eq!(list("*").unwrap().len(), 16);
+        assert_eq!(list("*").unwrap().len(), 22);
     }
 
     #[test]
@@ -316,9 +320,9 @@ mod tests {
             ("core.ipv4_prefx", "no such key as `core.ipv4_prefx`\nhint: did you mean `core.ipv4_prefix`?"),
             ("rule.smtp.lmit", "no such key as `rule.smtp.lmit`\nhint: did you mean `rule.smtp.limit`?"),
             (
-                "rule.smtp.refresh",
-                "no such key as `rule.smtp.refresh`\nhint: a rule has `ports`, `limit`, `action`, `ban`, `ban_max`, \
-                 `forget`, `scope`",
+                "rule.smtp.colour",
+                "no such key as `rule.smtp.colour`\nhint: a rule has `ports`, `limit`, `action`, `ban`, `ban_max`, \
+                 `forget`, `scope`, `refresh`, `mode`",
             ),
             (
                 "rule.SMTP.limit",
@@ -326,7 +330,8 @@ mod tests {
             ),
             (
                 "limit",
-                "no such key as `limit`\nhint: `core.ipv4_prefix`, `core.ipv6_prefix` or `rule.<name>.limit`",
+                "no such key as `limit`\nhint: `core.mode`, `core.ipv4_prefix`, `core.ipv6_prefix`, `events.rate` or \
+                 `rule.<name>.limit`",
             ),
             ("rule.smpt.limit", "no such rule as `smpt`\nhint: there are `default`, `smtp`"),
             ("rule.smt.limit", "no such rule as `smt`\nhint: did you mean `smtp`?"),
@@ -350,13 +355,6 @@ mod tests {
             assert!(!matches(pattern, text), "{pattern} {text}");
         }
         assert!(!matches(&"*a".repeat(40), &"a".repeat(2_000).replace("aa", "ab")[..60]));
-    }
-
-    #[test]
-    fn assignments_are_split_at_the_first_equals_sign() {
-        assert_eq!(split_assignment("rule.smtp.limit = 3/60s"), Some(("rule.smtp.limit", "3/60s")));
-        assert_eq!(split_assignment("a=b=c"), Some(("a", "b=c")));
-        assert_eq!(split_assignment("a"), None);
     }
 
     #[test]

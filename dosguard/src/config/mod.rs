@@ -12,10 +12,13 @@
 //! | [`field`] | the settings of one rule, wherever they are written |
 //! | [`policy`] | everything one instance shall do, checked as a whole |
 //! | [`file`](mod@file) | a policy, from TOML, with line and column in every error |
-//! | [`keys`] | sysctl-style names over live rules |
+//! | [`keys`] | sysctl-style names over live settings |
+//! | [`assignments`] | live settings into the ones that are wanted |
 
+pub mod assignments;
 pub mod cidr;
 mod document;
+mod duplicate;
 pub mod field;
 pub mod file;
 pub mod keys;

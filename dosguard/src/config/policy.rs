@@ -1,5 +1,7 @@
 //! What one instance shall do, checked as a whole.
 
+mod error;
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -7,18 +9,22 @@ use dosguard_common::abi;
 use dosguard_common::address::SourceMask;
 use dosguard_common::config::{EVENTS_RATE, Mode};
 use dosguard_common::rule::{Action, MAX_NAME, RuleSpec, Scope};
-use thiserror::Error;
+
+pub use error::PolicyError;
 
 use super::cidr::Cidr;
-use super::field::{self, FieldError, RuleField};
+use super::field;
 use super::ports::Ports;
 use super::units::Span;
 
 /// How many rules there may be besides `default`.
 pub const MAX_RULES: usize = abi::RULES.entries as usize - 1;
 
-/// How many allow-list entries the kernel's map holds.
-pub const MAX_ALLOWED: usize = abi::ALLOW.entries as usize;
+/// How many networks a file may have on each list: half of what the kernel holds, so that any file can replace any other.
+pub const MAX_LISTED: usize = abi::ALLOW.entries as usize / 2;
+
+/// The most events of one kind that each CPU may be asked to report in a second.
+pub const MAX_EVENTS_RATE: u32 = 1_000_000;
 
 /// Longest interface name, in bytes: the kernel's `IFNAMSIZ` less its final zero.
 const MAX_INTERFACE: usize = 15;
@@ -37,7 +43,7 @@ pub struct Policy {
     pub allow: Vec<Cidr>,
     /// Networks from which every packet is dropped.
     pub deny: Vec<Cidr>,
-    /// Events of one kind that each CPU reports in a second.
+    /// Events of one kind that each CPU reports in a second, up to [`MAX_EVENTS_RATE`].
     pub events_rate: u32,
     /// How much of an address makes a source.
     pub prefixes: SourcePrefixes,
@@ -69,89 +75,6 @@ pub struct NamedRule {
 /// has no dot that could be taken for the end of a key's part.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RuleName(String);
-
-/// Why a policy cannot be.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum PolicyError {
-    /// A rule's name is malformed.
-    #[error(
-        "`{name}` cannot be a rule's name\nhint: 1 to {MAX_NAME} of the characters a-z, 0-9, `_` and `-`, the first a \
-         letter, such as `smtp`"
-    )]
-    RuleName {
-        /// What was written.
-        name: String,
-    },
-    /// Two rules have the same name.
-    #[error("there are two rules `{name}`\nhint: give each its own name")]
-    DuplicateRule {
-        /// The name.
-        name: RuleName,
-    },
-    /// Two rules name the same port.
-    #[error(
-        "port `tcp/{port}` is in rule `{first}` and in rule `{second}`\nhint: name each port in one rule only"
-    )]
-    DuplicatePort {
-        /// The lowest port that both name.
-        port: u16,
-        /// The rule that was there before.
-        first: RuleName,
-        /// The rule that names it again.
-        second: RuleName,
-    },
-    /// A rule other than `default` names no port.
-    #[error("rule `{name}` has no ports\nhint: such as `{}`", RuleField::Ports.example())]
-    NoPorts {
-        /// The rule.
-        name: RuleName,
-    },
-    /// The rule `default` names ports.
-    #[error(
-        "rule `default` covers every port that no other rule names, and cannot have `ports`\nhint: give a rule for \
-         certain ports another name"
-    )]
-    DefaultWithPorts,
-    /// There are more rules than the kernel's map holds.
-    #[error("rule `{name}` is one too many\nhint: at most {MAX_RULES} besides `default`")]
-    TooManyRules {
-        /// The first rule that has no place.
-        name: RuleName,
-    },
-    /// There are more allow-list entries than the kernel's map holds.
-    #[error("{count} entries are too many for the allow-list\nhint: at most {MAX_ALLOWED}")]
-    TooManyAllowed {
-        /// How many there are.
-        count: usize,
-    },
-    /// A source prefix is out of range.
-    #[error("{family} sources cannot have `{bits}` bits\nhint: from 1 to {longest}")]
-    SourcePrefix {
-        /// `IPv4` or `IPv6`.
-        family: &'static str,
-        /// What was written.
-        bits: String,
-        /// The longest of the family.
-        longest: u8,
-    },
-    /// No interface can have this name.
-    #[error(
-        "`{name}` cannot be an interface's name\nhint: a name as in the output of `ip link`, such as `eth0`"
-    )]
-    Interface {
-        /// What was written.
-        name: String,
-    },
-    /// An interface is named twice.
-    #[error("interface `{name}` is named twice\nhint: name each interface once")]
-    DuplicateInterface {
-        /// The name.
-        name: String,
-    },
-    /// A rule demands what cannot be.
-    #[error(transparent)]
-    Field(#[from] FieldError),
-}
 
 impl Policy {
     /// Adds a rule, or replaces `default`, which is always there.
@@ -190,6 +113,19 @@ impl Policy {
         Ok(())
     }
 
+    /// Looks at all rules together, as if they were added one by one.
+    ///
+    /// # Errors
+    ///
+    /// The first rule that is at odds with itself or with those before it, and why.
+    pub fn check_rules(&self) -> Result<(), (RuleName, PolicyError)> {
+        let mut added = Self { rules: Vec::new(), ..Self::default() };
+        for rule in &self.rules {
+            added.add_rule(rule.clone()).map_err(|error| (rule.name.clone(), error))?;
+        }
+        Ok(())
+    }
+
     /// Adds an interface.
     ///
     /// # Errors
@@ -214,6 +150,37 @@ impl Policy {
     pub fn rule(&self, name: &str) -> Option<&NamedRule> {
         self.rules.iter().find(|rule| rule.name.as_str() == name)
     }
+
+    /// The rule of this name, to change; [`check_rules`](Self::check_rules) must follow.
+    pub fn rule_mut(&mut self, name: &str) -> Option<&mut NamedRule> {
+        self.rules.iter_mut().find(|rule| rule.name.as_str() == name)
+    }
+}
+
+/// How many events of one kind each CPU shall report in a second.
+///
+/// # Errors
+///
+/// It is no whole number up to [`MAX_EVENTS_RATE`].
+pub fn parse_events_rate(text: &str) -> Result<u32, PolicyError> {
+    let rate = whole_number(text).filter(|rate| *rate <= MAX_EVENTS_RATE);
+    rate.ok_or_else(|| PolicyError::EventsRate { text: text.to_owned() })
+}
+
+/// How many bits of an address of the family make a source.
+///
+/// # Errors
+///
+/// It is no whole number from 1 to `longest`.
+pub fn parse_source_prefix(family: &'static str, longest: u8, text: &str) -> Result<u8, PolicyError> {
+    let bits = whole_number(text).and_then(|bits| u8::try_from(bits).ok());
+    let bits = bits.filter(|bits| (1..=longest).contains(bits));
+    bits.ok_or_else(|| PolicyError::SourcePrefix { family, bits: text.to_owned(), longest })
+}
+
+/// Digits alone: `parse` would take a sign.
+fn whole_number(text: &str) -> Option<u32> {
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 
 impl Default for Policy {
@@ -323,6 +290,7 @@ impl fmt::Display for RuleName {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::field::FieldError;
 
     fn rule(name: &str, ports: &str) -> NamedRule {
         let ports = if ports.is_empty() { Ports::default() } else { ports.parse().unwrap() };
@@ -364,7 +332,7 @@ mod tests {
             (rule("smtp", "tcp/26"), "there are two rules `smtp`\nhint: give each its own name"),
             (
                 rule("mail", ""),
-                "rule `mail` has no ports\nhint: such as `ports = [\"tcp/25\", \"tcp/8000-8100\"]`",
+                "rule `mail` has no ports\nhint: name some, such as `tcp/25` or `tcp/8000-8100`",
             ),
             (
                 rule("default", "tcp/80"),

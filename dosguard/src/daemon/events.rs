@@ -8,7 +8,6 @@ use jiff::Timestamp;
 use tokio::sync::broadcast;
 
 use super::{BACKLOG, DaemonError};
-use crate::config::policy::SourcePrefixes;
 use crate::datapath::{Datapath, interfaces};
 use crate::output::{EventRecord, WallClock};
 use crate::system;
@@ -18,7 +17,6 @@ const QUEUE: usize = 4_096;
 
 /// Hands every event to all who listen, and keeps the latest.
 pub struct EventHub {
-    prefixes: SourcePrefixes,
     interfaces: HashMap<u32, String>,
     backlog: VecDeque<Arc<EventRecord>>,
     sender: broadcast::Sender<Arc<EventRecord>>,
@@ -32,18 +30,17 @@ pub struct Listener {
     pub following: broadcast::Receiver<Arc<EventRecord>>,
 }
 
-impl EventHub {
-    /// A hub for the events of an instance.
-    pub fn new(datapath: &Datapath) -> Result<Self, DaemonError> {
-        let prefixes = datapath.maps().source_mask()?.into();
-        let (sender, _) = broadcast::channel(QUEUE);
-        Ok(Self { prefixes, interfaces: HashMap::new(), backlog: VecDeque::new(), sender })
+impl Default for EventHub {
+    fn default() -> Self {
+        Self::new()
     }
+}
 
-    /// Looks what makes a source now: somebody may have changed it.
-    pub fn look_up_prefixes(&mut self, datapath: &Datapath) -> Result<(), DaemonError> {
-        self.prefixes = datapath.maps().source_mask()?.into();
-        Ok(())
+impl EventHub {
+    /// A hub without events yet.
+    pub fn new() -> Self {
+        let (sender, _) = broadcast::channel(QUEUE);
+        Self { interfaces: HashMap::new(), backlog: VecDeque::new(), sender }
     }
 
     /// The record of an event.
@@ -51,7 +48,8 @@ impl EventHub {
         // Only an administrator's ban asks for it: others know the rule's name from when they were imposed.
         let rule = |index| datapath.rule_name(index);
         let clock = WallClock::new(Timestamp::now(), system::boot_now_ns()?);
-        let prefixes = self.prefixes;
+        // They may have changed since the last one.
+        let prefixes = datapath.maps().source_mask()?.into();
         let name = |index| self.interface(index);
         Ok(Arc::new(EventRecord::new(event, rule, name, prefixes, &clock)))
     }

@@ -83,12 +83,13 @@ fn io_error(action: &'static str) -> impl FnOnce(io::Error) -> DaemonError {
 pub type KernelLog = EbpfLogger<&'static dyn log::Log>;
 
 /// Runs until `shutdown` completes. Every event goes to `print`, which must not block, and to those who listen at the
-/// instance's socket.
+/// instance's socket; `first` are those that happened while it was being started.
 pub async fn serve(
     paths: &Paths,
     datapath: Datapath,
     server: Server,
     kernel_log: Option<KernelLog>,
+    first: Vec<EventRecord>,
     print: impl FnMut(&EventRecord),
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), DaemonError> {
@@ -96,6 +97,9 @@ pub async fn serve(
     let mut kernel_log =
         kernel_log.map(|log| watch(log).map_err(io_error("wait for the kernel's log"))).transpose()?;
     let mut pump = Pump::new(datapath, print)?;
+    for record in first {
+        pump.publish(Arc::new(record));
+    }
     let mut clients = JoinSet::new();
     let (reporter, mut reports) = mpsc::channel(BATCH);
     let mut sweep_at = tokio::time::Instant::now();
@@ -153,14 +157,13 @@ struct Pump<P> {
 
 impl<P: FnMut(&EventRecord)> Pump<P> {
     fn new(datapath: Datapath, print: P) -> Result<Self, DaemonError> {
-        let hub = EventHub::new(&datapath)?;
+        let hub = EventHub::new();
         let lost = datapath.maps().tallied(Tally::EventLost)?;
         Ok(Self { datapath, hub, print, lost })
     }
 
     /// Publishes up to [`BATCH`] events and returns how many.
     fn take_batch(&mut self, ring: &mut RingBuf<MapData>) -> Result<usize, DaemonError> {
-        self.hub.look_up_prefixes(&self.datapath)?;
         let mut taken = 0;
         while taken < BATCH {
             let Some(record) = ring.next() else { break };

@@ -138,6 +138,19 @@ pub enum Error {
         #[source]
         source: Box<MapError>,
     },
+    /// A list has no room.
+    #[error(
+        "the {list}-list has room for {room} networks, and there would be {wanted} on it; nothing was changed\n\
+         hint: new ones are added before old ones are removed; remove some first, or name wider networks"
+    )]
+    ListFull {
+        /// `allow` or `deny`.
+        list: &'static str,
+        /// How many it holds.
+        room: u32,
+        /// How many there would be.
+        wanted: usize,
+    },
     /// A map has no room.
     #[error(
         "map `{map}` has room for {entries} entries, and no more; nothing was added\n\
@@ -148,14 +161,6 @@ pub enum Error {
         map: &'static str,
         /// How many entries it holds.
         entries: u32,
-    },
-    /// The maps hold no rule of that name.
-    #[error("no rule `{name}`\nhint: there are {known}")]
-    NoRule {
-        /// The name.
-        name: String,
-        /// Those that there are.
-        known: String,
     },
     /// The source prefixes differ from the live ones.
     #[error(

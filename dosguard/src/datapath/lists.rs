@@ -54,11 +54,6 @@ impl Origin {
         self.0 & Self::FILE.0 != 0
     }
 
-    /// Whether somebody at the command line has put it there.
-    pub const fn is_of_hand(self) -> bool {
-        self.0 & Self::HAND.0 != 0
-    }
-
     /// The name used in output.
     pub const fn name(self) -> &'static str {
         match (self.0 & Self::FILE.0 != 0, self.0 & Self::HAND.0 != 0) {
@@ -143,14 +138,9 @@ impl PrefixList {
     fn remove(&mut self, (address, bits): Prefix) -> Result<bool, Error> {
         removed(self.trie.remove(&Key::new(bits, Wire(address))), self.spec)
     }
-
-    pub(super) fn require_room(&self, entries: usize) -> Result<(), Error> {
-        let fits = u32::try_from(entries).is_ok_and(|entries| entries <= self.capacity);
-        if fits { Ok(()) } else { Err(Error::MapFull { map: self.spec.name, entries: self.capacity }) }
-    }
 }
 
-/// Puts prefixes on a list, if there is room for all of them; those that are there already are marked with `origin` too.
+/// Puts prefixes on a list, all of them or none; those that are there already are marked with `origin` too.
 pub fn list_add(
     maps: &mut Maps,
     list: List,
@@ -158,6 +148,16 @@ pub fn list_add(
     origin: Origin,
 ) -> Result<(), Error> {
     let live = maps.list(list).entries()?;
+    add_missing(maps, list, &live, prefixes, origin)
+}
+
+fn add_missing(
+    maps: &mut Maps,
+    list: List,
+    live: &BTreeMap<Prefix, Origin>,
+    prefixes: impl IntoIterator<Item = Prefix>,
+    origin: Origin,
+) -> Result<(), Error> {
     let mut changed = BTreeMap::new();
     for prefix in prefixes {
         let before = live.get(&prefix).copied();
@@ -167,7 +167,7 @@ pub fn list_add(
         }
     }
     let new = changed.keys().filter(|prefix| !live.contains_key(prefix)).count();
-    maps.list(list).require_room(live.len() + new)?;
+    require_room(maps, list, live.len() + new)?;
     // The kernel looks at a list only while it has entries: the flag is set before the first.
     if !changed.is_empty() {
         set_used(maps, list, true)?;
@@ -184,9 +184,25 @@ pub fn list_remove(maps: &mut Maps, list: List, prefix: Prefix) -> Result<bool, 
     Ok(removed)
 }
 
+/// Whether there is room for prefixes beside all that is on a list.
+pub(super) fn list_require_room(
+    maps: &Maps,
+    list: List,
+    prefixes: impl IntoIterator<Item = Prefix>,
+) -> Result<(), Error> {
+    let live = maps.list(list).entries()?;
+    let new: BTreeSet<_> = prefixes.into_iter().filter(|prefix| !live.contains_key(prefix)).collect();
+    require_room(maps, list, live.len() + new.len())
+}
+
+fn require_room(maps: &Maps, list: List, wanted: usize) -> Result<(), Error> {
+    let room = maps.list(list).capacity;
+    let fits = u32::try_from(wanted).is_ok_and(|wanted| wanted <= room);
+    if fits { Ok(()) } else { Err(Error::ListFull { list: list.name(), room, wanted }) }
+}
+
 /// Makes the file's part of a list what the file has now. What is new is added before what is gone is removed: there is
-/// no moment in which the list is empty, or lacks what it had and has again. Where there is no room for both, what is new
-/// has to wait. What was put there by hand stays.
+/// no moment in which the list is empty. What was put there by hand stays.
 pub(super) fn list_follow_file(
     maps: &mut Maps,
     list: List,
@@ -194,13 +210,7 @@ pub(super) fn list_follow_file(
 ) -> Result<(), Error> {
     let wanted: BTreeSet<_> = prefixes.into_iter().collect();
     let live = maps.list(list).entries()?;
-    let (staying, new): (Vec<_>, Vec<_>) =
-        wanted.iter().copied().partition(|prefix| live.contains_key(prefix));
-    list_add(maps, list, staying, Origin::FILE)?;
-    let fits = maps.list(list).require_room(live.len() + new.len()).is_ok();
-    if fits {
-        list_add(maps, list, new.iter().copied(), Origin::FILE)?;
-    }
+    add_missing(maps, list, &live, wanted.iter().copied(), Origin::FILE)?;
     for (prefix, origin) in live {
         if !origin.is_of_file() || wanted.contains(&prefix) {
             continue;
@@ -211,9 +221,6 @@ pub(super) fn list_follow_file(
         } else {
             maps.list_mut(list).insert(prefix, left)?;
         }
-    }
-    if !fits {
-        list_add(maps, list, new, Origin::FILE)?;
     }
     if maps.list(list).is_empty()? { set_used(maps, list, false) } else { Ok(()) }
 }

@@ -5,82 +5,57 @@ use std::collections::{BTreeMap, BTreeSet};
 use dosguard_common::abi;
 use dosguard_common::address::SourceMask;
 use dosguard_common::ban::{Ban, BanReason};
-use dosguard_common::config::{Config, Mode};
+use dosguard_common::config::Mode;
 use dosguard_common::key::SourceKey;
 use dosguard_common::rule::{Rule, RuleIndex, RuleSpec};
 
-use super::lists::{List, Origin, list_add, list_follow_file};
+use super::lists::{List, Origin, list_add, list_follow_file, list_require_room};
 use super::{Datapath, Error, Maps};
 use crate::config::cidr::Cidr;
 use crate::config::policy::{NamedRule, Policy};
-use crate::config::ports::Ports;
 use crate::system;
 
 /// Bans that a change has ended.
 pub type Ended = Vec<(SourceKey, Ban)>;
 
 impl Datapath {
-    /// Brings all settings in line with `policy`. Rules that stay the same keep their counters. Of the lists, what the
-    /// file put there follows the file, and what was put there by hand stays. Source prefixes change only if nothing is
-    /// counted under others, or with `reset`. Returns the bans that this ended.
+    /// The live settings: all that a policy has but its interfaces and lists.
+    pub fn settings(&self) -> Result<Policy, Error> {
+        let config = self.maps.config()?;
+        Ok(Policy {
+            mode: config.mode(),
+            events_rate: config.events_rate(),
+            prefixes: (*config.mask()).into(),
+            rules: self.rules()?.into_iter().map(|(_, rule)| rule).collect(),
+            ..Policy::default()
+        })
+    }
+
+    /// Brings settings and lists in line with `policy`. Rules that stay the same keep their counters. Of the lists, what
+    /// the file put there follows the file, and what was put there by hand stays. Source prefixes change only if nothing
+    /// is counted under others, or with `reset`. Returns the bans that this ended.
     pub fn apply(&mut self, policy: &Policy, reset: bool) -> Result<Ended, Error> {
         // What can be refused comes first.
-        require_room(&self.maps, policy)?;
+        for (list, networks) in listed(policy) {
+            list_require_room(&self.maps, list, networks.iter().map(Cidr::to_prefix))?;
+        }
         let mut ended = self.change_prefixes(policy.prefixes.into(), reset)?;
         ended.extend(write(&mut self.maps, policy)?);
         Ok(ended)
     }
 
-    /// Changes what a rule demands, from the next packet on. Counters of the old demand no longer count. Returns the bans
-    /// that this ended: a rule that is only watched drops nothing.
-    pub fn change_rule(&mut self, name: &str, spec: &RuleSpec) -> Result<Ended, Error> {
-        let (index, live) = self.rule_named(name)?;
-        if live.spec() != *spec {
-            self.maps.set_rule(index, next_generation(name, spec, &live))?;
-        }
-        // Also if it was watched before: whoever changed that may have been interrupted.
-        if spec.mode == Mode::Monitor {
-            lift(&mut self.maps, &BTreeSet::from([(index, name)]))
-        } else {
-            Ok(Ended::new())
-        }
-    }
-
-    /// Gives a rule other ports, which no other rule but `default` may have.
-    pub fn change_ports(&mut self, name: &str, ports: &Ports) -> Result<(), Error> {
-        let (index, _) = self.rule_named(name)?;
-        let mut wanted = self.maps.ports()?;
-        wanted.retain(|_, rule| *rule != index);
-        wanted.extend(ports.iter().map(|port| (port, index)));
-        write_ports(&mut self.maps, &wanted)
-    }
-
-    /// Adds a rule whose name and ports no other rule has.
-    pub fn add_rule(&mut self, named: &NamedRule) -> Result<(), Error> {
-        let live: BTreeMap<_, _> = self.maps.rules()?.into_iter().collect();
-        let index = free_indices(&live).next().ok_or_else(no_room)?;
-        let old = self.maps.rule(index)?;
-        self.maps.set_rule(index, next_generation(named.name.as_str(), &named.spec, &old))?;
-        self.change_ports(named.name.as_str(), &named.ports)
-    }
-
-    /// Removes a rule and what belongs to it alone: its ports go to `default`. Returns the bans that this ended; one of
-    /// every packet goes on until its end.
-    pub fn remove_rule(&mut self, name: &str) -> Result<Ended, Error> {
-        let (index, _) = self.rule_named(name)?;
-        retire(&mut self.maps, &[index])
-    }
-
-    /// Changes the global settings.
-    pub fn change_config(&mut self, change: impl FnOnce(Config) -> Config) -> Result<(), Error> {
-        let config = self.maps.config()?;
-        let changed = change(config);
-        if changed == config { Ok(()) } else { self.maps.set_config(changed) }
+    /// The same for the settings alone: the lists stay as they are. A rule that is watched from now on drops nothing: its
+    /// bans end. So do those of a rule that is gone, but for bans of every packet, which go on until their end; its ports
+    /// go to `default`.
+    pub fn apply_settings(&mut self, policy: &Policy, reset: bool) -> Result<Ended, Error> {
+        let mut ended = self.change_prefixes(policy.prefixes.into(), reset)?;
+        ended.extend(write_settings(&mut self.maps, policy)?);
+        Ok(ended)
     }
 
     /// Changes how much of an address makes a source. What is counted, remembered and banned under other prefixes means
     /// something else then: without `reset` that is refused, with it all of it goes. Returns the bans that this ended.
-    pub fn change_prefixes(&mut self, mask: SourceMask, reset: bool) -> Result<Ended, Error> {
+    fn change_prefixes(&mut self, mask: SourceMask, reset: bool) -> Result<Ended, Error> {
         let config = self.maps.config()?;
         let live = *config.mask();
         if live == mask {
@@ -96,8 +71,8 @@ impl Datapath {
         self.finish_reset()
     }
 
-    /// Removes what is kept under source prefixes that are no longer in force, if there is any: the last step of
-    /// [`change_prefixes`](Self::change_prefixes), also for one that was interrupted. Returns the bans that this ended.
+    /// Removes what is kept under source prefixes that are no longer in force, if there is any: the last step of changing
+    /// them, also for one that was interrupted. Returns the bans that this ended.
     pub fn finish_reset(&mut self) -> Result<Ended, Error> {
         let maps = &mut self.maps;
         if !maps.config()?.is_resetting() {
@@ -119,40 +94,45 @@ impl Datapath {
         maps.set_config(done)?;
         Ok(ended)
     }
-
-    fn rule_named(&self, name: &str) -> Result<(RuleIndex, Rule), Error> {
-        let rules = self.maps.rules()?;
-        match rules.iter().find(|(_, rule)| rule.name() == name) {
-            Some(found) => Ok(*found),
-            None => {
-                let known: Vec<_> = rules.iter().map(|(_, rule)| format!("`{}`", rule.name())).collect();
-                Err(Error::NoRule { name: name.to_owned(), known: known.join(", ") })
-            }
-        }
-    }
 }
 
-/// Writes what differs: lists, then rules, then the ports that lead to them, then what is gone. A rule keeps its index by
-/// its name, wherever it stands in the file: counters and bans are kept under the index.
+/// The lists with what the policy has on them.
+fn listed(policy: &Policy) -> [(List, &[Cidr]); 2] {
+    [(List::Allow, &policy.allow), (List::Deny, &policy.deny)]
+}
+
+/// Writes what differs: lists and settings. What lets more pass comes first and what lets less pass comes last: no packet
+/// meets a mixture that is stricter than both.
 pub(super) fn write(maps: &mut Maps, policy: &Policy) -> Result<Ended, Error> {
+    list_add(maps, List::Allow, policy.allow.iter().map(Cidr::to_prefix), Origin::FILE)?;
+    let ended = write_settings(maps, policy)?;
+    for (list, networks) in listed(policy) {
+        list_follow_file(maps, list, networks.iter().map(Cidr::to_prefix))?;
+    }
+    Ok(ended)
+}
+
+fn set_mode(maps: &mut Maps, policy: &Policy) -> Result<(), Error> {
+    let live = maps.config()?;
+    let config = live.with_mode(policy.mode).with_events_rate(policy.events_rate);
+    if config == live { Ok(()) } else { maps.set_config(config) }
+}
+
+/// Writes what differs: rules, then the ports that lead to them, then what is gone. A rule keeps its index by its name,
+/// wherever it stands in the file: counters and bans are kept under the index.
+fn write_settings(maps: &mut Maps, policy: &Policy) -> Result<Ended, Error> {
     let mut live: BTreeMap<_, _> = maps.rules()?.into_iter().collect();
     let stays = |rule: &Rule| policy.rule(rule.name()).is_some();
-    let gone: Vec<_> = live.iter().filter(|(_, rule)| !stays(rule)).map(|(index, _)| *index).collect();
-    // What lets more pass comes first, and what lets less pass comes last: no packet meets a mixture that is stricter than
-    // both.
-    let lists = [(List::Allow, &policy.allow), (List::Deny, &policy.deny)];
-    match list_add(maps, List::Allow, policy.allow.iter().map(Cidr::to_prefix), Origin::FILE) {
-        // Not beside those that go: then they go first, at the end.
-        Err(Error::MapFull { .. }) | Ok(()) => {}
-        Err(error) => return Err(error),
-    }
+    let mut gone: Vec<_> = live.iter().filter(|(_, rule)| !stays(rule)).map(|(index, _)| *index).collect();
+    // New rules are in force before the mode that enforces them.
     if policy.mode == Mode::Monitor {
         set_mode(maps, policy)?;
     }
     let mut ended = Ended::new();
-    if live.len() - gone.len() < policy.rules.len() && free_indices(&live).count() < policy.rules.len() {
-        // There may be no room for both the old and the new ones.
-        ended.extend(retire(maps, &gone)?);
+    let stay = live.len() - gone.len();
+    if policy.rules.len() > stay + free_indices(&live).count() {
+        // There is no room for both the old and the new ones. The new ones take the places of the old.
+        ended.extend(retire(maps, &std::mem::take(&mut gone))?);
         live.retain(|_, rule| stays(rule));
     }
     let wanted = assign_indices(&live, &policy.rules)?;
@@ -171,28 +151,8 @@ pub(super) fn write(maps: &mut Maps, policy: &Policy) -> Result<Ended, Error> {
     write_ports(maps, &ports)?;
     ended.extend(retire(maps, &gone)?);
     ended.extend(lift(maps, &watched)?);
-    for (list, networks) in lists {
-        list_follow_file(maps, list, networks.iter().map(Cidr::to_prefix))?;
-    }
     set_mode(maps, policy)?;
     Ok(ended)
-}
-
-fn set_mode(maps: &mut Maps, policy: &Policy) -> Result<(), Error> {
-    let live = maps.config()?;
-    let config = live.with_mode(policy.mode).with_events_rate(policy.events_rate);
-    if config == live { Ok(()) } else { maps.set_config(config) }
-}
-
-/// Refuses what would not fit.
-fn require_room(maps: &Maps, policy: &Policy) -> Result<(), Error> {
-    for (list, networks) in [(List::Allow, &policy.allow), (List::Deny, &policy.deny)] {
-        let by_hand = maps.list(list).entries()?.into_iter().filter(|(_, origin)| origin.is_of_hand());
-        let mut wanted: BTreeSet<_> = by_hand.map(|(prefix, _)| prefix).collect();
-        wanted.extend(networks.iter().map(Cidr::to_prefix));
-        maps.list(list).require_room(wanted.len())?;
-    }
-    Ok(())
 }
 
 /// Gives each port to its rule, and every other one to `default`.

@@ -1,0 +1,73 @@
+//! What is told of bans that a command imposed, extended or ended: to the daemon, and to whoever gave the command.
+
+use std::collections::BTreeMap;
+
+use dosguard_common::ban::Ban;
+use dosguard_common::event::{Cause, Event, Kind};
+use dosguard_common::key::SourceKey;
+use dosguard_common::rule::RuleIndex;
+use jiff::Timestamp;
+
+use super::talk;
+use crate::config::policy::SourcePrefixes;
+use crate::daemon;
+use crate::datapath::Datapath;
+use crate::output::{EventRecord, WallClock};
+use crate::paths::Paths;
+use crate::system::boot_now_ns;
+
+/// How sources and rules are called. Read before a change: afterwards some may be gone, or mean something else.
+pub(super) struct Names {
+    prefixes: SourcePrefixes,
+    rules: BTreeMap<RuleIndex, String>,
+}
+
+impl Names {
+    /// As they are now.
+    pub(super) fn read(datapath: &Datapath) -> anyhow::Result<Self> {
+        let rules = datapath.maps().rules()?;
+        let rules = rules.into_iter().map(|(index, rule)| (index, rule.name().to_owned())).collect();
+        Ok(Self { prefixes: datapath.maps().source_mask()?.into(), rules })
+    }
+
+    /// The same of an instance that may not be loaded: without one there is nothing that could end.
+    pub(super) fn read_if_loaded(paths: &Paths) -> anyhow::Result<Option<Self>> {
+        Datapath::open(paths)?.map(|datapath| Self::read(&datapath)).transpose()
+    }
+
+    /// The events of bans that were changed now.
+    pub(super) fn records(
+        &self,
+        kind: Kind,
+        changed: &[(SourceKey, Ban)],
+    ) -> anyhow::Result<Vec<EventRecord>> {
+        let now_ns = boot_now_ns()?;
+        let clock = WallClock::new(Timestamp::now(), now_ns);
+        let record = |(key, ban): &(SourceKey, Ban)| {
+            let event = Event::of_ban(kind, key, ban, &Cause::default(), now_ns);
+            let rule = |index| self.rules.get(&index).cloned().unwrap_or_default();
+            EventRecord::new(&event, rule, |index| index.to_string(), self.prefixes, &clock)
+        };
+        Ok(changed.iter().map(record).collect())
+    }
+
+    /// Tells the daemon, if there is one. The change is made: what goes wrong here is only said.
+    pub(super) fn report(&self, paths: &Paths, kind: Kind, changed: &[(SourceKey, Ban)]) {
+        let reported = self.records(kind, changed).and_then(|records| Ok(daemon::report(paths, records)?));
+        if let Err(error) = reported {
+            log::warn!("the daemon was not told: {error:#}");
+        }
+    }
+}
+
+/// Says how many bans a change of settings has ended, if any.
+pub(super) fn say_ended(ended: &[(SourceKey, Ban)]) {
+    if !ended.is_empty() {
+        talk::say(&format!("the change of settings ended {}", count(ended.len(), "ban")));
+    }
+}
+
+/// A number of things, which have a plain plural.
+pub(super) fn count(number: usize, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
+}

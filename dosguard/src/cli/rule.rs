@@ -1,0 +1,246 @@
+//! `dosguard rule`.
+
+use std::io::Write;
+
+use clap::{Args, Subcommand};
+use dosguard_common::config::Mode;
+use dosguard_common::event::Kind;
+use dosguard_common::rule::Action;
+use serde::Serialize;
+
+use super::changes::{Names, count};
+use super::{Answer, talk};
+use crate::config::field::{RuleField, with_room_for_ban};
+use crate::config::keys::unknown_rule;
+use crate::config::policy::{NamedRule, RuleName, default_spec};
+use crate::config::ports::Ports;
+use crate::datapath::Datapath;
+use crate::lock::StateLock;
+use crate::output::{BOLD, SCHEMA, YELLOW, table, write_json, write_table};
+use crate::paths::Paths;
+use crate::system::{boot_now_ns, require_capabilities};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum RuleVerb {
+    /// List the rules and all that they demand.
+    List(ListArgs),
+    /// Add a rule for certain ports, from the next packet on.
+    ///
+    /// It lasts until a configuration file is applied that does not name it, or until the instance is detached.
+    Add(AddArgs),
+    /// Remove rules. Their ports go to `default`.
+    Del(DelArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ListArgs {
+    /// Print JSON, one object a line.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct AddArgs {
+    /// Its name: 1 to 15 of the characters a-z, 0-9, `_` and `-`, the first a letter.
+    name: String,
+    /// The ports it is for, such as `tcp/25,tcp/8000-8100`. No other rule may have them.
+    #[arg(long)]
+    ports: String,
+    /// SYNs of one source that pass within a window, such as `3/60s`.
+    #[arg(long)]
+    limit: String,
+    /// What happens beyond the limit: `ban`, or `drop` for only the SYNs beyond it. [default: ban]
+    #[arg(long)]
+    action: Option<String>,
+    /// How long the first ban lasts. [default: 1m]
+    #[arg(long, value_name = "DURATION")]
+    ban: Option<String>,
+    /// The longest ban: each further offence doubles the length up to this. [default: 1d, or the first if that is longer]
+    #[arg(long, value_name = "DURATION")]
+    ban_max: Option<String>,
+    /// How long after a ban an offence is remembered. [default: 1d]
+    #[arg(long, value_name = "DURATION")]
+    forget: Option<String>,
+    /// What a ban reaches: `all` packets of the source, or only its `syn` to these ports. [default: all]
+    #[arg(long)]
+    scope: Option<String>,
+    /// A SYN that arrives while its source is banned restarts the ban's clock.
+    #[arg(long)]
+    refresh: bool,
+    /// `enforce`, or `monitor` to count and report and drop nothing. [default: enforce]
+    #[arg(long)]
+    mode: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DelArgs {
+    /// Their names.
+    #[arg(value_name = "NAME", required = true)]
+    names: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct RuleRecord {
+    version: u32,
+    name: String,
+    ports: String,
+    limit: String,
+    action: &'static str,
+    ban: String,
+    ban_max: String,
+    forget: String,
+    scope: &'static str,
+    refresh: bool,
+    mode: &'static str,
+}
+
+pub(super) fn rule(paths: &Paths, verb: &RuleVerb, out: &mut dyn Write) -> anyhow::Result<Answer> {
+    match verb {
+        RuleVerb::List(args) => list(paths, args, out),
+        RuleVerb::Add(args) => add(paths, args),
+        RuleVerb::Del(args) => del(paths, args),
+    }
+}
+
+/// A rule in one line.
+pub(super) fn describe(rule: &NamedRule) -> String {
+    let ports = if rule.name.is_default() { "every other port".into() } else { rule.ports.to_string() };
+    let mut over = match rule.spec.action {
+        Action::Ban => {
+            format!("ban for {}, scope {}", RuleField::Ban.get(rule), RuleField::Scope.get(rule))
+        }
+        Action::Drop => "drop the excess".to_owned(),
+    };
+    if rule.spec.action == Action::Ban && rule.spec.refresh {
+        over += ", SYNs while banned restart its clock";
+    }
+    if rule.spec.mode == Mode::Monitor {
+        over += &format!("; {YELLOW}monitor mode{YELLOW:#}: it drops nothing");
+    }
+    format!("rule {BOLD}{}{BOLD:#}: {ports}, {}, then {over}", rule.name, RuleField::Limit.get(rule))
+}
+
+fn list(paths: &Paths, args: &ListArgs, out: &mut dyn Write) -> anyhow::Result<Answer> {
+    let rules = Datapath::require(paths)?.settings()?.rules;
+    if args.json {
+        for rule in &rules {
+            write_json(out, &RuleRecord::new(rule))?;
+        }
+        return Ok(Answer::Done);
+    }
+    let header = RuleField::ALL.map(|field| field.name().to_uppercase().replace('_', " "));
+    let mut lines =
+        table(&std::iter::once("RULE").chain(header.iter().map(String::as_str)).collect::<Vec<_>>());
+    for rule in &rules {
+        let values = RuleField::ALL.map(|field| field.get(rule));
+        lines.add_row(std::iter::once(rule.name.to_string()).chain(values));
+    }
+    write_table(out, &lines)?;
+    Ok(Answer::Done)
+}
+
+impl RuleRecord {
+    fn new(rule: &NamedRule) -> Self {
+        Self {
+            version: SCHEMA,
+            name: rule.name.to_string(),
+            ports: RuleField::Ports.get(rule),
+            limit: RuleField::Limit.get(rule),
+            action: rule.spec.action.name(),
+            ban: RuleField::Ban.get(rule),
+            ban_max: RuleField::BanMax.get(rule),
+            forget: RuleField::Forget.get(rule),
+            scope: rule.spec.scope.name(),
+            refresh: rule.spec.refresh,
+            mode: rule.spec.mode.name(),
+        }
+    }
+}
+
+fn add(paths: &Paths, args: &AddArgs) -> anyhow::Result<Answer> {
+    let named = wanted_rule(args)?;
+    require_capabilities()?;
+    let _lock = StateLock::acquire(paths)?;
+    let mut datapath = Datapath::require(paths)?;
+    let mut wanted = datapath.settings()?;
+    wanted.add_rule(named.clone())?;
+    datapath.apply_settings(&wanted, false)?;
+    talk::say(&describe(&named));
+    talk::say(
+        "it lasts until a configuration file is applied that does not name it, or until `dosguard detach`",
+    );
+    Ok(Answer::Done)
+}
+
+fn wanted_rule(args: &AddArgs) -> anyhow::Result<NamedRule> {
+    let name: RuleName = args.name.parse()?;
+    anyhow::ensure!(
+        !name.is_default(),
+        "rule `default` is always there, for every port that no other rule names\n\
+         hint: `dosguard sysctl rule.default.limit={}` changes it",
+        args.limit
+    );
+    let mut named = NamedRule { name, ports: Ports::default(), spec: default_spec() };
+    let given = [
+        (RuleField::Ports, Some(&args.ports)),
+        (RuleField::Limit, Some(&args.limit)),
+        (RuleField::Action, args.action.as_ref()),
+        (RuleField::Ban, args.ban.as_ref()),
+        (RuleField::BanMax, args.ban_max.as_ref()),
+        (RuleField::Forget, args.forget.as_ref()),
+        (RuleField::Scope, args.scope.as_ref()),
+        (RuleField::Mode, args.mode.as_ref()),
+    ];
+    for (field, text) in given {
+        if let Some(text) = text {
+            field.assign(&mut named, text)?;
+        }
+    }
+    named.spec.refresh = args.refresh;
+    if args.ban_max.is_none() {
+        named.spec = with_room_for_ban(named.spec);
+    }
+    Ok(named)
+}
+
+fn del(paths: &Paths, args: &DelArgs) -> anyhow::Result<Answer> {
+    let names = args.names.iter().map(|name| name.parse()).collect::<Result<Vec<RuleName>, _>>()?;
+    anyhow::ensure!(
+        !names.iter().any(RuleName::is_default),
+        "rule `default` cannot be removed: it is for every port that no other rule names\n\
+         hint: `dosguard sysctl rule.default.mode=monitor` keeps it from dropping anything"
+    );
+    require_capabilities()?;
+    let _lock = StateLock::acquire(paths)?;
+    let mut datapath = Datapath::require(paths)?;
+    let before = Names::read(&datapath)?;
+    let live = datapath.rules()?;
+    let mut wanted = datapath.settings()?;
+    for name in &names {
+        if wanted.rule(name.as_str()).is_none() {
+            return Err(unknown_rule(&wanted, name.clone()).into());
+        }
+    }
+    wanted.rules.retain(|rule| !names.contains(&rule.name));
+    let bans = datapath.maps().bans()?;
+    let ended = datapath.apply_settings(&wanted, false)?;
+    let now_ns = boot_now_ns()?;
+    for (index, rule) in live.iter().filter(|(_, rule)| names.contains(&rule.name)) {
+        let of_rule = ended.iter().filter(|(key, ban)| key.rule() == Some(*index) && ban.is_active(now_ns));
+        let stay = bans
+            .iter()
+            .filter(|(key, ban)| key.is_everywhere() && ban.rule == *index && ban.is_active(now_ns));
+        let mut line = format!("rule `{}` is gone, and `default` has {} now", rule.name, rule.ports);
+        let (of_rule, stay) = (of_rule.count(), stay.count());
+        if of_rule > 0 {
+            line += &format!("; {} ended", count(of_rule, "ban"));
+        }
+        if stay > 0 {
+            line += &format!("; {} of every packet goes on to the end", count(stay, "ban"));
+        }
+        talk::say(&line);
+    }
+    talk::say("what the configuration file names comes back when it is applied again");
+    before.report(paths, Kind::Unban, &ended);
+    Ok(Answer::Done)
+}
