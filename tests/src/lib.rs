@@ -23,3 +23,4 @@ pub mod server;
 pub mod statistics;
 pub mod transmit;
 pub mod wait;
+pub mod xtables;

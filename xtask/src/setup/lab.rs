@@ -4,11 +4,12 @@ use super::{Report, Want, apt};
 use crate::host;
 
 /// Each package with the programs of it that the lab, the demo and the tests start.
-const TOOLS: [(&str, &[&str]); 7] = [
+const TOOLS: [(&str, &[&str]); 8] = [
     ("bpftool", &["bpftool"]),
     ("ethtool", &["ethtool"]),
     ("hping3", &["hping3"]),
     ("iproute2", &["ip", "tc"]),
+    ("iptables", &["iptables-restore"]),
     ("nftables", &["nft"]),
     ("tcpdump", &["tcpdump"]),
     ("util-linux", &["nsenter", "taskset"]),
