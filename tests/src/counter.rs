@@ -1,16 +1,10 @@
 //! An independent count of what gets past XDP into a namespace's network stack, by nftables.
 
-use std::{
-    collections::BTreeMap,
-    fmt::Write as _,
-    io::Write as _,
-    net::IpAddr,
-    process::{Command, Stdio},
-};
+use std::{collections::BTreeMap, fmt::Write as _, net::IpAddr};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 
-use crate::netns::Namespace;
+use crate::netns::{Namespace, feed};
 
 const TABLE: &str = "dosguard_lab";
 
@@ -26,7 +20,7 @@ pub struct StackCounters<'a> {
 impl<'a> StackCounters<'a> {
     /// Starts to count on the interfaces; a namespace has one set of counters at a time.
     pub fn install(namespace: &'a Namespace, interfaces: &[&str], sources: &[IpAddr]) -> Result<Self> {
-        feed(&mut namespace.command("nft"), &rules(interfaces, sources))?;
+        feed(namespace.command("nft").args(["-f", "-"]), &rules(interfaces, sources))?;
         Ok(Self { namespace })
     }
 
@@ -99,24 +93,6 @@ fn rules(interfaces: &[&str], sources: &[IpAddr]) -> String {
 /// A counter's name, from which nft allows letters, digits and `_`.
 fn name(kind: &str, source: IpAddr) -> String {
     format!("{kind}_{}", source.to_string().replace(['.', ':'], "_"))
-}
-
-/// Runs `nft -f -` and gives it its rules.
-fn feed(nft: &mut Command, rules: &str) -> Result<()> {
-    let mut child = nft
-        .args(["-f", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("cannot run `nft`")?;
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(rules.as_bytes()).context("cannot write to `nft`")?;
-    }
-    let output = child.wait_with_output().context("cannot wait for `nft`")?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "`nft` refused the counters: {}", said.trim());
-    Ok(())
 }
 
 fn parse(json: &str) -> Result<StackCounts> {

@@ -25,3 +25,4 @@ pub mod statistics;
 pub mod transmit;
 pub mod twins;
 pub mod wait;
+pub mod xtables;

@@ -5,6 +5,7 @@ use std::{
     fs,
     fs::File,
     hash::{BuildHasher as _, Hasher as _},
+    io::{Seek as _, Write as _},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::Command,
@@ -132,6 +133,13 @@ pub fn run(command: &mut Command) -> Result<String> {
         bail!("{command:?} failed ({}): {}", output.status, said.trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Runs a command that reads `input` from its standard input, as [`run`] does.
+pub fn feed(command: &mut Command, input: &str) -> Result<String> {
+    let mut file = tempfile::tempfile().context("cannot make a temporary file")?;
+    file.write_all(input.as_bytes()).and_then(|()| file.rewind()).context("cannot write a temporary file")?;
+    run(command.stdin(file))
 }
 
 /// Removes the namespaces whose run no longer lives, after ending those of `children` that still run inside one.

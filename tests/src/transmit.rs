@@ -40,24 +40,47 @@ fn send<F: AsRef<[u8]> + Sync>(
     frames: &[F],
     cpu: Option<usize>,
 ) -> Result<()> {
-    ensure!(frames.len() <= MAX_FRAMES, "{} frames at once are more than {MAX_FRAMES}", frames.len());
     namespace.run_in(|| {
         if let Some(cpu) = cpu {
             cpu::pin(cpu)?;
         }
+        Sender::open_here(interface)?.send(frames)
+    })?
+}
+
+/// For frames that are sent now and then: entering a namespace each time may take many milliseconds.
+#[derive(Debug)]
+pub struct Sender {
+    socket: OwnedFd,
+    address: LinkAddr,
+}
+
+impl Sender {
+    /// Sends out of an interface of a namespace, from the processor that the caller of [`Self::send`] runs on.
+    pub fn new(namespace: &Namespace, interface: &str) -> Result<Self> {
+        namespace.run_in(|| Self::open_here(interface))?
+    }
+
+    fn open_here(interface: &str) -> Result<Self> {
         let address = link_address(interface)?;
         // Protocol 0: this socket receives nothing.
         let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)
             .context("cannot open a packet socket")?;
         bypass_queueing(&socket)?;
+        Ok(Self { socket, address })
+    }
+
+    /// Sends the frames in order, as they are.
+    pub fn send<F: AsRef<[u8]>>(&self, frames: &[F]) -> Result<()> {
+        ensure!(frames.len() <= MAX_FRAMES, "{} frames at once are more than {MAX_FRAMES}", frames.len());
         for (number, frame) in frames.iter().enumerate() {
             let frame = frame.as_ref();
-            let sent = sendto(socket.as_raw_fd(), frame, &address, MsgFlags::empty())
+            let sent = sendto(self.socket.as_raw_fd(), frame, &self.address, MsgFlags::empty())
                 .with_context(|| format!("cannot send frame {number} of {} bytes", frame.len()))?;
             ensure!(sent == frame.len(), "frame {number}: {sent} of {} bytes were sent", frame.len());
         }
         Ok(())
-    })?
+    }
 }
 
 fn link_address(interface: &str) -> Result<LinkAddr> {

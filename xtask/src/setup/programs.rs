@@ -12,6 +12,7 @@ pub const LAB: &[Tool] = &[
     ("ethtool", &["ethtool"]),
     ("hping3", &["hping3"]),
     ("iproute2", &["ip", "tc"]),
+    ("iptables", &["iptables-restore"]),
     ("nftables", &["nft"]),
     ("tcpdump", &["tcpdump"]),
     ("util-linux", &["nsenter", "taskset"]),
