@@ -133,13 +133,14 @@ impl Contender {
         text
     }
 
-    /// Its rule in dosguard's configuration file, without `refresh`; empty for `iptables`.
+    /// Its rule in dosguard's configuration file; empty for `iptables`.
     #[must_use]
     pub fn config(self, port: u16, name: &str, scale: Scale) -> String {
         let Scale { window_s, ban_s } = scale;
         let action = match self {
             Self::Drop => "action = \"drop\"\n".to_owned(),
-            Self::Ban | Self::Refresh => format!("ban = \"{ban_s}s\"\n"),
+            Self::Ban => format!("ban = \"{ban_s}s\"\n"),
+            Self::Refresh => format!("ban = \"{ban_s}s\"\nrefresh = true\n"),
             _ => return String::new(),
         };
         format!(

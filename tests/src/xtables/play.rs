@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use dosguard::{datapath::Datapath, paths::Paths};
-use dosguard_common::{reason::Reason, rule::RuleSpec};
+use dosguard_common::reason::Reason;
 
 use super::{
     Contender, EVERYONE, SCALED_DOWN,
@@ -203,11 +203,5 @@ fn start_dosguard(lab: &Lab) -> Result<Datapath> {
 
     let directory = lab.directory();
     let paths = Paths::new("lab", directory.bpffs(), directory.run_dir(), directory.state_dir())?;
-    let mut datapath = Datapath::require(&paths)?;
-    let name = Contender::Refresh.name();
-    let rules = datapath.rules()?;
-    let (_, rule) =
-        rules.iter().find(|(_, rule)| rule.name.as_str() == name).context("the rule is missing")?;
-    datapath.change_rule(name, &RuleSpec { refresh: true, ..rule.spec })?;
-    Ok(datapath)
+    Ok(Datapath::require(&paths)?)
 }

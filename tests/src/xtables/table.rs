@@ -56,9 +56,6 @@ pub fn render_all(mut of: impl FnMut(&Sequence) -> Decisions) -> String {
 pub fn recipe(contender: Contender) -> String {
     let mut text = contender.recipe(25, "smtp", IN_EARNEST);
     text.push_str(&contender.config(25, "smtp", IN_EARNEST));
-    if contender == Contender::Refresh {
-        text.push_str("refresh = true\n");
-    }
     text
 }
 
