@@ -285,7 +285,12 @@ fn impose<T: Tables>(tables: &mut T, config: &Config, over: &Over<'_>) {
         };
         match imposed {
             Ok(()) => {
-                if !tables.remember(&source, &Offender::after(&key, new)) {
+                // Looked at anew, so that little is lost when another CPU bans the source under another rule.
+                let offender = match tables.offender(&source) {
+                    Some(offender) => offender.after(&key, new, rule.forget_ns()),
+                    None => Offender::first(&key, new),
+                };
+                if !tables.remember(&source, &offender) {
                     tables.tally(Tally::OffenceLost);
                 }
                 tables.tally(Tally::BanImposed);
@@ -323,7 +328,11 @@ fn refresh<T: Tables>(tables: &mut T, config: &Config, key: &SourceKey, cause: &
             return;
         }
         // Offences are forgotten some time after the ban's end, which is a later one now.
-        if !tables.remember(&key.source(), &Offender::after(key, ban)) {
+        let offender = match tables.offender(&key.source()) {
+            Some(offender) => offender.refreshed(ban),
+            None => Offender::first(key, ban),
+        };
+        if !tables.remember(&key.source(), &offender) {
             tables.tally(Tally::OffenceLost);
         }
         if ban.eighths() != before {
@@ -401,5 +410,7 @@ fn emit<T: Tables>(tables: &mut T, kind: Kind, suppressed: u32, fill: impl FnOnc
     }
 }
 
+#[cfg(test)]
+mod oracle;
 #[cfg(test)]
 mod tests;
