@@ -57,8 +57,10 @@ impl Offender {
     #[inline(always)]
     #[must_use]
     pub const fn after(self, key: &SourceKey, ban: &Ban, forget_ns: u64) -> Self {
-        // Each number by itself: what it carries does not reach the next one.
-        let eras = ((self.eras & !HIGHEST) + reached(key)) ^ (self.eras & HIGHEST);
+        // From 0 to 1, then from one odd number to the next: never back to 0. Each by itself: what one carries does not
+        // reach the next.
+        let step = reached(key) + (reached(key) & self.eras);
+        let eras = ((self.eras & !HIGHEST) + step) ^ (self.eras & HIGHEST);
         // What is only noted changes nothing for bans that are enforced.
         if ban.is_monitored() && self.remembered(forget_ns, Mode::Enforce, ban.since_ns) != 0 {
             return Self { eras, ..self };
@@ -196,7 +198,9 @@ mod tests {
         for _ in 0..600 {
             let before = eras(&offender);
             offender = offender.after(&SourceKey::everywhere(source()), &real, 50);
-            assert!(before.into_iter().zip(eras(&offender)).all(|(before, after)| before != after));
+            assert!(
+                before.into_iter().zip(eras(&offender)).all(|(before, after)| before != after && after != 0)
+            );
         }
         assert_eq!(eras(&offender.refreshed(&real)), eras(&offender), "a ban that goes on is the same ban");
     }
