@@ -39,7 +39,7 @@ pub const RULES: MapSpec = map("RULES", 256);
 pub const SYNS: MapSpec = map("SYNS", 131_072);
 /// (source, everywhere or rule) to [`Ban`](crate::ban::Ban). Not LRU: when full, no ban is lost and none is added.
 pub const BANS: MapSpec = map("BANS", 65_536);
-/// Source to [`Offender`](crate::ban::Offender). LRU: when full, the oldest offenders are forgotten.
+/// Source to [`Offender`](crate::offender::Offender). LRU: when full, the oldest offenders are forgotten.
 pub const OFFENDERS: MapSpec = map("OFFENDERS", 65_536);
 /// Claims to something that one CPU of several may do, such as to replace an expired ban. LRU: when full, the oldest
 /// claims go, which are over.

@@ -187,13 +187,8 @@ enum Counted {
 #[inline(always)]
 fn pass_or_count<T: Tables>(tables: &mut T, key: &SourceKey, rule: &Rule, era: u32, now_ns: u64) -> Counted {
     let slot = rule.slot(now_ns);
-    // 0 is what counters have that nothing was counted in yet.
-    let generation = match rule.generation() ^ era {
-        0 => 1,
-        generation => generation,
-    };
     let unknown = low_half(now_ns);
-    let generation = opaque(generation, unknown);
+    let generation = opaque(rule.counting_generation(era), unknown);
     let (own, fresh, watched) = match tables.with_window(key, |window| window.count(slot, generation)) {
         Some(found) => found,
         None => match tables.add_window(key, &Window::first(slot, generation)) {

@@ -1,12 +1,19 @@
 //! Tables in plain memory: for tests, and for judging captured packets.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod prefixes;
+mod store;
 
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, HashSet};
+
+pub use self::prefixes::Prefixes;
+pub use self::store::{Ports, RuleCounters, Rules, Windows};
+use crate::abi;
 use crate::address::Address;
 use crate::ban::Ban;
 use crate::claim::Claim;
 use crate::config::Config;
-use crate::event::{Event, Gate, Kind};
+use crate::event::{Cause, Event, Gate, Kind};
 use crate::key::SourceKey;
 use crate::offender::Offender;
 use crate::reason::{COUNTERS, Count, Reason, Tally};
@@ -19,28 +26,26 @@ use crate::window::Window;
 pub struct MemoryTables {
     /// The global settings.
     pub config: Option<Config>,
-    /// Allowed prefixes: address and length in bits of the 128-bit form.
-    pub allow: Vec<(Address, u32)>,
-    /// Denied prefixes, likewise.
-    pub deny: Vec<(Address, u32)>,
-    /// Claims that were made.
-    pub claims: BTreeSet<Claim>,
-    /// The gates for events: one for each kind and CPU.
-    pub gates: BTreeMap<(Kind, usize), Gate>,
-    /// Ports that belong to another rule than `default`.
-    pub ports: BTreeMap<u16, RuleIndex>,
+    /// Allowed prefixes.
+    pub allow: Prefixes,
+    /// Denied prefixes.
+    pub deny: Prefixes,
+    /// The rule of each port.
+    pub ports: Ports,
     /// The rules.
-    pub rules: BTreeMap<RuleIndex, Rule>,
-    /// Bans, expired ones included.
-    pub bans: BTreeMap<SourceKey, Ban>,
+    pub rules: Rules,
+    /// Bans, expired ones included until [`Self::pass_time`] removes them.
+    pub bans: HashMap<SourceKey, Ban>,
     /// How many bans there may be.
     pub ban_capacity: usize,
     /// How many offenders there may be.
     pub offender_capacity: usize,
     /// Offenders.
-    pub offenders: BTreeMap<Address, Offender>,
+    pub offenders: HashMap<Address, Offender>,
+    /// How many sources may have counters.
+    pub source_capacity: usize,
     /// Counters of each source, one per CPU.
-    pub windows: BTreeMap<SourceKey, Vec<Window>>,
+    pub windows: Windows,
     /// The CPU whose turn it is.
     pub cpu: usize,
     /// How many CPUs there are.
@@ -50,38 +55,90 @@ pub struct MemoryTables {
     /// Packets and bytes per reason, occurrences per tally.
     pub counters: Vec<Count>,
     /// Packets per rule and reason.
-    pub rule_counters: BTreeMap<(RuleIndex, Reason), u64>,
+    pub rule_counters: RuleCounters,
     /// How many events there may be.
     pub event_capacity: usize,
     /// What was reported, in order.
     pub events: Vec<Event>,
+    /// Claims that were made lately.
+    claims: HashSet<Claim>,
+    /// The gates for events, one for each CPU and kind.
+    gates: Vec<[Gate; Kind::COUNT as usize]>,
+    /// When bans end, the earliest first. One that ends later than it once should is met too early.
+    ends: BinaryHeap<Reverse<(u64, SourceKey)>>,
+    /// The shortest time that counters had been idle when they were forgotten for want of room.
+    forgotten_idle_ns: Option<u64>,
 }
 
 impl MemoryTables {
     /// Empty tables for so many CPUs, with these settings and rules. The first rule is `default`.
     pub fn new(cpus: usize, config: Config, rules: &[Rule]) -> Self {
-        let rules = (0..=u8::MAX).map(RuleIndex).zip(rules.iter().copied()).collect();
+        let mut table = Rules::default();
+        (0..=u8::MAX).zip(rules).for_each(|(index, rule)| table.insert(RuleIndex(index), *rule));
         Self {
             config: Some(config),
-            allow: Vec::new(),
-            deny: Vec::new(),
-            claims: BTreeSet::new(),
-            gates: BTreeMap::new(),
-            ports: BTreeMap::new(),
-            rules,
-            bans: BTreeMap::new(),
+            allow: Prefixes::default(),
+            deny: Prefixes::default(),
+            ports: Ports::default(),
+            rules: table,
+            bans: HashMap::new(),
             ban_capacity: usize::MAX,
             offender_capacity: usize::MAX,
-            offenders: BTreeMap::new(),
-            windows: BTreeMap::new(),
+            offenders: HashMap::new(),
+            source_capacity: usize::MAX,
+            windows: Windows::new(cpus.max(1)),
             cpu: 0,
             cpus: cpus.max(1),
             sees_peers: true,
             counters: vec![Count::default(); COUNTERS as usize],
-            rule_counters: BTreeMap::new(),
+            rule_counters: RuleCounters::default(),
             event_capacity: usize::MAX,
             events: Vec::new(),
+            claims: HashSet::new(),
+            gates: vec![Default::default(); cpus.max(1)],
+            ends: BinaryHeap::new(),
+            forgotten_idle_ns: None,
         }
+    }
+
+    /// Does what happens beside the packets up to `now_ns`: bans that have ended by then are removed and reported, each
+    /// at its own end, and full tables forget what was not used for the longest time, as the kernel's LRU maps do.
+    ///
+    /// Nothing but room depends on how often it is called; before each packet is cheap.
+    #[inline]
+    pub fn pass_time(&mut self, now_ns: u64) {
+        if self.ends.peek().is_some_and(|Reverse((end_ns, _))| *end_ns <= now_ns) {
+            self.end_bans(now_ns);
+        }
+        if let Some(at_ns) = self.windows.make_room(self.source_capacity, now_ns) {
+            let idle_ns = now_ns.saturating_sub(at_ns);
+            self.forgotten_idle_ns = Some(self.forgotten_idle_ns.map_or(idle_ns, |least| least.min(idle_ns)));
+        }
+        if self.offenders.len() >= self.offender_capacity {
+            store::forget_oldest(&mut self.offenders, |offender| offender.last_until_ns);
+        }
+    }
+
+    fn end_bans(&mut self, now_ns: u64) {
+        while let Some(&Reverse((end_ns, key))) = self.ends.peek()
+            && end_ns <= now_ns
+        {
+            self.ends.pop();
+            match self.bans.get(&key) {
+                Some(ban) if ban.is_active(now_ns) => self.ends.push(Reverse((ban.until_ns, key))),
+                Some(ban) => {
+                    self.events.push(Event::of_ban(Kind::Unban, &key, ban, &Cause::default(), ban.until_ns));
+                    self.bans.remove(&key);
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// The shortest time, in nanoseconds, that counters had been idle when they were forgotten for want of room; none if
+    /// none were. If that is no shorter than the longest window, no decision would have been another.
+    pub fn forgotten_idle_ns(&self) -> Option<u64> {
+        self.forgotten_idle_ns
     }
 
     /// Packets counted under a reason.
@@ -109,19 +166,19 @@ impl Tables for MemoryTables {
     }
 
     fn is_allowed(&self, address: &Address) -> bool {
-        covers(&self.allow, address)
+        self.allow.contains(address)
     }
 
     fn is_denied(&self, address: &Address) -> bool {
-        covers(&self.deny, address)
+        self.deny.contains(address)
     }
 
     fn rule_of(&self, port: u16) -> RuleIndex {
-        self.ports.get(&port).copied().unwrap_or(RuleIndex::DEFAULT)
+        self.ports.rule_of(port)
     }
 
     fn rule(&self, index: RuleIndex) -> Option<Rule> {
-        self.rules.get(&index).copied().filter(Rule::is_defined)
+        self.rules.get(index).copied()
     }
 
     fn with_ban<R>(&self, key: &SourceKey, look: impl FnOnce(&Ban) -> R) -> Option<R> {
@@ -135,16 +192,21 @@ impl Tables for MemoryTables {
         if self.bans.len() >= self.ban_capacity {
             return Err(Refused::Full);
         }
-        self.bans.insert(*key, *ban);
-        Ok(())
+        self.replace_ban(key, ban)
     }
 
     fn claim(&mut self, claim: &Claim) -> bool {
+        if self.claims.len() >= abi::CLAIMS.entries as usize {
+            self.claims.clear(); // they are over
+        }
         self.claims.insert(*claim)
     }
 
     fn replace_ban(&mut self, key: &SourceKey, ban: &Ban) -> Result<(), Refused> {
-        self.bans.insert(*key, *ban);
+        // One that ends later than the ban that was there is met at that one's end.
+        if self.bans.insert(*key, *ban).is_none_or(|old| old.until_ns > ban.until_ns) {
+            self.ends.push(Reverse((ban.until_ns, *key)));
+        }
         Ok(())
     }
 
@@ -177,29 +239,25 @@ impl Tables for MemoryTables {
     }
 
     fn with_window<R>(&mut self, key: &SourceKey, work: impl FnOnce(&mut Window) -> R) -> Option<R> {
-        self.windows.get_mut(key)?.get_mut(self.cpu).map(work)
+        self.windows.on(self.cpu, key).map(work)
     }
 
     fn for_each_peer(&mut self, key: &SourceKey, look: impl FnMut(&mut Window)) {
-        let own = self.cpu;
-        let peers = self.windows.get_mut(key).into_iter().flatten().enumerate();
-        peers.filter(|(cpu, _)| *cpu != own).map(|(_, window)| window).for_each(look);
+        self.windows.beside(self.cpu, key).for_each(look);
     }
 
     fn add_window(&mut self, key: &SourceKey, window: &Window) -> Result<(), Refused> {
-        if self.windows.contains_key(key) {
-            return Err(Refused::Exists);
+        if self.windows.len() >= self.source_capacity {
+            return Err(Refused::Full);
         }
-        let mut windows = vec![bytemuck::Zeroable::zeroed(); self.cpus];
-        *windows.get_mut(self.cpu).ok_or(Refused::Full)? = *window;
-        self.windows.insert(*key, windows);
-        Ok(())
+        let added = self.windows.add(self.cpu, key, window);
+        if added { Ok(()) } else { Err(Refused::Exists) }
     }
 
     fn count(&mut self, reason: Reason, rule: Option<RuleIndex>, bytes: u64) {
         self.bump(reason.index(), bytes);
         if let Some(rule) = rule {
-            *self.rule_counters.entry((rule, reason)).or_default() += 1;
+            self.rule_counters.bump(rule, reason);
         }
     }
 
@@ -208,13 +266,13 @@ impl Tables for MemoryTables {
     }
 
     fn with_gate<R>(&mut self, kind: Kind, work: impl FnOnce(&mut Gate) -> R) -> Option<R> {
-        Some(work(self.gates.entry((kind, self.cpu)).or_default()))
+        self.gates.get_mut(self.cpu)?.get_mut(usize::from(kind.code())).map(work)
     }
 
     fn emit(&mut self, fill: impl FnOnce(&mut Event)) -> bool {
         let room = self.events.len() < self.event_capacity;
         if room {
-            let mut event = bytemuck::Zeroable::zeroed();
+            let mut event = Event::EMPTY;
             fill(&mut event);
             self.events.push(event);
         }
@@ -222,10 +280,51 @@ impl Tables for MemoryTables {
     }
 }
 
-fn covers(list: &[(Address, u32)], address: &Address) -> bool {
-    let address = u128::from_be_bytes(address.to_bytes());
-    list.iter().any(|(prefix, bits)| {
-        let differing = address ^ u128::from_be_bytes(prefix.to_bytes());
-        differing.leading_zeros() >= *bits
-    })
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::address::SourceMask;
+    use crate::rule::Scope;
+
+    fn tables() -> MemoryTables {
+        MemoryTables::new(1, Config::new(SourceMask::new(32, 64)), &[])
+    }
+
+    #[test]
+    fn bans_end_at_their_own_time_and_in_order() {
+        let mut tables = tables();
+        let key = |i| SourceKey::everywhere(Address::from_ipv4([192, 0, 2, i]));
+        let ban = |until_ns| Ban::by_admin(Scope::All, RuleIndex::DEFAULT, 1, until_ns, "");
+        for (i, until_ns) in [(1, 30), (2, 10), (3, 20)] {
+            tables.add_ban(&key(i), &ban(until_ns)).unwrap();
+        }
+        // Prolonged after it was added: met at 10, it goes on to 40.
+        tables.replace_ban(&key(2), &ban(40)).unwrap();
+        tables.pass_time(9);
+        assert!(tables.events.is_empty());
+        tables.pass_time(35);
+        let ended: Vec<_> = tables.events.iter().map(|event| (event.at_ns(), event.source())).collect();
+        assert_eq!(ended, [(20, key(3).source()), (30, key(1).source())]);
+        assert_eq!(tables.bans.keys().collect::<Vec<_>>(), [&key(2)]);
+        tables.pass_time(1_000);
+        assert_eq!((tables.events.len(), tables.bans.len()), (3, 0), "each once");
+    }
+
+    #[test]
+    fn full_tables_forget_the_oldest() {
+        let mut tables = tables();
+        (tables.source_capacity, tables.offender_capacity) = (16, 16);
+        for i in 0..100_u8 {
+            tables.pass_time(i.into());
+            let source = Address::from_ipv4([192, 0, 2, i]);
+            tables
+                .add_window(&SourceKey::for_rule(source, RuleIndex::DEFAULT), &Window::first(1, 1))
+                .unwrap();
+            let ban = Ban::by_admin(Scope::All, RuleIndex::DEFAULT, 0, i.into(), "");
+            assert!(tables.remember(&source, &Offender::after(&SourceKey::everywhere(source), &ban)));
+        }
+        assert!(tables.windows.len() <= 16 && tables.offenders.len() <= 16);
+        assert!(tables.offenders.contains_key(&Address::from_ipv4([192, 0, 2, 99])));
+        assert_eq!(tables.forgotten_idle_ns(), Some(8));
+    }
 }

@@ -34,8 +34,8 @@ const AUTHENTICATION: u8 = IpProto::Ah as u8;
 const DESTINATION: u8 = IpProto::Ipv6Opts as u8;
 const MOBILITY: u8 = IpProto::MobilityHeader as u8;
 /// Beyond this nothing can be read. One less than a power of two: a mask, too.
-const REACH: u32 = MAX_OFFSET as u32;
-const _: () = assert!((MAX_OFFSET + 1).is_power_of_two());
+const REACH: u32 = 16_383;
+const _: () = assert!(REACH as usize == MAX_OFFSET && (REACH + 1).is_power_of_two());
 /// The offset's bits in an IPv6 fragment header.
 const FRAGMENT_OFFSET: u16 = 0xfff8;
 
@@ -169,6 +169,7 @@ fn ipv4<F: Frame + ?Sized>(frame: &F, offset: usize, mac: [u8; 6]) -> Result<Pac
 }
 
 #[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "an IP header begins behind two tags at most")]
 fn ipv6<F: Frame + ?Sized>(frame: &F, offset: usize, mac: [u8; 6]) -> Result<Packet, Unparsed> {
     let [version, _, _, _, len_0, len_1, next, _] = frame.bytes::<8>(offset).ok_or(Unparsed::Truncated)?;
     let source = frame.bytes::<16>(offset + 8).ok_or(Unparsed::Truncated)?;
@@ -176,7 +177,6 @@ fn ipv6<F: Frame + ?Sized>(frame: &F, offset: usize, mac: [u8; 6]) -> Result<Pac
         return Err(Unparsed::NotIp);
     }
     let payload_len = usize::from(u16::from_be_bytes([len_0, len_1]));
-    // Behind two tags at most: far below 32 bits, as are the extension headers' lengths.
     let start = (offset + Ipv6Hdr::LEN) as u32;
     let (upper, offset) = upper_layer(frame, start, next);
     // What lies behind the length that the header gives is padding, whatever it looks like.
@@ -206,33 +206,23 @@ enum Upper {
 #[inline(always)]
 fn upper_layer<F: Frame + ?Sized>(frame: &F, start: u32, first: u8) -> (Upper, u32) {
     let (mut offset, mut next) = (start, first);
-    let mut followed = 0;
-    // Opaque to the compiler, which would otherwise unroll the loop; the verifier knows it all the same.
+    // Opaque to the compiler, which would otherwise unroll the loop; the verifier knows it all the same. The count is
+    // looked at where the loop goes back: Linux 5.10 wants a jump there.
     let most = black_box(MAX_EXTENSIONS);
-    loop {
-        let unit = match next {
-            TCP => return (Upper::Tcp, offset),
-            HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION | MOBILITY => 8,
-            AUTHENTICATION => 4,
-            // No upper layer, an encrypted one, or none that is known to be an extension header.
-            _ => return (Upper::Other, offset),
-        };
-        if followed >= most {
-            return (Upper::Hidden, offset);
-        }
-        followed += 1;
+    let mut followed = 0;
+    while followed < most && is_extension(next) {
         // The shortest extension header has eight bytes.
         let Some([following, length, fragment_0, fragment_1, ..]) = frame.bytes::<8>(offset as usize) else {
             return (Upper::Hidden, offset);
         };
-        let length = if next == FRAGMENT {
-            if u16::from_be_bytes([fragment_0, fragment_1]) & FRAGMENT_OFFSET != 0 {
+        let length = match next {
+            FRAGMENT if u16::from_be_bytes([fragment_0, fragment_1]) & FRAGMENT_OFFSET != 0 => {
                 return (Upper::LaterFragment, offset + 8);
             }
-            8
-        } else {
+            FRAGMENT => 8,
             // Both count what is beyond the first eight bytes, in their own units (RFC 4302, section 2.2).
-            8 + u32::from(length) * unit
+            AUTHENTICATION => 8 + u32::from(length) * 4,
+            _ => 8 + u32::from(length) * 8,
         };
         if offset + length > REACH {
             return (Upper::Hidden, offset);
@@ -240,7 +230,20 @@ fn upper_layer<F: Frame + ?Sized>(frame: &F, start: u32, first: u8) -> (Upper, u
         // However the headers came in turn, the next one is looked at alike.
         offset = frame.opaque(offset + length) & REACH;
         next = following;
+        followed += 1;
     }
+    let upper = match next {
+        TCP => Upper::Tcp,
+        _ if is_extension(next) => Upper::Hidden,
+        // No upper layer, an encrypted one, or none that is known to be an extension header.
+        _ => Upper::Other,
+    };
+    (upper, offset)
+}
+
+#[inline(always)]
+const fn is_extension(next: u8) -> bool {
+    matches!(next, HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION | MOBILITY)
 }
 
 /// A length of 0 stands for more than 65,535 (Linux' BIG TCP, seen in generic mode behind GRO): only the frame limits it.

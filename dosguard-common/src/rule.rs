@@ -192,6 +192,16 @@ impl Rule {
         self.generation
     }
 
+    /// What counters have that count under this rule for a source in `era`. Never 0, which those have that nothing was
+    /// counted in yet.
+    #[inline(always)]
+    pub const fn counting_generation(&self, era: u32) -> u32 {
+        match self.generation ^ era {
+            0 => 1,
+            generation => generation,
+        }
+    }
+
     /// SYNs of one source that pass within the window.
     #[inline(always)]
     pub const fn limit(&self) -> u32 {

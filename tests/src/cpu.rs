@@ -4,7 +4,7 @@ use std::{fs, time::Duration};
 
 use anyhow::{Context as _, Result};
 use nix::{
-    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+    sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity},
     unistd::{Pid, SysconfVar, sysconf},
 };
 
@@ -19,6 +19,11 @@ pub fn pin(cpu: usize) -> Result<()> {
     let mut set = CpuSet::new();
     set.set(cpu).with_context(|| format!("there is no processor {cpu}"))?;
     sched_setaffinity(Pid::from_raw(0), &set).with_context(|| format!("cannot run on processor {cpu}"))
+}
+
+/// Keeps this thread on the processor that it is on.
+pub fn stay() -> Result<()> {
+    pin(sched_getcpu().context("cannot ask which processor this is")?)
 }
 
 /// How long all processors together have spent in soft interrupts, which is where received packets are processed.

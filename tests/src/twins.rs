@@ -221,7 +221,7 @@ impl Twins {
         ensure!(sources == self.tables.windows.len(), "{sources} sources, the engine has others");
         for key in keys {
             let there = self.program.maps().windows(&key)?;
-            let here = self.tables.windows.get(&key).cloned();
+            let here = self.tables.windows.get(&key).map(<[_]>::to_vec);
             ensure!(there == here, "windows of {key:?}\nkernel {there:?}\nengine {here:?}");
         }
         Ok(sources)
@@ -247,7 +247,7 @@ impl Twins {
         for rule in (0..RULES).map(RuleIndex) {
             for reason in Reason::ALL {
                 let there = maps.rule_packets(rule, *reason)?;
-                let here = self.tables.rule_counters.get(&(rule, *reason)).copied().unwrap_or(0);
+                let here = self.tables.rule_counters[&(rule, *reason)];
                 ensure!(there == here, "{rule:?} {}: kernel {there}, engine {here}", reason.name());
             }
         }

@@ -9,7 +9,7 @@ use dosguard_common::reason::Reason::{
     self, Allowed, Denied, LaterFragment, Malformed, NotIp, NotSyn, NotTcp, Truncated, UnderLimit,
 };
 use dosguard_tests::packet::{Packet, flag, protocol};
-use dosguard_tests::program::{Program, ban_over};
+use dosguard_tests::program::{Program, ban_over, on_this_kernel};
 
 const GUARD: &str = "198.51.100.1";
 const SOURCE: &str = "198.51.100.66";
@@ -195,6 +195,9 @@ fn no_length_of_a_frame_gets_it_past_the_program_unjudged() {
 #[test]
 fn the_verifier_has_little_to_do() {
     // Recorded so that growth is seen: the kernel gives up at a million.
-    let instructions = Program::for_cpus(ban_over(1), 64).unwrap().verified_instructions().unwrap();
+    let Some(instructions) = Program::for_cpus(ban_over(1), 64).unwrap().verified_instructions().unwrap()
+    else {
+        return on_this_kernel("the program loads; before Linux 5.16 nobody tells how much was looked at");
+    };
     assert!(instructions < 200_000, "{instructions} instructions were looked at for 64 CPUs");
 }

@@ -9,7 +9,8 @@ use crate::{host, run};
 
 /// Runs the demo with `args`. Does not return if it could be started: its exit status becomes ours.
 pub fn run(args: &[OsString]) -> Result<()> {
-    let workspace = setup::ensure(Scope { lint_tools: Want::No, lab: Want::Must, verbose: false })?;
+    let workspace =
+        setup::ensure(Scope { lint_tools: Want::No, lab: Want::Must, vm: Want::No, verbose: false })?;
     host::require_root().context("the demo makes network namespaces, which takes root")?;
 
     let release = workspace.build_release()?;

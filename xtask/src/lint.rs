@@ -10,7 +10,8 @@ use crate::{rules, run};
 
 /// Runs every check, even if some fail.
 pub fn run() -> Result<()> {
-    let workspace = setup::ensure(Scope { lint_tools: Want::Must, lab: Want::No, verbose: false })?;
+    let workspace =
+        setup::ensure(Scope { lint_tools: Want::Must, lab: Want::No, vm: Want::No, verbose: false })?;
     let mut results = vec![
         ("workspace rules", rules::check(&workspace.root)),
         ("rustfmt", rustfmt(&workspace)),

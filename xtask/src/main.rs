@@ -10,6 +10,7 @@ mod rules;
 mod run;
 mod setup;
 mod test;
+mod vm;
 mod workspace;
 
 use std::ffi::OsString;
@@ -18,6 +19,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::setup::{Scope, Want};
+use crate::vm::Wanted;
 
 /// Everything a developer of dosguard runs
 #[derive(Parser)]
@@ -41,7 +43,9 @@ enum Verb {
     },
     /// Check formatting, clippy on both targets, documentation and the workspace's own rules
     Lint,
-    /// Run `lint`, then `test`
+    /// Boot Debian's kernels under QEMU and run the tests of the kernel program on each
+    Vm(VmArgs),
+    /// Run `lint`, `test`, then `vm` on the oldest kernel and on one that is widespread
     Ci,
 }
 
@@ -61,15 +65,39 @@ struct TestArgs {
     args: Vec<OsString>,
 }
 
+/// What `cargo xtask vm` runs.
+#[derive(Args, Default)]
+struct VmArgs {
+    /// Kernels to run: such as `6.1`, or `newest` for the newest in unstable [default: 5.10 6.1 6.12 newest]
+    #[arg(value_name = "VERSION")]
+    kernels: Vec<Wanted>,
+    /// Show the kernels that are in the cache and those that Debian offers, and run none
+    #[arg(long, conflicts_with = "kernels")]
+    list: bool,
+    /// Fetch Debian's lists of packages even if they were fetched today
+    #[arg(long)]
+    refresh: bool,
+}
+
+impl VmArgs {
+    fn in_ci() -> Self {
+        Self { kernels: vec![Wanted::Series(5, 10), Wanted::Series(6, 12)], ..Self::default() }
+    }
+}
+
 fn main() -> ExitCode {
     let result = match Cli::parse().verb {
         Verb::Setup => {
-            setup::ensure(Scope { lint_tools: Want::Warn, lab: Want::Warn, verbose: true }).map(drop)
+            setup::ensure(Scope { lint_tools: Want::Warn, lab: Want::Warn, vm: Want::Warn, verbose: true })
+                .map(drop)
         }
         Verb::Test(args) => test::run(&args),
         Verb::Demo { args } => demo::run(&args),
         Verb::Lint => lint::run(),
-        Verb::Ci => lint::run().and_then(|()| test::run(&TestArgs::default())),
+        Verb::Vm(args) => vm::run(&args),
+        Verb::Ci => lint::run()
+            .and_then(|()| test::run(&TestArgs::default()))
+            .and_then(|()| vm::run(&VmArgs::in_ci())),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -98,6 +126,18 @@ mod tests {
         assert!(args.unit && !args.root);
         assert_eq!(args.args, ["--nocapture"]);
         assert!(Cli::try_parse_from(["xtask", "test", "--unit", "--root"]).is_err());
+    }
+
+    #[test]
+    fn vm_takes_kernels_by_version() {
+        let parse = |line: &[&str]| match Cli::try_parse_from([&["xtask", "vm"], line].concat()) {
+            Ok(Cli { verb: Verb::Vm(args) }) => Some(args.kernels),
+            _ => None,
+        };
+        assert_eq!(parse(&[]), Some(vec![]));
+        assert_eq!(parse(&["5.10", "newest"]), Some(vec![Wanted::Series(5, 10), Wanted::Newest]));
+        assert_eq!(parse(&["five"]), None);
+        assert_eq!(parse(&["--list", "5.10"]), None);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::{TestArgs, host, run};
 /// Runs the tests that `args` select, all of them even if some fail.
 pub fn run(args: &TestArgs) -> Result<()> {
     let lab = if args.unit { Want::No } else { Want::Must };
-    let workspace = setup::ensure(Scope { lint_tools: Want::No, lab, verbose: false })?;
+    let workspace = setup::ensure(Scope { lint_tools: Want::No, lab, vm: Want::No, verbose: false })?;
     if !args.unit {
         host::require_root().context("the tests of the program and the lab run as root")?;
     }

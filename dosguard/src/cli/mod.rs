@@ -6,8 +6,10 @@ mod attach;
 mod bans;
 mod check;
 mod events;
+mod explain;
 mod list;
 mod printer;
+mod replay;
 mod run;
 mod status;
 mod sysctl;
@@ -82,6 +84,9 @@ enum Verb {
     Deny(list::ListVerb),
     /// Show the latest events, and follow them.
     Events(events::EventsArgs),
+    Replay(replay::ReplayArgs),
+    /// Show what would become of a SYN from an address, and why. Changes nothing.
+    Explain(explain::ExplainArgs),
     /// Validate a configuration file.
     Check(check::CheckArgs),
 }
@@ -150,6 +155,8 @@ fn dispatch(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Answer> {
         Verb::Allow(verb) => list::list(&paths, List::Allow, &verb, out),
         Verb::Deny(verb) => list::list(&paths, List::Deny, &verb, out),
         Verb::Events(args) => events::events(&paths, &args, out),
+        Verb::Replay(args) => replay::replay(&args, out),
+        Verb::Explain(args) => explain::explain(&paths, &args, out),
         Verb::Check(args) => check::check(&args, out),
     }
 }

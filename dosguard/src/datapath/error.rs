@@ -193,7 +193,7 @@ impl Error {
         move |source| Self::Map { map, action, source: Box::new(source) }
     }
 
-    pub(super) fn path(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn path(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Path { action, path, source }
     }

@@ -90,7 +90,7 @@ impl PrefixList {
     /// Its entries.
     pub fn entries(&self) -> Result<BTreeMap<Prefix, Origin>, Error> {
         let mut found = BTreeMap::new();
-        for entry in self.trie.iter() {
+        for entry in &self.trie {
             match entry {
                 Ok((key, origin)) => drop(found.insert((key.data().0, key.prefix_len()), Origin(origin))),
                 Err(MapError::KeyNotFound) => {} // removed since the walk saw its key
@@ -107,6 +107,18 @@ impl PrefixList {
             Err(MapError::KeyNotFound) => Ok(false),
             Err(error) => Err(Error::map(self.spec.name, "read")(error)),
         }
+    }
+
+    /// The longest entry that covers the address.
+    pub fn covering(&self, address: &Address) -> Result<Option<Prefix>, Error> {
+        if !self.covers(address)? {
+            return Ok(None);
+        }
+        let bits = u128::from_be_bytes(address.to_bytes());
+        let covers = |(prefix, length): &Prefix| {
+            (bits ^ u128::from_be_bytes(prefix.to_bytes())).leading_zeros() >= *length
+        };
+        Ok(self.entries()?.into_keys().filter(covers).max_by_key(|(_, length)| *length))
     }
 
     /// Whether it has no entry.

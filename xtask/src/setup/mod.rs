@@ -3,8 +3,8 @@
 //! Looking costs a few milliseconds, so that every verb can afford it; nothing is fetched while nothing is missing.
 
 mod apt;
-mod lab;
 mod linker;
+mod programs;
 mod report;
 mod rust;
 
@@ -32,6 +32,8 @@ pub struct Scope {
     pub lint_tools: Want,
     /// The programs that the lab uses.
     pub lab: Want,
+    /// What boots other kernels.
+    pub vm: Want,
     /// Whether to mention what was there already.
     pub verbose: bool,
 }
@@ -44,9 +46,8 @@ pub fn ensure(scope: Scope) -> Result<Workspace> {
 
     let ebpf_compiler = rust::ensure(&channel, scope.lint_tools, &mut report)?;
     let linker_dir = linker::ensure(&mut report);
-    if scope.lab != Want::No {
-        lab::ensure(scope.lab, &mut report);
-    }
+    programs::ensure(programs::LAB, scope.lab, &mut report);
+    programs::ensure(programs::VM, scope.vm, &mut report);
     report.finish()?;
 
     let path = host::search_path(linker_dir.as_deref())?;

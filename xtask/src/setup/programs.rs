@@ -1,10 +1,13 @@
-//! The programs the lab uses, by the names Debian packages them under.
+//! The programs that the lab and the virtual machines use, by the names Debian packages them under.
 
 use super::{Report, Want, apt};
 use crate::host;
 
-/// Each package with the programs of it that the lab, the demo and the tests start.
-const TOOLS: [(&str, &[&str]); 7] = [
+/// A package, and the programs of it that we start.
+type Tool = (&'static str, &'static [&'static str]);
+
+/// What the lab, the demo and the tests start.
+pub const LAB: &[Tool] = &[
     ("bpftool", &["bpftool"]),
     ("ethtool", &["ethtool"]),
     ("hping3", &["hping3"]),
@@ -14,12 +17,19 @@ const TOOLS: [(&str, &[&str]); 7] = [
     ("util-linux", &["nsenter", "taskset"]),
 ];
 
-/// Installs the packages of the programs that are missing.
-pub fn ensure(want: Want, report: &mut Report) {
+/// What it takes to boot Debian's kernels. Its package tools are not in the list: they are there on Debian, and
+/// elsewhere another package manager cannot bring them to any use.
+pub const VM: &[Tool] = &[("cpio", &["cpio"]), ("qemu-system-x86", &["qemu-system-x86_64"])];
+
+/// Installs the packages of `tools` of which a program is missing.
+pub fn ensure(tools: &[Tool], want: Want, report: &mut Report) {
+    if want == Want::No {
+        return;
+    }
     // By program, not by package: that holds for every distribution, and for what was built from source.
     let on_this_machine = |program: &str| host::find(program).is_some();
-    let before = missing(on_this_machine);
-    for (package, programs) in TOOLS.iter().filter(|tool| !before.contains(tool)) {
+    let before = missing(tools, on_this_machine);
+    for (package, programs) in tools.iter().filter(|tool| !before.contains(tool)) {
         report.found(package, &programs.join(", "));
     }
     if before.is_empty() {
@@ -31,7 +41,7 @@ pub fn ensure(want: Want, report: &mut Report) {
         Ok(()) => "apt-get installed it, but it is not there".to_owned(),
         Err(error) => format!("{error:#}"),
     };
-    let after = missing(on_this_machine);
+    let after = missing(tools, on_this_machine);
     for tool in before {
         let (package, programs) = tool;
         let programs = programs.join(", ");
@@ -45,8 +55,9 @@ pub fn ensure(want: Want, report: &mut Report) {
 }
 
 /// The tools of which a program is missing, going by `is_there`.
-fn missing(is_there: impl Fn(&str) -> bool) -> Vec<(&'static str, &'static [&'static str])> {
-    TOOLS.into_iter().filter(|(_, programs)| !programs.iter().all(|program| is_there(program))).collect()
+fn missing(tools: &[Tool], is_there: impl Fn(&str) -> bool) -> Vec<Tool> {
+    let incomplete = |(_, programs): &&Tool| !programs.iter().all(|program| is_there(program));
+    tools.iter().filter(incomplete).copied().collect()
 }
 
 #[cfg(test)]
@@ -56,10 +67,10 @@ mod tests {
     #[test]
     fn a_package_is_missing_if_any_of_its_programs_is() {
         let packages = |is_there: fn(&str) -> bool| -> Vec<&str> {
-            missing(is_there).iter().map(|(package, _)| *package).collect()
+            missing(LAB, is_there).iter().map(|(package, _)| *package).collect()
         };
         assert!(packages(|_| true).is_empty());
         assert_eq!(packages(|program| program != "tc" && program != "hping3"), ["hping3", "iproute2"]);
-        assert_eq!(packages(|_| false).len(), TOOLS.len());
+        assert_eq!(packages(|_| false).len(), LAB.len());
     }
 }

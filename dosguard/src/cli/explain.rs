@@ -1,0 +1,305 @@
+//! `dosguard explain`.
+
+use std::io::Write;
+use std::net::IpAddr;
+
+use clap::Args;
+use dosguard_common::ban::Ban;
+use dosguard_common::event::{Event, Kind};
+use dosguard_common::key::SourceKey;
+use dosguard_common::reason::Verdict;
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::Answer;
+use crate::config::cidr::parse_address;
+use crate::config::field::RuleField;
+use crate::config::policy::{NamedRule, SourcePrefixes};
+use crate::config::units::Span;
+use crate::datapath::{Datapath, List};
+use crate::explain::{Explanation, Standing, Step};
+use crate::output::{
+    BOLD, BanRecord, EventRecord, GREEN, RED, SCHEMA, WallClock, source_text, table, write_json, write_table,
+};
+use crate::paths::Paths;
+use crate::system::boot_now_ns;
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The decision is the kernel program's own, over the live maps; nothing is counted or changed."
+)]
+pub(super) struct ExplainArgs {
+    /// An address; the whole source that it belongs to is meant.
+    #[arg(value_name = "ADDR")]
+    address: String,
+    /// The port that the SYN goes to. Without one, a port of each rule is looked at.
+    #[arg(long, value_parser = clap::value_parser!(u16))]
+    port: Option<u16>,
+    /// Print JSON, one object a line for each port that is looked at.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct ExplainRecord {
+    version: u32,
+    source: String,
+    port: u16,
+    rule: String,
+    verdict: &'static str,
+    reason: &'static str,
+    /// The entry of the allow-list that covers the address.
+    allowed: Option<String>,
+    /// The entry of the deny-list that covers the address.
+    denied: Option<String>,
+    /// The ban that drops the SYN.
+    ban: Option<BanRecord>,
+    /// SYNs that count now; null where the decision does not get that far, as are the next two.
+    count: Option<u64>,
+    limit: Option<u32>,
+    left: Option<u64>,
+    window: String,
+    /// Events that the SYN would bring about.
+    brings: Vec<EventRecord>,
+}
+
+/// What the records and the lines need besides the explanation.
+struct Context {
+    prefixes: SourcePrefixes,
+    clock: WallClock,
+    rules: Vec<NamedRule>,
+}
+
+pub(super) fn explain(paths: &Paths, args: &ExplainArgs, out: &mut dyn Write) -> anyhow::Result<Answer> {
+    let address = parse_address(&args.address)?;
+    let datapath = Datapath::require(paths)?;
+    let rules: Vec<_> = datapath.rules()?.into_iter().map(|(_, rule)| rule).collect();
+    let context = Context {
+        prefixes: datapath.maps().source_mask()?.into(),
+        clock: WallClock::new(Timestamp::now(), boot_now_ns()?),
+        rules,
+    };
+    let ports = match args.port {
+        Some(port) => vec![port],
+        None => context.rules.iter().filter_map(|rule| context.some_port(rule)).collect(),
+    };
+    let now_ns = context.clock.boot_now_ns();
+    let explain = |port| Explanation::new(&datapath, address, port, now_ns);
+    let all = ports.into_iter().map(explain).collect::<Result<Vec<_>, _>>()?;
+    if args.json {
+        for explanation in &all {
+            write_json(out, &context.record(&datapath, explanation))?;
+        }
+    } else if let [only] = all.as_slice() {
+        context.print(out, &datapath, address, only)?;
+    } else {
+        context.print_all(out, address, &all)?;
+    }
+    Ok(Answer::Done)
+}
+
+impl Context {
+    fn rule_of(&self, port: u16) -> Option<&NamedRule> {
+        self.rules.iter().find(|rule| rule.ports.contains(port)).or_else(|| self.rules.first())
+    }
+
+    /// A port that the rule covers; none for a `default` that is left without.
+    fn some_port(&self, rule: &NamedRule) -> Option<u16> {
+        if rule.name.is_default() {
+            (1..=u16::MAX).find(|port| !self.rules.iter().any(|other| other.ports.contains(*port)))
+        } else {
+            rule.ports.iter().next()
+        }
+    }
+
+    fn record(&self, datapath: &Datapath, explanation: &Explanation) -> ExplainRecord {
+        let rule = self.rule_of(explanation.port);
+        let name = |index| datapath.rule_name(index);
+        let ban = explanation.ban(self.clock.boot_now_ns());
+        let standing = explanation.standing();
+        let event = |event: &Event| {
+            EventRecord::new(event, name, |index| index.to_string(), self.prefixes, &self.clock)
+        };
+        ExplainRecord {
+            version: SCHEMA,
+            source: source_text(explanation.source, self.prefixes),
+            port: explanation.port,
+            rule: rule.map(|rule| rule.name.to_string()).unwrap_or_default(),
+            verdict: explanation.reason.verdict().name(),
+            reason: explanation.reason.name(),
+            allowed: covering(explanation, List::Allow),
+            denied: covering(explanation, List::Deny),
+            ban: ban.map(|(key, ban)| BanRecord::new(&key, &ban, name, self.prefixes, &self.clock)),
+            count: standing.map(|standing| standing.count),
+            limit: standing.map(|standing| standing.limit),
+            left: standing.map(|standing| standing.left()),
+            window: rule.map(|rule| Span::from_ns(rule.spec.window_ns).to_string()).unwrap_or_default(),
+            brings: explanation.events.iter().map(event).collect(),
+        }
+    }
+
+    fn print(
+        &self,
+        out: &mut dyn Write,
+        datapath: &Datapath,
+        address: IpAddr,
+        explanation: &Explanation,
+    ) -> anyhow::Result<()> {
+        let (style, word) = match explanation.reason.verdict() {
+            Verdict::Pass => (GREEN, "pass"),
+            Verdict::Drop => (RED, "be dropped"),
+        };
+        writeln!(
+            out,
+            "a SYN from {BOLD}{address}{BOLD:#} to port {} would {style}{word}{style:#}: {}",
+            explanation.port,
+            explanation.reason.name()
+        )?;
+        let source = source_text(explanation.source, self.prefixes);
+        if source != address.to_string() {
+            self.line(out, "source", &source)?;
+        }
+        self.print_lists(out, explanation)?;
+        for step in &explanation.steps {
+            match step {
+                Step::List(..) => {}
+                Step::Ban(key, ban) => self.line(out, "ban", &self.ban_text(datapath, key, ban.as_ref()))?,
+                Step::Rule(..) => {
+                    let rule = self.rule_of(explanation.port).map(rule_text).unwrap_or_default();
+                    self.line(out, "rule", &rule)?;
+                }
+                Step::Count(standing) => {
+                    self.line(out, "counted", &self.count_text(explanation, standing))?;
+                }
+            }
+        }
+        for event in explanation.events.iter().filter(|event| event.kind() != Kind::Unban) {
+            let text = match (event.kind(), event.span_ns()) {
+                (Kind::Ban | Kind::WouldBan, Some((since_ns, until_ns))) => {
+                    let length = Span::from_ns(until_ns.saturating_sub(since_ns)).approx();
+                    format!("{} for {length}, offence {}", event.kind().name(), event.offence())
+                }
+                (Kind::Extend, Some((_, until_ns))) => {
+                    let left = Span::from_ns(until_ns.saturating_sub(self.clock.boot_now_ns())).approx();
+                    format!("the ban's clock starts again: another {left}")
+                }
+                (kind, _) => kind.name().to_owned(),
+            };
+            self.line(out, "brings", &text)?;
+        }
+        Ok(())
+    }
+
+    /// Where the source stands under each rule.
+    fn print_all(&self, out: &mut dyn Write, address: IpAddr, all: &[Explanation]) -> anyhow::Result<()> {
+        let Some(first) = all.first() else { return Ok(()) };
+        writeln!(
+            out,
+            "SYNs from {BOLD}{address}{BOLD:#} (source {})",
+            source_text(first.source, self.prefixes)
+        )?;
+        self.print_lists(out, first)?;
+        let mut lines =
+            table(&["RULE", "PORTS", "WOULD", "REASON", "COUNTED", "LIMIT", "LEFT", "BAN ENDS IN"]);
+        let dash = || "-".to_owned();
+        for explanation in all {
+            let Some(rule) = self.rule_of(explanation.port) else { continue };
+            let standing = explanation.standing();
+            let ends = explanation.ban(self.clock.boot_now_ns()).map(|(_, ban)| self.remaining(&ban));
+            lines.add_row([
+                rule.name.to_string(),
+                RuleField::Ports.get(rule),
+                explanation.reason.verdict().name().to_owned(),
+                explanation.reason.name().to_owned(),
+                standing.map_or_else(dash, |standing| standing.count.to_string()),
+                RuleField::Limit.get(rule),
+                standing.map_or_else(dash, |standing| standing.left().to_string()),
+                ends.unwrap_or_else(dash),
+            ]);
+        }
+        Ok(write_table(out, &lines)?)
+    }
+
+    fn print_lists(&self, out: &mut dyn Write, explanation: &Explanation) -> anyhow::Result<()> {
+        for (list, label) in [(List::Allow, "allow-list"), (List::Deny, "deny-list")] {
+            let looked_at = |step: &&Step| matches!(step, Step::List(other, _) if *other == list);
+            let text = match explanation.steps.iter().find(looked_at) {
+                Some(Step::List(_, Some(network))) => format!("{network} covers it"),
+                Some(_) => "not on it".to_owned(),
+                None if list == List::Deny && covering(explanation, List::Allow).is_some() => continue,
+                None => "empty".to_owned(),
+            };
+            self.line(out, label, &text)?;
+        }
+        Ok(())
+    }
+
+    #[expect(clippy::unused_self, reason = "one of the lines that the others print")]
+    fn line(&self, out: &mut dyn Write, label: &str, text: &str) -> anyhow::Result<()> {
+        Ok(writeln!(out, "  {label:<10}  {text}")?)
+    }
+
+    fn ban_text(&self, datapath: &Datapath, key: &SourceKey, ban: Option<&Ban>) -> String {
+        let reach = match key.rule() {
+            None => "of every packet".to_owned(),
+            Some(index) => format!("under rule {}", datapath.rule_name(index)),
+        };
+        let Some(ban) = ban else { return format!("none {reach}") };
+        let now_ns = self.clock.boot_now_ns();
+        if !ban.is_active(now_ns) {
+            let ago = Span::from_ns(now_ns.saturating_sub(ban.until_ns)).approx();
+            return format!("one {reach} ended {ago} ago");
+        }
+        let name = |index| datapath.rule_name(index);
+        let fields = BanRecord::new(key, ban, name, self.prefixes, &self.clock).ban;
+        let mut text = format!("{reach}, for another {}", self.remaining(ban));
+        text += &match (fields.window, fields.note) {
+            (Some(window), _) => format!(
+                ": {} SYNs in {window}, limit {} (rule {}, offence {})",
+                fields.count,
+                fields.limit,
+                fields.rule.unwrap_or_default(),
+                fields.offences
+            ),
+            (None, Some(note)) => format!(": by an administrator: {note}"),
+            (None, None) => ": by an administrator".to_owned(),
+        };
+        if fields.monitor {
+            text += " (monitor: only noted)";
+        }
+        text
+    }
+
+    fn count_text(&self, explanation: &Explanation, standing: &Standing) -> String {
+        let window = self.rule_of(explanation.port).map(|rule| rule.spec.window_ns).unwrap_or_default();
+        let cpu = if standing.one_cpu { " on one CPU, which has its share of the limit" } else { "" };
+        format!(
+            "{} of {} SYNs within {}{cpu}; {} left",
+            standing.count,
+            standing.limit,
+            Span::from_ns(window),
+            standing.left()
+        )
+    }
+
+    fn remaining(&self, ban: &Ban) -> String {
+        Span::from_ns(ban.until_ns.saturating_sub(self.clock.boot_now_ns())).approx()
+    }
+}
+
+fn covering(explanation: &Explanation, wanted: List) -> Option<String> {
+    explanation.steps.iter().find_map(|step| match step {
+        Step::List(list, Some(network)) if *list == wanted => Some(network.to_string()),
+        _ => None,
+    })
+}
+
+fn rule_text(rule: &NamedRule) -> String {
+    format!(
+        "{} ({}): limit {}, action {}",
+        rule.name,
+        RuleField::Ports.get(rule),
+        RuleField::Limit.get(rule),
+        RuleField::Action.get(rule)
+    )
+}

@@ -1,0 +1,245 @@
+//! The live maps as the engine's tables: read where they are, written only in memory.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+use dosguard_common::address::Address;
+use dosguard_common::ban::Ban;
+use dosguard_common::claim::Claim;
+use dosguard_common::config::Config;
+use dosguard_common::event::{Event, Gate, Kind};
+use dosguard_common::key::SourceKey;
+use dosguard_common::offender::Offender;
+use dosguard_common::reason::{Reason, Tally};
+use dosguard_common::rule::{Rule, RuleIndex};
+use dosguard_common::tables::{Refused, Scratch, Tables};
+use dosguard_common::window::Window;
+
+use super::{Standing, Step, limit};
+use crate::config::cidr::Cidr;
+use crate::datapath::{self, Error, List, Maps};
+
+/// The live maps, for one SYN. Each thing is read once; what was read or written is what is there from then on.
+pub(super) struct LiveTables<'a> {
+    maps: &'a Maps,
+    config: Config,
+    /// The address before the mask.
+    address: Address,
+    now_ns: u64,
+    cpus: u32,
+    sees_peers: bool,
+    seen: RefCell<Seen>,
+    windows: HashMap<SourceKey, Vec<Window>>,
+    /// The CPU that is taken to judge: the one that counted the most. It is the first to look at the others.
+    cpu: usize,
+    events: Vec<Event>,
+}
+
+#[derive(Default)]
+struct Seen {
+    steps: Vec<Step>,
+    bans: HashMap<SourceKey, Option<Ban>>,
+    offender: Option<Option<Offender>>,
+    /// The first thing that could not be read. What the engine decides then is of no use.
+    error: Option<Error>,
+}
+
+impl Seen {
+    fn read<T: Default>(&mut self, read: Result<T, Error>) -> T {
+        read.unwrap_or_else(|error| {
+            self.error.get_or_insert(error);
+            T::default()
+        })
+    }
+}
+
+impl<'a> LiveTables<'a> {
+    pub(super) fn new(maps: &'a Maps, address: Address, now_ns: u64) -> Result<Self, Error> {
+        Ok(Self {
+            maps,
+            config: maps.config()?,
+            address,
+            now_ns,
+            cpus: crate::system::possible_cpus()
+                .map_err(Error::path("read", crate::system::POSSIBLE_CPUS))?,
+            sees_peers: datapath::sees_peers(),
+            seen: RefCell::default(),
+            windows: HashMap::new(),
+            cpu: 0,
+            events: Vec::new(),
+        })
+    }
+
+    /// What was looked at, and what would have been reported.
+    pub(super) fn finish(self) -> Result<(Vec<Step>, Vec<Event>), Error> {
+        let seen = self.seen.into_inner();
+        match seen.error {
+            Some(error) => Err(error),
+            None => Ok((seen.steps, self.events)),
+        }
+    }
+
+    fn is_on(&self, list: List) -> bool {
+        let mut seen = self.seen.borrow_mut();
+        let covering = self.maps.list(list).covering(&self.address);
+        let covering = seen.read(covering).map(|(address, bits)| Cidr::from_prefix(address, bits));
+        seen.steps.push(Step::List(list, covering));
+        covering.is_some()
+    }
+
+    fn ban(&self, key: &SourceKey) -> Option<Ban> {
+        let mut seen = self.seen.borrow_mut();
+        if let Some(ban) = seen.bans.get(key) {
+            return *ban;
+        }
+        let ban = seen.read(self.maps.ban(key));
+        seen.bans.insert(*key, ban);
+        seen.steps.push(Step::Ban(*key, ban));
+        ban
+    }
+
+    fn put_ban(&self, key: &SourceKey, ban: &Ban) {
+        self.seen.borrow_mut().bans.insert(*key, Some(*ban));
+    }
+
+    fn look_at_offender(&self, source: &Address) -> Option<Offender> {
+        let mut seen = self.seen.borrow_mut();
+        if let Some(offender) = seen.offender {
+            return offender;
+        }
+        let offender = seen.read(self.maps.offender(source));
+        seen.offender = Some(offender);
+        offender
+    }
+
+    /// Reads the counters, and notes where the source stands.
+    fn load_windows(&mut self, key: &SourceKey) {
+        if self.windows.contains_key(key) {
+            return;
+        }
+        let rule = key.rule().unwrap_or_default();
+        let era = self.look_at_offender(&key.source()).map_or(0, |offender| offender.era(rule));
+        let mut seen = self.seen.borrow_mut();
+        let windows = seen.read(self.maps.windows(key)).unwrap_or_default();
+        let rule = seen.read(self.maps.rule(rule).map(Some));
+        let Some(rule) = rule else { return };
+        let (slot, generation) = (rule.slot(self.now_ns), rule.counting_generation(era));
+        let counts: Vec<_> = windows.iter().map(|window| window.counted(slot, generation)).collect();
+        let most = counts.iter().copied().enumerate().max_by_key(|(_, count)| *count);
+        self.cpu = most.map_or(0, |(cpu, _)| cpu);
+        let count = if self.sees_peers { counts.iter().sum() } else { most.map_or(0, |(_, count)| count) };
+        let limit = limit(&rule, self.sees_peers, self.cpus);
+        seen.steps.push(Step::Count(Standing { count, limit, one_cpu: !self.sees_peers }));
+        self.windows.insert(*key, windows);
+    }
+}
+
+impl Tables for LiveTables<'_> {
+    fn with_config<R>(&mut self, work: impl FnOnce(&mut Self, &Config) -> R) -> Option<R> {
+        let config = self.config;
+        config.is_ready().then(|| work(self, &config))
+    }
+
+    fn is_allowed(&self, _address: &Address) -> bool {
+        self.is_on(List::Allow)
+    }
+
+    fn is_denied(&self, _address: &Address) -> bool {
+        self.is_on(List::Deny)
+    }
+
+    fn rule_of(&self, port: u16) -> RuleIndex {
+        self.seen.borrow_mut().read(self.maps.rule_of(port))
+    }
+
+    fn rule(&self, index: RuleIndex) -> Option<Rule> {
+        let mut seen = self.seen.borrow_mut();
+        let rule = seen.read(self.maps.rule(index).map(Some))?;
+        seen.steps.push(Step::Rule(index, rule));
+        rule.is_defined().then_some(rule)
+    }
+
+    fn with_ban<R>(&self, key: &SourceKey, look: impl FnOnce(&Ban) -> R) -> Option<R> {
+        self.ban(key).as_ref().map(look)
+    }
+
+    fn add_ban(&mut self, key: &SourceKey, ban: &Ban) -> Result<(), Refused> {
+        if self.ban(key).is_some() {
+            return Err(Refused::Exists);
+        }
+        let used = self.seen.borrow_mut().read(self.maps.bans()).len();
+        if used >= self.maps.bans_capacity() as usize {
+            return Err(Refused::Full);
+        }
+        self.put_ban(key, ban);
+        Ok(())
+    }
+
+    fn claim(&mut self, _claim: &Claim) -> bool {
+        true // nobody else asks
+    }
+
+    fn replace_ban(&mut self, key: &SourceKey, ban: &Ban) -> Result<(), Refused> {
+        self.put_ban(key, ban);
+        Ok(())
+    }
+
+    fn refresh_ban(&mut self, key: &SourceKey, ban: &Ban) -> bool {
+        self.put_ban(key, ban);
+        true
+    }
+
+    fn offender(&self, source: &Address) -> Option<Offender> {
+        self.look_at_offender(source)
+    }
+
+    fn remember(&mut self, _source: &Address, offender: &Offender) -> bool {
+        self.seen.borrow_mut().offender = Some(Some(*offender));
+        true
+    }
+
+    fn with_scratch<R>(&mut self, work: impl FnOnce(&mut Self, &mut Scratch) -> R) -> Option<R> {
+        Some(work(self, &mut bytemuck::Zeroable::zeroed()))
+    }
+
+    fn cpus(&self) -> u32 {
+        self.cpus
+    }
+
+    fn sees_peers(&self) -> bool {
+        self.sees_peers
+    }
+
+    fn with_window<R>(&mut self, key: &SourceKey, work: impl FnOnce(&mut Window) -> R) -> Option<R> {
+        self.load_windows(key);
+        self.windows.get_mut(key)?.get_mut(self.cpu).map(work)
+    }
+
+    fn for_each_peer(&mut self, key: &SourceKey, mut look: impl FnMut(&mut Window)) {
+        let own = self.cpu;
+        let peers = self.windows.get_mut(key).into_iter().flatten().enumerate();
+        peers.filter(|(cpu, _)| *cpu != own).for_each(|(_, window)| look(window));
+    }
+
+    fn add_window(&mut self, key: &SourceKey, window: &Window) -> Result<(), Refused> {
+        self.windows.insert(*key, vec![*window]);
+        self.cpu = 0;
+        Ok(())
+    }
+
+    fn count(&mut self, _reason: Reason, _rule: Option<RuleIndex>, _bytes: u64) {}
+
+    fn tally(&mut self, _tally: Tally) {}
+
+    fn with_gate<R>(&mut self, _kind: Kind, work: impl FnOnce(&mut Gate) -> R) -> Option<R> {
+        // Whether it would be reported or suppressed is another question.
+        Some(work(&mut Gate::default()))
+    }
+
+    fn emit(&mut self, fill: impl FnOnce(&mut Event)) -> bool {
+        let mut event = Event::EMPTY;
+        fill(&mut event);
+        self.events.push(event);
+        true
+    }
+}

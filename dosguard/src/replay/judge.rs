@@ -1,0 +1,201 @@
+//! The engine over captured packets, and what there is to tell of it.
+
+use std::collections::{BTreeMap, HashSet};
+
+use dosguard_common::abi;
+use dosguard_common::address::{Address, SourceMask};
+use dosguard_common::config::Config;
+use dosguard_common::engine::decide;
+use dosguard_common::event::{Event, Kind};
+use dosguard_common::memory::{MemoryTables, Prefixes};
+use dosguard_common::parse::{self, Payload, parse};
+use dosguard_common::reason::Reason;
+use dosguard_common::rule::{Rule, RuleIndex};
+use dosguard_common::tables::Tables as _;
+
+use super::capture::Packet;
+use super::capture::link::{Link, LinkFrame};
+use super::clock::Clock;
+use super::direction::{BothWays, destination};
+use super::offered::{MAX_FOLLOWED, Offered};
+use crate::config::cidr::Cidr;
+use crate::config::policy::{NamedRule, Policy};
+
+/// What every rule starts with.
+const GENERATION: u32 = 1;
+
+/// What to replay with.
+#[derive(Clone, Copy, Debug)]
+pub struct Options<'a> {
+    /// The rules, the allow-list and what makes a source.
+    pub policy: &'a Policy,
+    /// Judge only packets to these; if there are none, whatever came in.
+    pub to: &'a [Cidr],
+    /// How many bans to keep for the list, the first ones; none for all.
+    pub list: Option<usize>,
+}
+
+/// Judges packets one after the other.
+pub struct Judge<'a> {
+    pub(super) options: Options<'a>,
+    pub(super) tables: MemoryTables,
+    pub(super) clock: Clock,
+    pub(super) packets: u64,
+    pub(super) bytes: u64,
+    pub(super) left_out: LeftOut,
+    pub(super) ways: BothWays,
+    pub(super) bans: Vec<Event>,
+    /// The sources that were banned; there is room for as many as are followed.
+    pub(super) banned: HashSet<Address>,
+    /// Events of each kind.
+    pub(super) events: BTreeMap<&'static str, u64>,
+    pub(super) offered: BTreeMap<RuleIndex, Offered>,
+    /// Sources whose SYNs are followed, over all rules.
+    followed: usize,
+    mask: SourceMask,
+    to: Option<Prefixes>,
+}
+
+/// Packets that were not judged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LeftOut {
+    /// Sent by the machine that captured them.
+    pub outgoing: u64,
+    /// To other addresses than those asked for.
+    pub elsewhere: u64,
+    /// So short in the capture that what decides is missing, although it was on the wire.
+    pub cut_short: u64,
+    /// Of a link type that is not understood.
+    pub link: u64,
+    /// One such type.
+    pub some_link: Option<Link>,
+}
+
+impl<'a> Judge<'a> {
+    /// Nothing judged yet.
+    pub fn new(options: Options<'a>) -> Self {
+        let prefixes = options.policy.prefixes;
+        let mask = SourceMask::new(prefixes.ipv4, prefixes.ipv6);
+        let to = (!options.to.is_empty()).then(|| options.to.iter().map(Cidr::to_prefix).collect());
+        Self {
+            tables: tables(options.policy, mask),
+            options,
+            clock: Clock::default(),
+            packets: 0,
+            bytes: 0,
+            left_out: LeftOut::default(),
+            ways: BothWays::default(),
+            bans: Vec::new(),
+            banned: HashSet::new(),
+            events: BTreeMap::new(),
+            offered: BTreeMap::new(),
+            followed: 0,
+            mask,
+            to,
+        }
+    }
+
+    /// Judges a packet at its own time, unless it is left out.
+    pub fn packet(&mut self, packet: &Packet<'_>) {
+        self.packets += 1;
+        self.bytes += u64::from(packet.wire_len);
+        let now_ns = self.clock.tell(packet.at_ns);
+        let Some(frame) = LinkFrame::new(packet) else {
+            self.left_out.link += 1;
+            self.left_out.some_link = Some(packet.link);
+            return;
+        };
+        if frame.is_outgoing() {
+            self.left_out.outgoing += 1;
+            return;
+        }
+        if !self.is_wanted(&frame) {
+            return;
+        }
+        if self.to.is_none() && packet.link == Link::Ethernet {
+            self.ways.look(packet.bytes);
+        }
+        let parsed = parse(&frame);
+        // To the engine the frame would end where the capture does, and a SYN cut off there would hide its flags.
+        if frame.missed() {
+            self.left_out.cut_short += 1;
+            return;
+        }
+        self.tables.pass_time(now_ns);
+        let reason = decide(&frame, &mut self.tables, || now_ns);
+        if let Ok(parse::Packet { address, payload: Payload::Syn { port }, .. }) = parsed
+            && !matches!(reason, Reason::Allowed | Reason::Denied | Reason::MonitoredDenied)
+        {
+            self.offer(address, port, now_ns);
+        }
+        if !self.tables.events.is_empty() {
+            self.report();
+        }
+    }
+
+    /// Whether the packet goes where it has to; if not, it is counted.
+    fn is_wanted(&mut self, frame: &LinkFrame<'_>) -> bool {
+        let Some(to) = &self.to else { return true };
+        let wanted = destination(frame).is_some_and(|address| to.contains(&address));
+        if !wanted && frame.missed() {
+            self.left_out.cut_short += 1;
+        } else if !wanted {
+            self.left_out.elsewhere += 1;
+        }
+        wanted
+    }
+
+    fn offer(&mut self, address: Address, port: u16, now_ns: u64) {
+        let index = self.tables.rule_of(port);
+        let Some(rule) = self.tables.rules.get(index) else { return };
+        let first_ns = self.clock.boot_first_ns();
+        let offered = self.offered.entry(index).or_insert_with(|| Offered::new(*rule, first_ns));
+        offered.syn(self.mask.source(address), now_ns, &mut self.followed);
+    }
+
+    fn report(&mut self) {
+        for event in self.tables.events.drain(..) {
+            *self.events.entry(event.kind().name()).or_default() += 1;
+            if matches!(event.kind(), Kind::Ban | Kind::WouldBan) {
+                if self.banned.len() < MAX_FOLLOWED {
+                    self.banned.insert(event.source());
+                }
+                if self.options.list.is_none_or(|most| self.bans.len() < most) {
+                    self.bans.push(event);
+                }
+            }
+        }
+    }
+
+    /// Ends the bans that have ended by the time of the last packet, whether or not it was judged.
+    pub fn end(&mut self) {
+        self.tables.pass_time(self.clock.now_ns());
+        self.report();
+    }
+}
+
+/// Tables as the kernel would have them, sizes included.
+fn tables(policy: &Policy, mask: SourceMask) -> MemoryTables {
+    let config = Config::new(mask)
+        .with_allow_list(!policy.allow.is_empty())
+        .with_deny_list(!policy.deny.is_empty())
+        .with_mode(policy.mode)
+        // Every ban is wanted here.
+        .with_events_rate(u32::MAX);
+    let mut tables = MemoryTables::new(1, config, &[]);
+    tables.allow = policy.allow.iter().map(Cidr::to_prefix).collect();
+    tables.deny = policy.deny.iter().map(Cidr::to_prefix).collect();
+    for (index, rule) in indexed(policy) {
+        tables.rules.insert(index, Rule::new(rule.name.as_str(), &rule.spec, GENERATION));
+        rule.ports.iter().for_each(|port| tables.ports.insert(port, index));
+    }
+    tables.source_capacity = abi::SYNS.entries as usize;
+    tables.ban_capacity = abi::BANS.entries as usize;
+    tables.offender_capacity = abi::OFFENDERS.entries as usize;
+    tables
+}
+
+/// The rules of a policy with their places in the table.
+pub(super) fn indexed(policy: &Policy) -> impl Iterator<Item = (RuleIndex, &NamedRule)> {
+    (0..=u8::MAX).map(RuleIndex).zip(&policy.rules)
+}

@@ -1,0 +1,83 @@
+//! `explain`: what would become of a SYN and why, without changing anything.
+
+#![expect(clippy::unwrap_used, reason = "a test's helpers fail as the test itself does")]
+
+use std::process::Command;
+
+use dosguard_common::abi;
+use dosguard_tests::addresses::{FORGED_V4, GUARD_ATTACKER_SIDE};
+use dosguard_tests::cli::{CONFIG, bans, done, pins, refused, syns};
+use dosguard_tests::daemon::Dosguard;
+use dosguard_tests::lab::Lab;
+use serde_json::Value;
+
+fn explain(dosguard: &Dosguard<'_>, more: &str) -> Value {
+    let line = done(dosguard, &format!("explain {FORGED_V4} {more} --json"));
+    serde_json::from_str(&line).unwrap()
+}
+
+/// Everything that is in the maps, on every CPU.
+fn contents(lab: &Lab) -> String {
+    let is_map = |pin: &String| abi::MAPS.iter().any(|map| pin.ends_with(&format!("/{}", map.name)));
+    let maps = pins(lab).into_iter().filter(is_map);
+    let dump = |path: String| {
+        let output = Command::new("bpftool").args(["map", "dump", "pinned", &path]).output().unwrap();
+        // A ring buffer has no entries to show.
+        assert!(output.status.success() || path.ends_with("/EVENTS"), "{path}: {output:?}");
+        format!("{path}\n{}\n", String::from_utf8_lossy(&output.stdout))
+    };
+    maps.map(dump).collect()
+}
+
+#[test]
+fn explain_says_what_the_kernel_then_does_and_changes_nothing() {
+    let lab = Lab::new().unwrap();
+    let dosguard = Dosguard::new(&lab).unwrap();
+    let config = dosguard.write_config("c.toml", CONFIG).unwrap();
+    done(&dosguard, &format!("attach -c {} {GUARD_ATTACKER_SIDE}", config.display()));
+    let standing = |record: &Value| {
+        let [verdict, reason, count, left] = ["verdict", "reason", "count", "left"].map(|key| &record[key]);
+        format!("{} {} {count} {left}", verdict.as_str().unwrap(), reason.as_str().unwrap())
+    };
+
+    // Before each SYN it says what becomes of it; a limit of three.
+    for (sent, expected) in
+        ["pass under-limit 0 3", "pass under-limit 1 2", "pass under-limit 2 1", "drop over-limit 3 0"]
+            .into_iter()
+            .enumerate()
+    {
+        let before = contents(&lab);
+        assert!(before.len() > 10_000, "{before}");
+        let record = explain(&dosguard, "--port 25");
+        assert_eq!(standing(&record), expected, "after {sent}");
+        assert_eq!(record["rule"], "smtp");
+        let brings: Vec<_> =
+            record["brings"].as_array().unwrap().iter().map(|event| &event["kind"]).collect();
+        assert_eq!(brings, if sent == 3 { vec!["ban"] } else { vec![] });
+        done(&dosguard, &format!("explain {FORGED_V4} --port 25"));
+        done(&dosguard, &format!("explain {FORGED_V4}"));
+        assert_eq!(contents(&lab), before, "it changed something after {sent}");
+        assert_eq!(bans(&dosguard).len(), 0);
+        syns(&lab, &dosguard, 25, 1);
+    }
+
+    let record = explain(&dosguard, "--port 25");
+    let before = contents(&lab);
+    assert_eq!((&record["reason"], &record["count"]), (&"banned".into(), &Value::Null));
+    assert_eq!((&record["ban"]["count"], &record["ban"]["limit"]), (&4.into(), &3.into()));
+    assert!(record["ban"]["remaining_s"].as_f64().unwrap() > 1.0);
+    let text = done(&dosguard, &format!("explain {FORGED_V4} --port 25"));
+    assert!(text.contains("would be dropped: banned") && text.contains("4 SYNs in 1m, limit 3"), "{text}");
+    assert_eq!(contents(&lab), before);
+
+    done(&dosguard, &format!("allow add {FORGED_V4}/32"));
+    let record = explain(&dosguard, "--port 25");
+    assert_eq!((&record["reason"], &record["allowed"]), (&"allowed".into(), &FORGED_V4.to_string().into()));
+    done(&dosguard, &format!("allow del {FORGED_V4}"));
+    done(&dosguard, "deny add 198.51.100.0/24");
+    let record = explain(&dosguard, "--port 80");
+    assert_eq!((&record["verdict"], &record["denied"]), (&"drop".into(), &"198.51.100.0/24".into()));
+
+    refused(&dosguard, "explain 192.0.2.0/24", &["is a network, where one address is wanted"]);
+    refused(&dosguard, "explain nowhere.example", &["is not an IP address"]);
+}
