@@ -321,7 +321,7 @@ mod tests {
                 .add_window(&SourceKey::for_rule(source, RuleIndex::DEFAULT), &Window::first(1, 1))
                 .unwrap();
             let ban = Ban::by_admin(Scope::All, RuleIndex::DEFAULT, 0, i.into(), "");
-            assert!(tables.remember(&source, &Offender::after(&SourceKey::everywhere(source), &ban)));
+            assert!(tables.remember(&source, &Offender::first(&SourceKey::everywhere(source), &ban)));
         }
         assert!(tables.windows.len() <= 16 && tables.offenders.len() <= 16);
         assert!(tables.offenders.contains_key(&Address::from_ipv4([192, 0, 2, 99])));

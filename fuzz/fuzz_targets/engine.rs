@@ -89,7 +89,8 @@ fuzz_target!(|bytes: &[u8]| {
         assert!(mode == Mode::Enforce || reason.verdict() == Verdict::Pass);
     }
     let counts = Reason::ALL.iter().map(|reason| tables.counters[reason.index() as usize]);
-    let (packets, bytes) = counts.fold((0, 0), |(packets, bytes), count| (packets + count.packets, bytes + count.bytes));
+    let (packets, bytes) =
+        counts.fold((0, 0), |(packets, bytes), count| (packets + count.packets, bytes + count.bytes));
     assert_eq!((packets, bytes), (frames, counted_bytes));
     // Each ban was imposed once, and there is room for no more.
     assert!(tables.bans.len() as u64 <= tables.tallied(Tally::BanImposed));
