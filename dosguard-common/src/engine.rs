@@ -300,10 +300,13 @@ fn impose<T: Tables>(tables: &mut T, config: &Config, over: &Over<'_>) {
         };
         match imposed {
             Ok(()) => {
-                let mut remembered = tables.remember(&key, &Offender::after(new));
+                // What reaches just the rule ends just the rule's era, and is an offence of the source as a whole all the same.
+                let mut remembered = true;
                 if mode == Mode::Enforce && !key.is_everywhere() {
-                    remembered &= tables.remember(&whole, &offender.after_elsewhere(new));
+                    remembered = tables.remember(&whole, &offender.after_elsewhere(new));
+                    offender = Offender::default();
                 }
+                remembered &= tables.remember(&key, &offender.after(new));
                 if !remembered {
                     tables.tally(Tally::OffenceLost);
                 }
@@ -423,5 +426,7 @@ fn emit<T: Tables>(tables: &mut T, kind: Kind, suppressed: u32, fill: impl FnOnc
     }
 }
 
+#[cfg(test)]
+mod oracle;
 #[cfg(test)]
 mod tests;

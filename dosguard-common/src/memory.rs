@@ -325,7 +325,7 @@ mod tests {
                 .add_window(&SourceKey::for_rule(source, RuleIndex::DEFAULT), &Window::first(1, 1))
                 .unwrap();
             let ban = Ban::by_admin(Scope::All, RuleIndex::DEFAULT, 0, i.into(), "");
-            assert!(tables.remember(&SourceKey::everywhere(source), &Offender::after(&ban)));
+            assert!(tables.remember(&SourceKey::everywhere(source), &Offender::default().after(&ban)));
         }
         assert!(tables.windows.len() <= 16 && tables.offenders.len() <= 16);
         assert!(tables.offenders.contains_key(&SourceKey::everywhere(Address::from_ipv4([192, 0, 2, 99]))));

@@ -28,15 +28,15 @@ impl Offender {
     /// The same once `ban` is imposed, with all that it reaches beginning anew.
     #[inline(always)]
     #[must_use]
-    pub const fn after(ban: &Ban) -> Self {
-        Self { era_ns: ban.until_ns, last_until_ns: ban.until_ns, offences: ban.offence, padding: 0 }
+    pub const fn after(self, ban: &Ban) -> Self {
+        Self { era_ns: ban.until_ns, ..self.after_elsewhere(ban) }
     }
 
     /// The same once `ban` is imposed, which reaches the ports of one rule only.
     #[inline(always)]
     #[must_use]
     pub const fn after_elsewhere(self, ban: &Ban) -> Self {
-        Self { last_until_ns: ban.until_ns, offences: ban.offence, ..self }
+        Self { offences: ban.offence, ..self.until(ban.until_ns) }
     }
 
     /// The same once an administrator's ban is imposed, which is no offence.
@@ -45,11 +45,11 @@ impl Offender {
         Self { era_ns: ban.until_ns, ..self }
     }
 
-    /// The same with its last ban ending later.
+    /// The same with a ban that ends then: the last one, unless another ends later.
     #[inline(always)]
     #[must_use]
     pub const fn until(self, until_ns: u64) -> Self {
-        Self { last_until_ns: until_ns, ..self }
+        if self.last_until_ns < until_ns { Self { last_until_ns: until_ns, ..self } } else { self }
     }
 
     /// Tells counters from before the last ban from those after it.
@@ -105,7 +105,7 @@ mod tests {
     fn offences_are_remembered_until_forget_after_the_end() {
         let ban = ban(1, 1_000);
         assert_eq!(ban.until_ns, 1_200, "the second ban is twice as long");
-        let offender = Offender::after(&ban);
+        let offender = Offender::default().after(&ban);
         assert_eq!(offender.remembered(50, 1_249), 2);
         assert_eq!(offender.remembered(50, 1_250), 0);
         assert_eq!(offender.until(2_000).remembered(50, 1_250), 2, "a refreshed ban ends later");
@@ -114,7 +114,8 @@ mod tests {
 
     #[test]
     fn an_era_ends_with_a_ban_that_reaches_it_and_with_no_other() {
-        let (first, second) = (Offender::after(&ban(0, 1_000)), Offender::after(&ban(0, 1_001)));
+        let (first, second) =
+            (Offender::default().after(&ban(0, 1_000)), Offender::default().after(&ban(0, 1_001)));
         assert_ne!(first.era(), second.era());
         assert_eq!(first.after_elsewhere(&ban(1, 5_000)).era(), first.era());
         assert_eq!(first.after_elsewhere(&ban(1, 5_000)).offences, 2);
@@ -128,7 +129,8 @@ mod tests {
 
     #[test]
     fn the_era_under_a_rule_ends_with_bans_of_everything_and_with_those_of_the_rule() {
-        let (one, other) = (Offender::after(&ban(0, 1_000)), Offender::after(&ban(0, 2_000)));
+        let (one, other) =
+            (Offender::default().after(&ban(0, 1_000)), Offender::default().after(&ban(0, 2_000)));
         let eras = [
             era(None, None),
             era(Some(&one), None),

@@ -3,6 +3,7 @@
 //! Every verb makes sure by itself that what it needs is installed; see [`setup`].
 
 mod demo;
+mod fuzz;
 mod host;
 mod lint;
 mod manifest;
@@ -45,6 +46,8 @@ enum Verb {
     Lint,
     /// Boot Debian's kernels under QEMU and run the tests of the kernel program on each
     Vm(VmArgs),
+    /// Give random input to the parser, the engine and what reads records, settings and captures
+    Fuzz(FuzzArgs),
     /// Run `lint`, `test`, then `vm` on the oldest kernel and on one that is widespread
     Ci,
 }
@@ -79,6 +82,16 @@ struct VmArgs {
     refresh: bool,
 }
 
+/// What `cargo xtask fuzz` runs.
+#[derive(Args)]
+struct FuzzArgs {
+    /// For how long, shared evenly by the targets
+    #[arg(default_value = "60s")]
+    time: fuzz::Time,
+    /// Only this target
+    target: Option<String>,
+}
+
 impl VmArgs {
     fn in_ci() -> Self {
         Self { kernels: vec![Wanted::Series(5, 10), Wanted::Series(6, 12)], ..Self::default() }
@@ -95,6 +108,7 @@ fn main() -> ExitCode {
         Verb::Demo { args } => demo::run(&args),
         Verb::Lint => lint::run(),
         Verb::Vm(args) => vm::run(&args),
+        Verb::Fuzz(args) => fuzz::run(&args),
         Verb::Ci => lint::run()
             .and_then(|()| test::run(&TestArgs::default()))
             .and_then(|()| vm::run(&VmArgs::in_ci())),

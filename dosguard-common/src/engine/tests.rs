@@ -29,7 +29,7 @@ fn tables(spec: RuleSpec, cpus: usize) -> MemoryTables {
     MemoryTables::new(cpus, Config::new(SourceMask::new(32, 64)), &[Rule::new("default", &spec, 1)])
 }
 
-fn segment(source: [u8; 4], port: u16, flags: u8) -> Vec<u8> {
+pub(super) fn segment(source: [u8; 4], port: u16, flags: u8) -> Vec<u8> {
     let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x08, 0x00];
     frame.extend([0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0]);
     frame.extend(source);

@@ -3,6 +3,7 @@
 //! Looking costs a few milliseconds, so that every verb can afford it; nothing is fetched while nothing is missing.
 
 mod apt;
+mod fuzz;
 mod linker;
 mod programs;
 mod report;
@@ -36,6 +37,14 @@ pub struct Scope {
     pub vm: Want,
     /// Whether to mention what was there already.
     pub verbose: bool,
+}
+
+/// Makes sure that fuzz targets can be run, beside what every verb needs.
+pub fn ensure_for_fuzzing() -> Result<Workspace> {
+    let mut report = Report::new(false);
+    fuzz::ensure(&mut report);
+    report.finish()?;
+    ensure(Scope { lint_tools: Want::No, lab: Want::No, vm: Want::No, verbose: false })
 }
 
 /// Makes sure that everything in `scope` is there. Installs what is missing, and fails if a `Must` still is.
