@@ -1,8 +1,6 @@
 //! IPv6 extension headers (RFC 8200, section 4), and sources that only look like others.
 
-use dosguard_common::reason::Reason::{
-    self, Allowed, Denied, LaterFragment, Malformed, NotIp, NotTcp, UnderLimit,
-};
+use dosguard_common::reason::Reason::{self, Allowed, Denied, LaterFragment, Malformed, NotTcp, UnderLimit};
 use dosguard_tests::packet::Packet;
 use dosguard_tests::packet::protocol::{
     AUTHENTICATION, DESTINATION, ENCRYPTED, FRAGMENT, HOP_BY_HOP, ICMPV6, MOBILITY, NO_NEXT, ROUTING, TCP,
@@ -111,7 +109,7 @@ fn extension_headers() -> Vec<(&'static str, Packet, Reason)> {
         (
             "a SYN behind three VLAN tags",
             Packet::eth().vlan(1).vlan(2).vlan(3).ipv6(SOURCE, GUARD).tcp(1, 80).syn(),
-            NotIp,
+            UnderLimit,
         ),
         ("a SYN behind 2,856 bytes of headers, in a jumbo frame", jumbo.tcp(1, 80).syn(), UnderLimit),
         (
