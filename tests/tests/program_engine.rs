@@ -8,8 +8,6 @@
 //! | `DOSGUARD_SEED` | what they follow from | the time |
 //! | `DOSGUARD_COMPARE` | after how many frames all is compared; 1 finds the frame that makes a difference | 2,000 |
 
-#![expect(clippy::unwrap_used, reason = "a test's helpers fail as the test itself does")]
-
 use std::collections::BTreeMap;
 use std::env;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
