@@ -142,6 +142,26 @@ impl Ban {
         }
     }
 
+    /// Makes it the same as another.
+    ///
+    /// Field by field: of an assignment as a whole the compiler makes a call, which takes 32 bytes of the kernel program's
+    /// stack.
+    #[inline(always)]
+    pub const fn copy_from(&mut self, other: &Self) {
+        self.until_ns = other.until_ns;
+        self.since_ns = other.since_ns;
+        self.length_ns = other.length_ns;
+        self.window_ns = other.window_ns;
+        self.count = other.count;
+        self.limit = other.limit;
+        self.offence = other.offence;
+        self.reason = other.reason;
+        self.rule = other.rule;
+        self.flags = other.flags;
+        self.padding = other.padding;
+        self.label = other.label;
+    }
+
     /// How far it reaches, or would in monitor mode.
     #[inline(always)]
     pub const fn scope(&self) -> Scope {

@@ -277,7 +277,7 @@ fn impose<T: Tables>(tables: &mut T, config: &Config, over: &Over<'_>) {
             offender = tables.offender(&key).unwrap_or_default();
             offences = offences.max(offender.remembered(rule.forget_ns(), now_ns));
         }
-        let there = tables.with_ban(&key, |there| *old = *there).is_some();
+        let there = tables.with_ban(&key, |there| old.copy_from(there)).is_some();
         new.fill_limit(rule, index, count, offences, mode, now_ns);
         let imposed = if !there {
             tables.add_ban(&key, new)
@@ -337,7 +337,7 @@ fn impose<T: Tables>(tables: &mut T, config: &Config, over: &Over<'_>) {
 #[inline(always)]
 fn refresh<T: Tables>(tables: &mut T, config: &Config, key: &SourceKey, cause: &Cause, now_ns: u64) {
     tables.with_scratch(|tables, Scratch { new: ban, .. }| {
-        if tables.with_ban(key, |there| *ban = *there).is_none() {
+        if tables.with_ban(key, |there| ban.copy_from(there)).is_none() {
             return;
         }
         let before = ban.eighths();

@@ -202,7 +202,16 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn emit(&mut self, fill: impl FnOnce(&mut Event)) -> bool {
         let Some(mut record) = maps::EVENTS.reserve::<Event>(0) else { return false };
-        fill(record.write(Event::EMPTY));
+        let event = record.as_mut_ptr();
+        let mut word = 0;
+        while word < size_of::<Event>() / size_of::<u64>() {
+            // SAFETY: the record is of an event's size, which is whole words, and aligned to them. Word by word, because
+            // of a write as a whole the compiler makes a call, which takes 32 bytes of the stack.
+            unsafe { event.cast::<u64>().add(word).write_volatile(0) };
+            word += 1;
+        }
+        // SAFETY: it is all zeroes now, which is `Event::EMPTY`.
+        fill(unsafe { &mut *event });
         record.submit(0);
         true
     }
