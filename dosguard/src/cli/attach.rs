@@ -28,8 +28,8 @@ pub(super) struct AttachArgs {
     /// If the file has other source prefixes than the live ones: end the bans and counters of those, instead of refusing.
     #[arg(long, requires = "config")]
     reset_counters: bool,
-    /// Interfaces to guard.
-    #[arg(value_name = "IFACE", required = true)]
+    /// Interfaces to guard, beside those of the file.
+    #[arg(value_name = "IFACE", required_unless_present = "config")]
     interfaces: Vec<String>,
 }
 
@@ -57,6 +57,10 @@ pub(super) fn attach(paths: &Paths, args: &AttachArgs, _out: &mut dyn Write) -> 
     };
     // What can be refused is refused before anything is made.
     datapath::check(paths, &request)?;
+    anyhow::ensure!(
+        !interfaces.is_empty() || Datapath::open(paths)?.is_some(),
+        "no interface to guard\nhint: name one, such as `dosguard attach eth0`, or set `interfaces` in the file"
+    );
     let _lock = StateLock::acquire(paths)?;
     let names = Names::read_if_loaded(paths)?;
     let started = datapath::start(paths, &request)?;
@@ -130,7 +134,8 @@ pub(super) fn report_attached(paths: &Paths, started: &Started) -> anyhow::Resul
     }
     say_ended(&started.ended);
     if !started.created {
-        talk::say(&format!("instance `{}` was loaded: its counters and bans go on", paths.instance()));
+        let go_on = if started.ended.is_empty() { "its counters and bans go on" } else { "the rest goes on" };
+        talk::say(&format!("instance `{}` was loaded: {go_on}", paths.instance()));
     }
     for attached in &started.attached {
         if let Some(reason) = &attached.refused {

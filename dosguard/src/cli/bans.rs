@@ -51,12 +51,12 @@ pub(super) struct AddArgs {
     /// For how long, from now.
     #[arg(long = "for", value_name = "DURATION", default_value = "10m", allow_hyphen_values = true)]
     length: String,
-    /// Every packet, or only SYNs to the ports of a rule.
-    #[arg(long, value_enum, default_value_t)]
-    scope: ScopeArg,
-    /// The rule whose ports are meant with `--scope syn`.
-    #[arg(long, value_name = "NAME", default_value = "default")]
-    rule: String,
+    /// Every packet, or only SYNs to the ports of a rule. Without it every packet, unless a rule is named.
+    #[arg(long, value_enum)]
+    scope: Option<ScopeArg>,
+    /// The rule whose ports are meant with `--scope syn`; `default` unless said.
+    #[arg(long, value_name = "NAME")]
+    rule: Option<String>,
     /// Why: a note that is listed with the ban, of up to 24 bytes.
     #[arg(long = "reason", value_name = "TEXT", default_value = "")]
     note: String,
@@ -69,10 +69,9 @@ pub(super) struct DelArgs {
     sources: Vec<String>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum ScopeArg {
     /// Every packet from the source.
-    #[default]
     All,
     /// Only its SYNs to the rule's ports.
     Syn,
@@ -156,10 +155,12 @@ fn add(paths: &Paths, args: &AddArgs) -> anyhow::Result<Answer> {
     let mut datapath = Datapath::require(paths)?;
     let mask = datapath.maps().source_mask()?;
     let sources = args.sources.iter().map(|text| source(text, mask)).collect::<anyhow::Result<Vec<_>>>()?;
-    let index = rule_index(&datapath, &args.rule)?;
+    // Who names a rule means its ports.
+    let scope = args.scope.map_or(if args.rule.is_some() { Scope::Syn } else { Scope::All }, Scope::from);
+    let index = rule_index(&datapath, args.rule.as_deref().unwrap_or("default"))?;
     let names = Names::read(&datapath)?;
     for source in sources {
-        let key = SourceKey::with_scope(source, args.scope.into(), index);
+        let key = SourceKey::with_scope(source, scope, index);
         let text = source_text(source, mask.into());
         let (kind, ban) = add_one(&mut datapath, key, index, length, args)
             .with_context(|| format!("{text} was not banned; those before it were"))?;
@@ -180,9 +181,10 @@ fn add_one(
 ) -> anyhow::Result<(Option<Kind>, Ban)> {
     let mask = datapath.maps().source_mask()?;
     let (source, now_ns) = (key.source(), boot_now_ns()?);
+    let scope = if key.is_everywhere() { Scope::All } else { Scope::Syn };
     let text = source_text(source, mask.into());
     let until_ns = now_ns.saturating_add(length.ns());
-    let mut ban = Ban::by_admin(args.scope.into(), index, now_ns, until_ns, &args.note);
+    let mut ban = Ban::by_admin(scope, index, now_ns, until_ns, &args.note);
     let old = datapath.maps().ban(&key)?.filter(|old| old.is_active(now_ns) && !old.is_monitored());
     if let Some(old) = old {
         ban.since_ns = old.since_ns;
@@ -203,7 +205,11 @@ fn add_one(
         Some(_) => ("extended: banned for", Some(Kind::Extend)),
         None => ("banned for", Some(Kind::Ban)),
     };
-    talk::say(&format!("{text} {word} {left}, scope {}", ban.scope().name()));
+    let mut reach = scope.name().to_owned();
+    if scope == Scope::Syn {
+        reach = format!("{reach}, rule {}", datapath.rule_name(index));
+    }
+    talk::say(&format!("{text} {word} {left}, scope {reach}"));
     if datapath.maps().list(List::Allow).covers(&source)? {
         talk::say(&format!("{YELLOW}warning:{YELLOW:#} {text} is allowed, and passes all the same"));
     }

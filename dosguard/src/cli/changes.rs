@@ -44,7 +44,9 @@ impl Names {
         let now_ns = boot_now_ns()?;
         let clock = WallClock::new(Timestamp::now(), now_ns);
         let record = |(key, ban): &(SourceKey, Ban)| {
-            let event = Event::of_ban(kind, key, ban, &Cause::default(), now_ns);
+            // A ban happened when it began, a little before it is told.
+            let at_ns = if kind == Kind::Ban { ban.since_ns } else { now_ns };
+            let event = Event::of_ban(kind, key, ban, &Cause::default(), at_ns);
             let rule = |index| self.rules.get(&index).cloned().unwrap_or_default();
             EventRecord::new(&event, rule, |index| index.to_string(), self.prefixes, &clock)
         };

@@ -163,6 +163,12 @@ fn add(paths: &Paths, args: &AddArgs) -> anyhow::Result<Answer> {
     let _lock = StateLock::acquire(paths)?;
     let mut datapath = Datapath::require(paths)?;
     let mut wanted = datapath.settings()?;
+    anyhow::ensure!(
+        wanted.rule(&args.name).is_none(),
+        "rule `{0}` exists already\nhint: `dosguard sysctl rule.{0}.limit={1}` changes it",
+        args.name,
+        args.limit
+    );
     wanted.add_rule(named.clone())?;
     datapath.apply_settings(&wanted, false)?;
     talk::say(&describe(&named));

@@ -127,12 +127,20 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
         let _lock = StateLock::acquire(paths)?;
         Datapath::remove(paths)?;
         talk::say("detached; nothing is guarded any more");
+    } else if served.is_ok() && !is_guarding(paths) {
+        talk::say("stopped; no interface is guarded");
     } else if served.is_ok() {
         talk::say(&format!("stopped; the filter goes on, `{} detach --all` removes it", paths.command()));
     } else {
         talk::say(&format!("{YELLOW}the daemon ends, and the filter goes on{YELLOW:#}"));
     }
     served.map(|()| Answer::Done)
+}
+
+/// Whether some interface is guarded. What cannot be told counts as such: the filter goes on by itself.
+fn is_guarding(paths: &Paths) -> bool {
+    let guarded = Datapath::open(paths).map(|datapath| datapath.map(|datapath| datapath.guarded()));
+    !matches!(guarded, Ok(None)) && !matches!(guarded, Ok(Some(Ok(guarded))) if guarded.is_empty())
 }
 
 fn kernel_log(level: KernelLogLevel, started: &Started) -> anyhow::Result<Option<KernelLog>> {

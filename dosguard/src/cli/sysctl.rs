@@ -46,7 +46,8 @@ pub(super) fn sysctl(paths: &Paths, args: &SysctlArgs, out: &mut dyn Write) -> a
     if let Some(file) = &args.load {
         assignments.extend(read_assignments(file)?);
     }
-    for text in &args.keys {
+    let words = joined(&args.keys);
+    for text in &words {
         if args.write || text.contains('=') {
             assignments.push(Assignment::parse(text, Place::Argument)?);
         } else {
@@ -89,6 +90,22 @@ pub(super) fn sysctl(paths: &Paths, args: &SysctlArgs, out: &mut dyn Write) -> a
         }
     }
     Ok(Answer::Done)
+}
+
+/// `KEY = VALUE`, as it stands in files and in this verb's own output, is three words in a shell.
+fn joined(words: &[String]) -> Vec<String> {
+    let mut joined: Vec<String> = Vec::new();
+    let mut open = false;
+    for word in words {
+        match joined.last_mut() {
+            Some(last) if open || word == "=" => {
+                last.push_str(word);
+                open = word == "=";
+            }
+            _ => joined.push(word.clone()),
+        }
+    }
+    joined
 }
 
 fn read_assignments(file: &Path) -> anyhow::Result<Vec<Assignment>> {

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fs;
 use std::io;
+use std::time::{Duration, Instant};
 
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::{ProgramError, ProgramInfo, Xdp, XdpMode, loaded_programs};
@@ -148,7 +149,11 @@ impl Datapath {
     pub fn detach(&self, name: &str) -> Result<(), Error> {
         let guarded = self.guarded()?;
         let link = guarded.iter().find(|guarded| guarded.name.as_deref() == Some(name));
-        self.unlink(link.ok_or_else(|| self.not_attached(name))?.link)
+        let link = link.ok_or_else(|| self.not_attached(name))?.link;
+        let (program, _) = self.program()?;
+        self.unlink(link)?;
+        wait_until_off(program, Some(link.ifindex));
+        Ok(())
     }
 
     /// Forgets the links whose interfaces are gone.
@@ -230,6 +235,20 @@ impl Datapath {
         let pinned = attached.pin(&path);
         pinned.map_err(|error| LinkError::Pin(Error::path("pin", path)(io::Error::other(error))))?;
         Ok(())
+    }
+}
+
+/// Waits until the kernel has taken the program off an interface, or off all that are seen from here: with a pin the link
+/// goes a moment later. Gives up after a second; then the interface tells.
+pub(super) fn wait_until_off(program: u32, ifindex: Option<u32>) {
+    const PATIENCE: Duration = Duration::from_secs(1);
+    let began = Instant::now();
+    let is_on = |interface: &Interface| {
+        interface.program.is_some_and(|on| on.id == program)
+            && ifindex.is_none_or(|index| index == interface.index)
+    };
+    while interfaces().is_ok_and(|present| present.iter().any(is_on)) && began.elapsed() < PATIENCE {
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 

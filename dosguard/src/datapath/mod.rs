@@ -140,10 +140,14 @@ impl Datapath {
     /// another name, all at once: what a killed removal leaves is no instance, and the next one finishes it.
     pub fn remove(paths: &Paths) -> Result<(), Error> {
         remove_pins(&paths.staging_pins())?;
+        let program = ProgramInfo::from_pin(paths.program()).ok().map(|info| info.id());
         if exists(&paths.pins())? {
             let staging = paths.staging_pins();
             fs::rename(paths.pins(), &staging).map_err(Error::path("remove", paths.pins()))?;
             remove_pins(&staging)?;
+        }
+        if let Some(program) = program {
+            attach::wait_until_off(program, None);
         }
         for folder in [paths.instance_pins(), paths.bpffs().join("dosguard")] {
             match fs::remove_dir(&folder) {

@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, HashSet};
 
 use dosguard_common::abi;
 use dosguard_common::address::{Address, SourceMask};
-use dosguard_common::config::Config;
+use dosguard_common::config::{Config, Mode};
 use dosguard_common::engine::decide;
 use dosguard_common::event::{Event, Kind};
 use dosguard_common::memory::{MemoryTables, Prefixes};
 use dosguard_common::parse::{self, Payload, parse};
 use dosguard_common::reason::Reason;
-use dosguard_common::rule::{Rule, RuleIndex};
+use dosguard_common::rule::{Rule, RuleIndex, RuleSpec};
 use dosguard_common::tables::Tables as _;
 
 use super::capture::Packet;
@@ -124,7 +124,7 @@ impl<'a> Judge<'a> {
         self.tables.pass_time(now_ns);
         let reason = decide(&frame, &mut self.tables, || now_ns);
         if let Ok(parse::Packet { address, payload: Payload::Syn { port }, .. }) = parsed
-            && !matches!(reason, Reason::Allowed | Reason::Denied | Reason::MonitoredDenied)
+            && !matches!(reason, Reason::Allowed | Reason::Denied)
         {
             self.offer(address, port, now_ns);
         }
@@ -156,7 +156,7 @@ impl<'a> Judge<'a> {
     fn report(&mut self) {
         for event in self.tables.events.drain(..) {
             *self.events.entry(event.kind().name()).or_default() += 1;
-            if matches!(event.kind(), Kind::Ban | Kind::WouldBan) {
+            if event.kind() == Kind::Ban {
                 if self.banned.len() < MAX_FOLLOWED {
                     self.banned.insert(event.source());
                 }
@@ -179,14 +179,16 @@ fn tables(policy: &Policy, mask: SourceMask) -> MemoryTables {
     let config = Config::new(mask)
         .with_allow_list(!policy.allow.is_empty())
         .with_deny_list(!policy.deny.is_empty())
-        .with_mode(policy.mode)
+        // As if enforced, whatever the mode: what is only watched would drop less than what it would do.
+        .with_mode(Mode::Enforce)
         // Every ban is wanted here.
         .with_events_rate(u32::MAX);
     let mut tables = MemoryTables::new(1, config, &[]);
     tables.allow = policy.allow.iter().map(Cidr::to_prefix).collect();
     tables.deny = policy.deny.iter().map(Cidr::to_prefix).collect();
     for (index, rule) in indexed(policy) {
-        tables.rules.insert(index, Rule::new(rule.name.as_str(), &rule.spec, GENERATION));
+        let spec = RuleSpec { mode: Mode::Enforce, ..rule.spec };
+        tables.rules.insert(index, Rule::new(rule.name.as_str(), &spec, GENERATION));
         rule.ports.iter().for_each(|port| tables.ports.insert(port, index));
     }
     tables.source_capacity = abi::SYNS.entries as usize;

@@ -295,8 +295,8 @@ fn rule_record(
         limit: RuleField::Limit.get(rule),
         action: rule.spec.action.name(),
         under_limit: packets(Reason::UnderLimit),
-        over_limit: packets(Reason::OverLimit) + packets(Reason::MonitoredOverLimit),
-        banned: packets(Reason::Banned) + packets(Reason::MonitoredBanned),
+        over_limit: packets(Reason::OverLimit),
+        banned: packets(Reason::Banned),
         offered: offered_record(rule, distribution),
     }
 }

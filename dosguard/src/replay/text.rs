@@ -86,7 +86,7 @@ fn counters(report: &Report, out: &mut dyn Write) -> io::Result<()> {
 }
 
 fn bans(report: &Report, out: &mut dyn Write) -> io::Result<()> {
-    let imposed = report.events_of(Kind::Ban.name()) + report.events_of(Kind::WouldBan.name());
+    let imposed = report.events_of(Kind::Ban.name());
     if imposed == 0 {
         return writeln!(out, "nobody would have been banned");
     }
