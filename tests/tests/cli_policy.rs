@@ -118,7 +118,10 @@ fn rules_come_and_go_by_hand() {
     let before = done(&dosguard, "rule list");
     for (line, what) in [
         ("rule add more --ports tcp/440-450 --limit 1/1s", ["`tcp/443`", "`web`", "`more`"]),
-        ("rule add web --ports tcp/81 --limit 1/1s", ["`web` exists already", "rule.web.limit=1/1s"]),
+        (
+            "rule add web --ports tcp/81 --limit 1/1s",
+            ["`web` exists already", "rule.web.limit=1/1s", "changes it"],
+        ),
         (
             "rule add default --ports tcp/81 --limit 1/1s",
             ["`default`", "always there", "sysctl rule.default"],
