@@ -12,6 +12,7 @@ fuzz_target!(|frame: &[u8]| {
     let frame: Box<[u8]> = frame.into();
     let seen = match parse(&*frame) {
         Err(Unparsed::NotIp) => Seen::NotIp,
+        Err(Unparsed::Hidden) => Seen::Hidden,
         Err(Unparsed::Truncated) => Seen::Truncated,
         Ok(packet) => {
             assert_eq!(packet.mac, frame[6..12]);

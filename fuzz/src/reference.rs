@@ -4,6 +4,8 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seen {
     NotIp,
+    /// Behind more than eight tags.
+    Hidden,
     Truncated,
     /// An IP packet: its source as 16 bytes, and what it carries.
     Packet([u8; 16], Carries),
@@ -26,7 +28,7 @@ const REACH: usize = 16_383;
 pub fn look(frame: &[u8]) -> Seen {
     let Some(mut rest) = frame.get(12..).filter(|rest| rest.len() >= 2) else { return Seen::Truncated };
     // IEEE 802.1Q: a tag has four bytes, and the type of what follows stands behind it.
-    for _ in 0..2 {
+    for _ in 0..8 {
         if matches!(rest, [0x81, 0x00, ..] | [0x88, 0xa8, ..]) {
             match rest.get(4..) {
                 Some(behind) if behind.len() >= 2 => rest = behind,
@@ -35,6 +37,7 @@ pub fn look(frame: &[u8]) -> Seen {
         }
     }
     match *rest {
+        [0x81, 0x00, ..] | [0x88, 0xa8, ..] => Seen::Hidden,
         [0x08, 0x00, ref packet @ ..] => ipv4(packet),
         [0x86, 0xdd, ref packet @ ..] => ipv6(packet, frame.len() - packet.len()),
         _ => Seen::NotIp,
