@@ -33,7 +33,7 @@ pub fn run(args: &FuzzArgs) -> Result<()> {
         }
     }
     if !failed.is_empty() {
-        bail!("fuzzing found something: {}", failed.join(", "));
+        bail!("fuzzing found something, or did not run: {}", failed.join(", "));
     }
     eprintln!("fuzzed for {part} s each: {}", targets.join(", "));
     Ok(())
