@@ -1,6 +1,8 @@
 //! Replay judges at least a million packets a second, as it is shipped: this package's tests are built in release mode by
 //! `cargo xtask test`. The longer measurement, with millions of sources, is `replay_speed` in the library.
 
+#![expect(clippy::unwrap_used, reason = "a test's helpers fail as the test itself does")]
+
 use std::time::{Duration, Instant};
 
 use dosguard::config::policy::Policy;
