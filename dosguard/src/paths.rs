@@ -117,6 +117,16 @@ impl Paths {
         self.run_dir.join(format!("{}.sock", self.instance))
     }
 
+    /// The socket at which an attachment waits to be confirmed, 0600.
+    pub fn confirm_socket(&self) -> PathBuf {
+        self.run_dir.join(format!("{}.confirm", self.instance))
+    }
+
+    /// The instance's history and what is to survive a boot: an SQLite database, 0640.
+    pub fn database(&self) -> PathBuf {
+        self.state_dir.join(format!("{}.db", self.instance))
+    }
+
     /// Held while the instance's kernel state is changed, 0600.
     pub fn lock(&self) -> PathBuf {
         self.run_dir.join(format!("{}.lock", self.instance))

@@ -9,7 +9,6 @@ mod check;
 mod events;
 mod explain;
 mod list;
-mod printer;
 mod replay;
 mod rule;
 mod run;

@@ -10,9 +10,11 @@ use dosguard_common::event::Kind;
 
 use super::attach::{read_policy, report_attached, wanted_interfaces};
 use super::changes::Names;
-use super::printer::Printer;
 use super::{Answer, talk};
-use crate::daemon::{self, KernelLog, Server, StopSignals};
+use crate::config::services::{Log, LogFormat};
+use crate::daemon::health::Health;
+use crate::daemon::outlet::Outlets;
+use crate::daemon::{self, KernelLog, Parts, Server, StopSignals};
 use crate::datapath::{self, AttachMode, Datapath, LoadOptions, Request, Started};
 use crate::lock::{DaemonLock, StateLock};
 use crate::output::YELLOW;
@@ -108,19 +110,20 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
         let ended = names.map(|names| names.records(Kind::Unban, &started.ended)).transpose()?;
         report_attached(paths, &started)?;
         let kernel_log = kernel_log(args.kernel_log, &started)?;
-        let printer = Printer::start(args.json);
-        let serve = daemon::serve(
-            paths,
-            started.datapath,
+        let mut log = Log::default();
+        if args.json {
+            log.stdout = Some(LogFormat::Json);
+        }
+        let health = Health::default();
+        let parts = Parts {
+            datapath: started.datapath,
             server,
             kernel_log,
-            ended.unwrap_or_default(),
-            |record| printer.print(record),
-            signals.received(),
-        );
-        let served = runtime.block_on(serve);
-        printer.finish();
-        anyhow::Ok(served?)
+            outlets: Outlets::start(&log, &health),
+            health,
+            first: ended.unwrap_or_default(),
+        };
+        anyhow::Ok(runtime.block_on(daemon::serve(paths, parts, signals.received()))?)
     })();
     if args.detach_on_exit {
         // Also after a failure: that is what was asked for.

@@ -14,6 +14,7 @@
 //! | [`file`](mod@file) | a policy, from TOML, with line and column in every error |
 //! | [`keys`] | sysctl-style names over live settings |
 //! | [`assignments`] | live settings into the ones that are wanted |
+//! | [`services`] | what the daemon does beside the filter |
 
 pub mod assignments;
 pub mod cidr;
@@ -25,4 +26,5 @@ pub mod keys;
 pub mod limit;
 pub mod policy;
 pub mod ports;
+pub mod services;
 pub mod units;

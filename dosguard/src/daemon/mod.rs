@@ -4,6 +4,8 @@
 //! ring buffer, and expired bans no longer hold anyway.
 
 mod events;
+pub mod health;
+pub mod outlet;
 mod signals;
 mod socket;
 
@@ -26,6 +28,8 @@ use tokio::task::{JoinSet, yield_now};
 use tokio::time::{sleep_until, timeout};
 
 pub use events::EventHub;
+use health::Health;
+use outlet::Outlets;
 pub use signals::StopSignals;
 pub use socket::{Server, Subscription, SubscriptionError, report, subscribe};
 
@@ -82,21 +86,33 @@ fn io_error(action: &'static str) -> impl FnOnce(io::Error) -> DaemonError {
 /// The reader of the kernel program's log.
 pub type KernelLog = EbpfLogger<&'static dyn log::Log>;
 
-/// Runs until `shutdown` completes. Every event goes to `print`, which must not block, and to those who listen at the
-/// instance's socket; `first` are those that happened while it was being started.
+/// What a daemon works with.
+pub struct Parts {
+    /// The instance.
+    pub datapath: Datapath,
+    /// The socket at which it serves.
+    pub server: Server,
+    /// The kernel program's log, if it has one.
+    pub kernel_log: Option<KernelLog>,
+    /// Where events go beside the socket.
+    pub outlets: Outlets,
+    /// What it knows of its own work.
+    pub health: Health,
+    /// Events that happened while it was being started.
+    pub first: Vec<EventRecord>,
+}
+
+/// Runs until `shutdown` completes. Every event goes to the outlets and to those who listen at the instance's socket.
 pub async fn serve(
     paths: &Paths,
-    datapath: Datapath,
-    server: Server,
-    kernel_log: Option<KernelLog>,
-    first: Vec<EventRecord>,
-    print: impl FnMut(&EventRecord),
+    parts: Parts,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), DaemonError> {
+    let Parts { datapath, server, kernel_log, outlets, health, first } = parts;
     let mut ring = watch(datapath.events()?).map_err(io_error("wait for events"))?;
     let mut kernel_log =
         kernel_log.map(|log| watch(log).map_err(io_error("wait for the kernel's log"))).transpose()?;
-    let mut pump = Pump::new(datapath, print)?;
+    let mut pump = Pump::new(datapath, outlets, health)?;
     for record in first {
         pump.publish(Arc::new(record));
     }
@@ -141,25 +157,28 @@ pub async fn serve(
     }
     pump.drain(ring.get_mut()).await?;
     // With the hub goes its end of every listener's queue: they read what is in it, and are done.
-    drop(pump);
+    let Pump { outlets, hub, .. } = pump;
+    drop(hub);
     let farewell = async { while clients.join_next().await.is_some() {} };
     let _ = timeout(FAREWELL, farewell).await;
+    outlets.finish();
     Ok(())
 }
 
 /// From the ring buffer to whoever wants events.
-struct Pump<P> {
+struct Pump {
     datapath: Datapath,
     hub: EventHub,
-    print: P,
+    outlets: Outlets,
+    health: Health,
     lost: u64,
 }
 
-impl<P: FnMut(&EventRecord)> Pump<P> {
-    fn new(datapath: Datapath, print: P) -> Result<Self, DaemonError> {
+impl Pump {
+    fn new(datapath: Datapath, outlets: Outlets, health: Health) -> Result<Self, DaemonError> {
         let hub = EventHub::new();
         let lost = datapath.maps().tallied(Tally::EventLost)?;
-        Ok(Self { datapath, hub, print, lost })
+        Ok(Self { datapath, hub, outlets, health, lost })
     }
 
     /// Publishes up to [`BATCH`] events and returns how many.
@@ -220,7 +239,8 @@ impl<P: FnMut(&EventRecord)> Pump<P> {
     }
 
     fn publish(&mut self, record: Arc<EventRecord>) {
-        (self.print)(&record);
+        self.health.published(1);
+        self.outlets.tell(&record);
         self.hub.publish(record);
     }
 }

@@ -116,6 +116,10 @@ impl BanFields {
 pub struct EventRecord {
     /// [`SCHEMA`].
     pub version: u32,
+    /// Its number in the instance's history: each event has the next one, also over restarts. Absent until the daemon
+    /// has given it one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub seq: Option<u64>,
     /// What happened: the name of a [`Kind`].
     pub kind: String,
     /// When it happened.
@@ -164,6 +168,7 @@ impl EventRecord {
         });
         Self {
             version: SCHEMA,
+            seq: None,
             kind: event.kind().name().to_owned(),
             at: clock.at(event.at_ns()),
             ban: BanFields::new(event, rule, prefixes, clock),

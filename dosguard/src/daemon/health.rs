@@ -1,0 +1,151 @@
+//! What the daemon knows of its own work: what it lost, counted, and what is wrong at the moment.
+//!
+//! Shared by its threads. `status` and the metrics show it.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Something that did not reach where it belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// An event was not printed: the output was not read.
+    Printed,
+    /// An event was not told to somebody who listens at the socket and does not read.
+    Listener,
+    /// An event was not written to the history.
+    History,
+    /// An event was not written to the log file.
+    LogFile,
+    /// An event was not told to syslog.
+    Syslog,
+    /// An event was not told to systemd's journal.
+    Journal,
+    /// A hook was not run: too many ran or waited.
+    HookSkipped,
+    /// A hook could not be started, or said that it failed.
+    HookFailed,
+    /// A hook took too long and was killed.
+    HookKilled,
+    /// A file that follows the bans could not be written.
+    Export,
+}
+
+impl Loss {
+    /// Every kind of loss.
+    pub const ALL: [Self; 10] = [
+        Self::Printed,
+        Self::Listener,
+        Self::History,
+        Self::LogFile,
+        Self::Syslog,
+        Self::Journal,
+        Self::HookSkipped,
+        Self::HookFailed,
+        Self::HookKilled,
+        Self::Export,
+    ];
+
+    /// The name used in output.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Printed => "not-printed",
+            Self::Listener => "listener-missed",
+            Self::History => "history-not-written",
+            Self::LogFile => "log-file-not-written",
+            Self::Syslog => "syslog-not-told",
+            Self::Journal => "journal-not-told",
+            Self::HookSkipped => "hook-skipped",
+            Self::HookFailed => "hook-failed",
+            Self::HookKilled => "hook-killed",
+            Self::Export => "export-not-written",
+        }
+    }
+}
+
+/// What the daemon knows of its own work. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Health {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    published: AtomicU64,
+    losses: [AtomicU64; Loss::ALL.len()],
+    warnings: Mutex<BTreeMap<String, String>>,
+}
+
+impl Health {
+    /// Counts events that were handed out.
+    pub fn published(&self, count: u64) {
+        self.shared.published.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// How many events were handed out.
+    pub fn events(&self) -> u64 {
+        self.shared.published.load(Ordering::Relaxed)
+    }
+
+    /// Counts losses.
+    pub fn lost(&self, loss: Loss, count: u64) {
+        self.shared.losses[loss as usize].fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// How many there were of a loss.
+    pub fn losses(&self, loss: Loss) -> u64 {
+        self.shared.losses[loss as usize].load(Ordering::Relaxed)
+    }
+
+    /// Something is wrong: `text` says what and what to do, `about` names what it is about. Logged when it is news.
+    pub fn warn(&self, about: impl Into<String>, text: impl Into<String>) {
+        let text = text.into();
+        let before = self.warnings().insert(about.into(), text.clone());
+        if before.as_ref() != Some(&text) {
+            log::warn!("{text}");
+        }
+    }
+
+    /// What was wrong with `about` is right again. Logged when it is news.
+    pub fn recovered(&self, about: &str) {
+        if self.warnings().remove(about).is_some() {
+            log::warn!("{about} works again");
+        }
+    }
+
+    /// What is wrong at the moment.
+    pub fn warned(&self) -> Vec<String> {
+        self.warnings().values().cloned().collect()
+    }
+
+    fn warnings(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, String>> {
+        // Whole values are put in and taken out: one that panicked between left nothing half done.
+        self.shared.warnings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_loss_has_a_counter_of_its_own() {
+        let health = Health::default();
+        for (n, loss) in (1..).zip(Loss::ALL) {
+            health.clone().lost(loss, n);
+        }
+        let counted = Loss::ALL.map(|loss| health.losses(loss));
+        assert_eq!(counted.to_vec(), (1..=Loss::ALL.len() as u64).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_warning_lasts_until_it_is_taken_back() {
+        let health = Health::default();
+        health.warn("the disk", "the disk is full");
+        health.warn("the disk", "the disk is fuller");
+        assert_eq!(health.warned(), ["the disk is fuller"]);
+        health.recovered("the disk");
+        health.recovered("the disk");
+        assert!(health.warned().is_empty());
+    }
+}
