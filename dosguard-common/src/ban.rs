@@ -32,6 +32,11 @@ impl BanReason {
         }
     }
 
+    /// From the name used in output.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::SynLimit, Self::Admin].into_iter().find(|reason| reason.name() == name)
+    }
+
     /// From the byte in the map.
     pub const fn from_code(code: u8) -> Option<Self> {
         match code {
@@ -69,6 +74,26 @@ pub struct Ban {
 }
 
 const _: () = assert!(size_of::<Ban>() == 72);
+
+/// All that makes a ban; see the fields and methods of [`Ban`].
+#[derive(Clone, Copy, Debug)]
+#[expect(missing_docs, reason = "each is explained where it ends up")]
+pub struct BanParts<'a> {
+    pub until_ns: u64,
+    pub since_ns: u64,
+    pub length_ns: u64,
+    pub window_ns: u64,
+    pub count: u32,
+    pub limit: u32,
+    pub offence: u32,
+    pub reason: BanReason,
+    pub rule: RuleIndex,
+    pub scope: Scope,
+    pub monitored: bool,
+    pub refresh: bool,
+    /// The name that the rule had, or the administrator's note; cut at [`MAX_LABEL`](crate::label::MAX_LABEL) bytes.
+    pub label: &'a str,
+}
 
 /// The reach is `Scope::Syn`.
 const FLAG_SCOPE_SYN: u8 = 1 << 0;
@@ -139,6 +164,32 @@ impl Ban {
             flags: if scope == Scope::Syn { FLAG_SCOPE_SYN } else { 0 },
             padding: 0,
             label: Label::new(note),
+        }
+    }
+
+    /// A ban that was written down, as it is to be put back.
+    pub fn from_parts(parts: &BanParts<'_>) -> Self {
+        let mut flags = 0;
+        for (flag, is_set) in [
+            (FLAG_SCOPE_SYN, parts.scope == Scope::Syn),
+            (FLAG_MONITORED, parts.monitored),
+            (FLAG_REFRESH, parts.refresh),
+        ] {
+            flags |= if is_set { flag } else { 0 };
+        }
+        Self {
+            until_ns: parts.until_ns,
+            since_ns: parts.since_ns,
+            length_ns: parts.length_ns,
+            window_ns: parts.window_ns,
+            count: parts.count,
+            limit: parts.limit,
+            offence: parts.offence,
+            reason: parts.reason.code(),
+            rule: parts.rule,
+            flags,
+            padding: 0,
+            label: Label::new(parts.label),
         }
     }
 
@@ -316,6 +367,31 @@ mod tests {
         let mut ban = ban(&spec(), u32::MAX, u32::MAX, u64::MAX - 1);
         assert_eq!((ban.until_ns, ban.offence), (u64::MAX, u32::MAX));
         assert!(!ban.refresh(u64::MAX));
+    }
+
+    #[test]
+    fn a_ban_comes_back_from_its_parts() {
+        let spec = RuleSpec { refresh: true, scope: Scope::Syn, ..spec() };
+        let rule = Rule::new("smtp", &spec, 1);
+        let noted = Ban::for_limit(&rule, RuleIndex(2), 4, 1, Mode::Monitor, 1_000);
+        for ban in [ban(&spec, 4, 0, 1_000), noted, Ban::by_admin(Scope::All, RuleIndex(3), 1, 9, "note")] {
+            let parts = BanParts {
+                until_ns: ban.until_ns,
+                since_ns: ban.since_ns,
+                length_ns: ban.length_ns,
+                window_ns: ban.window_ns,
+                count: ban.count,
+                limit: ban.limit,
+                offence: ban.offence,
+                reason: BanReason::from_name(ban.reason().unwrap().name()).unwrap(),
+                rule: ban.rule,
+                scope: ban.scope(),
+                monitored: ban.is_monitored(),
+                refresh: ban.refreshes(),
+                label: ban.label().text(),
+            };
+            assert_eq!(Ban::from_parts(&parts), ban);
+        }
     }
 
     #[test]

@@ -45,6 +45,26 @@ impl Offender {
         Self { era_ns: ban.until_ns, ..self }
     }
 
+    /// The same once `ban` is put back that was imposed earlier: what it reaches begins anew after it, and it is counted
+    /// unless it was already.
+    #[must_use]
+    pub fn after_restored(self, ban: &Ban) -> Self {
+        let counted = if ban.offence == 0 { self } else { self.known_for(ban.offence, ban.until_ns) };
+        counted.after_admin(ban)
+    }
+
+    /// The same once such a ban is put back, which reaches the ports of one rule only.
+    #[must_use]
+    pub fn after_restored_elsewhere(self, ban: &Ban) -> Self {
+        Self { era_ns: self.era_ns, ..self.after_restored(ban) }
+    }
+
+    /// The same with at least so many bans, of which the last ends then or later.
+    #[must_use]
+    pub fn known_for(self, offences: u32, last_until_ns: u64) -> Self {
+        Self { offences: self.offences.max(offences), ..self.until(last_until_ns) }
+    }
+
     /// The same with a ban that ends then: the last one, unless another ends later.
     #[inline(always)]
     #[must_use]
@@ -110,6 +130,20 @@ mod tests {
         assert_eq!(offender.remembered(50, 1_250), 0);
         assert_eq!(offender.until(2_000).remembered(50, 1_250), 2, "a refreshed ban ends later");
         assert_eq!(offender.remembered(u64::MAX, u64::MAX - 1), 2, "no overflow");
+    }
+
+    #[test]
+    fn a_ban_that_is_put_back_counts_once() {
+        let ban = ban(1, 1_000);
+        let before = Offender::default().after(&ban);
+        let known = Offender::default().known_for(before.offences, before.last_until_ns);
+        assert_eq!(known.after_restored(&ban), before);
+        assert_eq!(Offender::default().after_restored(&ban), before, "also if only the ban is known");
+        let elsewhere = known.after_restored_elsewhere(&ban);
+        assert_eq!((elsewhere.offences, elsewhere.era()), (2, 0));
+        let admin = Ban::by_admin(Scope::All, RuleIndex(0), 1, 7_000, "");
+        let admin = known.after_restored(&admin);
+        assert_eq!((admin.offences, admin.last_until_ns), (2, before.last_until_ns), "no offence");
     }
 
     #[test]

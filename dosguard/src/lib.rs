@@ -1,6 +1,7 @@
 //! dosguard stops connection floods at the network card: an XDP program counts new connections per source and drops
 //! packets from sources over the limit, and this library loads it, tells it the limits and reports what it does.
 
+pub mod bans;
 pub mod cli;
 pub mod config;
 pub mod daemon;
@@ -10,4 +11,5 @@ pub mod lock;
 pub mod output;
 pub mod paths;
 pub mod replay;
+pub mod store;
 pub mod system;

@@ -110,6 +110,11 @@ pub fn network_namespace() -> io::Result<u64> {
     fs::metadata("/proc/thread-self/ns/net").map(|metadata| metadata.ino())
 }
 
+/// What tells this boot from others: a random number of the kernel's, as text. Empty if it cannot be read.
+pub fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
+}
+
 /// Now, in nanoseconds of boot time: the clock of everything in the maps.
 pub fn boot_now_ns() -> Result<u64, SystemError> {
     let now = clock_gettime(ClockId::CLOCK_BOOTTIME).map_err(SystemError::Clock)?;

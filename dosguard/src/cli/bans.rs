@@ -189,6 +189,7 @@ fn add_one(
     if let Some(old) = old {
         ban.since_ns = old.since_ns;
         ban.until_ns = ban.until_ns.max(old.until_ns);
+        ban.length_ns = ban.until_ns.saturating_sub(now_ns);
     }
     datapath.maps_mut().set_ban(&key, &ban)?;
     // After it the source starts with a clean window, as after any ban.

@@ -6,6 +6,7 @@
 mod events;
 pub mod health;
 pub mod outlet;
+pub mod saver;
 mod signals;
 mod socket;
 
@@ -214,9 +215,9 @@ impl Pump {
         // Whoever changes the instance now may take long; expired bans can wait, events cannot.
         let Some(lock) = StateLock::try_acquire(paths)? else { return Ok(()) };
         self.drain(ring).await?;
-        let ended = self.datapath.sweep()?;
+        let swept = self.datapath.sweep()?;
         drop(lock);
-        self.publish_ends(&ended).await?;
+        self.publish_ends(&swept.ended).await?;
         let lost = self.datapath.maps().tallied(Tally::EventLost)?;
         if lost > self.lost {
             log::warn!("{} events were lost: the ring buffer was full", lost - self.lost);

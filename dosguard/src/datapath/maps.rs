@@ -164,6 +164,29 @@ impl Maps {
         result.map_err(full_or(abi::BANS, self.bans_capacity))
     }
 
+    /// Adds a ban, or puts it in the place of one that does not hold as long; false if there is one that does. What is only
+    /// noted takes the place of no ban that is enforced.
+    pub fn lengthen_ban(&mut self, key: &SourceKey, ban: &Ban, now_ns: u64) -> Result<bool, Error> {
+        const BPF_NOEXIST: u64 = 1;
+        match self.bans.insert(Wire(*key), Wire(*ban), BPF_NOEXIST) {
+            Ok(()) => return Ok(true),
+            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EEXIST) => {}
+            Err(error) => return Err(full_or(abi::BANS, self.bans_capacity)(error)),
+        }
+        let mut ban = *ban;
+        if let Some(old) = self.ban(key)?.filter(|old| old.is_active(now_ns)) {
+            let gives_way = old.is_monitored() && !ban.is_monitored();
+            if !gives_way && (ban.until_ns <= old.until_ns || ban.is_monitored() != old.is_monitored()) {
+                return Ok(false);
+            }
+            if !gives_way {
+                ban.since_ns = ban.since_ns.min(old.since_ns);
+            }
+        }
+        self.set_ban(key, &ban)?;
+        Ok(true)
+    }
+
     /// Removes a ban; false if there was none.
     pub fn remove_ban(&mut self, key: &SourceKey) -> Result<bool, Error> {
         removed(self.bans.remove(&Wire(*key)), abi::BANS)
@@ -275,6 +298,11 @@ impl Maps {
         // The map changes under the walk; more steps than it has room for mean that the walk began again.
         let keys = self.syns.keys().take(self.sources_capacity as usize);
         Fill { used: keys.filter(Result::is_ok).count(), capacity: self.sources_capacity }
+    }
+
+    /// How many offenders there is room for.
+    pub const fn offenders_capacity(&self) -> u32 {
+        self.offenders_capacity
     }
 
     /// How many bans there is room for.

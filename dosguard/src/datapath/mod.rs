@@ -34,6 +34,7 @@ pub use maps::{Fill, Maps};
 pub use object::{LoadOptions, Loaded, sees_peers};
 pub use policy::Ended;
 pub use start::{Request, Started, check, start};
+pub use sweep::Swept;
 
 use crate::config::policy::{NamedRule, Policy};
 use crate::paths::{LINKS, PROGRAM, Paths};

@@ -1,5 +1,7 @@
 //! Removing expired bans.
 
+use std::collections::BTreeMap;
+
 use dosguard_common::ban::Ban;
 use dosguard_common::key::SourceKey;
 
@@ -14,24 +16,43 @@ const MARGIN_NS: u64 = 5_000_000_000;
 /// How long removing may take; the rest is for the next sweep.
 const REMOVE_NS: u64 = 300_000_000;
 
+/// What a walk over the bans has found.
+#[derive(Clone, Debug, Default)]
+pub struct Swept {
+    /// Those that had ended and were removed.
+    pub ended: Vec<(SourceKey, Ban)>,
+    /// Those that hold.
+    pub bans: BTreeMap<SourceKey, Ban>,
+}
+
 impl Datapath {
-    /// Removes the bans that have ended and returns them.
+    /// The bans that hold, without removing the others: for those to whom a sweep is not open now.
+    pub fn look(&self) -> Result<Swept, Error> {
+        let now_ns = system::boot_now_ns()?;
+        let mut bans = self.maps.bans()?;
+        bans.retain(|_, ban| ban.is_active(now_ns));
+        Ok(Swept { ended: Vec::new(), bans })
+    }
+
+    /// Removes the bans that have ended, and returns them with those that hold.
     ///
     /// The kernel has no compare-and-delete, and a source whose ban has just ended may be banned anew at any moment.
     /// So the sweep first asks the kernel program to leave expired entries alone, waits until no program runs that
     /// has not seen this, and only then removes what is expired still. A sweep that is killed ends by itself. The
     /// instance's lock must be held.
-    pub fn sweep(&mut self) -> Result<Vec<(SourceKey, Ban)>, Error> {
+    pub fn sweep(&mut self) -> Result<Swept, Error> {
         let now_ns = system::boot_now_ns()?;
-        let expired: Vec<_> = self
-            .maps
-            .bans()?
-            .into_iter()
-            .filter(|(_, ban)| !ban.is_active(now_ns))
-            .map(|(key, _)| key)
-            .collect();
+        let mut bans = self.maps.bans()?;
+        let mut expired = Vec::new();
+        bans.retain(|key, ban| {
+            let holds = ban.is_active(now_ns);
+            if !holds {
+                expired.push(*key);
+            }
+            holds
+        });
         if expired.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Swept { ended: Vec::new(), bans });
         }
         let hold_until_ns = now_ns.saturating_add(HOLD_NS);
         let config = self.maps.config()?;
@@ -40,7 +61,7 @@ impl Datapath {
         let stop_ns = system::boot_now_ns()?.saturating_add(REMOVE_NS);
         let removed = self.remove_expired(&expired, stop_ns.min(hold_until_ns.saturating_sub(MARGIN_NS)));
         self.maps.set_config(config.with_sweep_until_ns(0))?;
-        removed
+        Ok(Swept { ended: removed?, bans })
     }
 
     /// Ends a sweep whose process was killed. The instance's lock must be held: then no other sweep is under way.

@@ -1,0 +1,3 @@
+//! What survives a boot.
+
+pub mod types;
