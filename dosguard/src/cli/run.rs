@@ -11,7 +11,7 @@ use dosguard_common::event::Kind;
 use super::attach::{read_policy, report_attached, wanted_interfaces};
 use super::changes::Names;
 use super::{Answer, talk};
-use crate::config::services::{Log, LogFormat};
+use crate::config::services::{LogFormat, Services};
 use crate::daemon::health::Health;
 use crate::daemon::outlet::Outlets;
 use crate::daemon::{self, KernelLog, Parts, Server, StopSignals};
@@ -110,16 +110,16 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
         let ended = names.map(|names| names.records(Kind::Unban, &started.ended)).transpose()?;
         report_attached(paths, &started)?;
         let kernel_log = kernel_log(args.kernel_log, &started)?;
-        let mut log = Log::default();
+        let mut services = Services::default();
         if args.json {
-            log.stdout = Some(LogFormat::Json);
+            services.log.stdout = Some(LogFormat::Json);
         }
         let health = Health::default();
         let parts = Parts {
             datapath: started.datapath,
             server,
             kernel_log,
-            outlets: Outlets::start(&log, &health),
+            outlets: Outlets::start(&services, paths.instance(), &health),
             health,
             first: ended.unwrap_or_default(),
         };

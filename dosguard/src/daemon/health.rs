@@ -4,7 +4,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// What goes wrong over and over is logged this often.
+const QUIET: Duration = Duration::from_secs(10);
 
 /// Something that did not reach where it belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +77,18 @@ pub struct Health {
 struct Shared {
     published: AtomicU64,
     losses: [AtomicU64; Loss::ALL.len()],
-    warnings: Mutex<BTreeMap<String, String>>,
+    subjects: Mutex<BTreeMap<String, Subject>>,
+}
+
+/// Something that was wrong at some time.
+#[derive(Debug, Default)]
+struct Subject {
+    /// What is wrong with it at the moment.
+    warning: Option<String>,
+    /// Whether the log has that.
+    is_logged: bool,
+    /// When something about it was logged the last time.
+    logged_at: Option<Instant>,
 }
 
 impl Health {
@@ -97,30 +112,47 @@ impl Health {
         self.shared.losses[loss as usize].load(Ordering::Relaxed)
     }
 
-    /// Something is wrong: `text` says what and what to do, `about` names what it is about. Logged when it is news.
+    /// Something is wrong: `text` says what and what to do, `about` names what it is about. Logged when it is news, and
+    /// not too often.
     pub fn warn(&self, about: impl Into<String>, text: impl Into<String>) {
         let text = text.into();
-        let before = self.warnings().insert(about.into(), text.clone());
-        if before.as_ref() != Some(&text) {
-            log::warn!("{text}");
+        let mut subjects = self.subjects();
+        let subject = subjects.entry(about.into()).or_default();
+        if subject.warning.as_ref() != Some(&text) {
+            subject.is_logged = false;
         }
+        let may_log = subject.logged_at.is_none_or(|at| at.elapsed() >= QUIET);
+        if !subject.is_logged && may_log {
+            log::warn!("{text}");
+            subject.is_logged = true;
+            subject.logged_at = Some(Instant::now());
+        }
+        subject.warning = Some(text);
     }
 
-    /// What was wrong with `about` is right again. Logged when it is news.
+    /// What was wrong with `about` is right again. Logged if the warning was.
     pub fn recovered(&self, about: &str) {
-        if self.warnings().remove(about).is_some() {
+        if let Some(subject) = self.subjects().get_mut(about)
+            && subject.warning.take().is_some()
+            && std::mem::take(&mut subject.is_logged)
+        {
             log::warn!("{about} works again");
         }
     }
 
-    /// What is wrong at the moment.
-    pub fn warned(&self) -> Vec<String> {
-        self.warnings().values().cloned().collect()
+    /// There is no `about` any more.
+    pub fn forget(&self, about: &str) {
+        self.subjects().remove(about);
     }
 
-    fn warnings(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, String>> {
+    /// What is wrong at the moment.
+    pub fn warned(&self) -> Vec<String> {
+        self.subjects().values().filter_map(|subject| subject.warning.clone()).collect()
+    }
+
+    fn subjects(&self) -> MutexGuard<'_, BTreeMap<String, Subject>> {
         // Whole values are put in and taken out: one that panicked between left nothing half done.
-        self.shared.warnings.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.subjects.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -146,6 +178,9 @@ mod tests {
         assert_eq!(health.warned(), ["the disk is fuller"]);
         health.recovered("the disk");
         health.recovered("the disk");
+        assert!(health.warned().is_empty());
+        health.warn("the disk", "the disk is full");
+        health.forget("the disk");
         assert!(health.warned().is_empty());
     }
 }

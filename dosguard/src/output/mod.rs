@@ -2,6 +2,7 @@
 //!
 //! JSON objects carry `"version": 1`; fields may be added, and none changes its meaning under the same number.
 
+mod line;
 mod record;
 
 use std::io::{self, Write};

@@ -7,7 +7,7 @@ use dosguard_common::rule::RuleIndex;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::{GREEN, RED, SCHEMA, WallClock, YELLOW, approx, local, source_text};
+use super::{SCHEMA, WallClock, source_text};
 use crate::config::policy::SourcePrefixes;
 use crate::config::units::Span;
 
@@ -174,71 +174,6 @@ impl EventRecord {
             ban: BanFields::new(event, rule, prefixes, clock),
             suppressed: event.suppressed(),
             packet,
-        }
-    }
-
-    /// One line for people. Colour says the kind once more, and nothing else.
-    pub fn line(&self) -> String {
-        let kind = Kind::ALL.into_iter().find(|kind| kind.name() == self.kind);
-        let style = match kind {
-            Some(Kind::Ban | Kind::Extend | Kind::TableFull) => RED,
-            Some(Kind::Unban) => GREEN,
-            Some(Kind::WouldBan | Kind::Limited | Kind::Malformed) | None => YELLOW,
-        };
-        let mut line = format!("{} {style}{:<5}{style:#} {}", local(self.at), self.kind, self.ban.source);
-        line += &self.story(kind);
-        if self.ban.monitor && kind != Some(Kind::WouldBan) {
-            line += " (monitor: nothing was dropped)";
-        }
-        if let Some(packet) = &self.packet {
-            if packet.port != 0 {
-                line += &format!("; port {}", packet.port);
-            }
-            line += &format!("; MAC {}, {} queue {}", packet.mac, packet.interface, packet.queue);
-        }
-        if self.suppressed > 0 {
-            line += &format!("; {} like it were not reported", self.suppressed);
-        }
-        line
-    }
-
-    /// What there is to say between the source and the packet.
-    fn story(&self, kind: Option<Kind>) -> String {
-        let BanFields { rule, scope, reason, count, limit, window, offences, since, until, note, .. } =
-            &self.ban;
-        let said = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
-        let (rule, scope, reason) = (said(rule), said(scope), said(reason));
-        let noted = note.as_ref().map(|note| format!(": {note}")).unwrap_or_default();
-        let remaining = until.map(|until| approx(self.at, until)).unwrap_or_default();
-        let measure = window.as_ref().map(|window| format!("{count} SYNs in {window}, limit {limit}"));
-        match (kind, measure) {
-            (Some(Kind::Ban | Kind::WouldBan), Some(measure)) => {
-                format!(" for {remaining}: {measure} (rule {rule}, scope {scope}, offence {offences})")
-            }
-            (Some(Kind::Ban | Kind::WouldBan), None) => {
-                format!(" for {remaining}: {reason}{noted} (scope {scope})")
-            }
-            (Some(Kind::Extend), Some(_)) => {
-                format!(" for another {remaining}: SYNs while banned (rule {rule}, scope {scope})")
-            }
-            (Some(Kind::Extend), None) => {
-                format!(" to {remaining} from now: {reason}{noted} (scope {scope})")
-            }
-            (Some(Kind::Unban), _) => {
-                let lasted = since.zip(*until).map(|(since, until)| approx(since, self.at.min(until)));
-                format!(" after {} ({reason}{noted}, rule {rule})", lasted.unwrap_or_default())
-            }
-            (Some(Kind::Limited), measure) => {
-                format!(": {} (rule {rule}, only the excess is dropped)", measure.unwrap_or_default())
-            }
-            (Some(Kind::TableFull), measure) => {
-                let measure = measure.unwrap_or_default();
-                format!(
-                    " cannot be banned, the map of bans is full: {measure} (rule {rule}, SYNs are dropped one by one)"
-                )
-            }
-            (Some(Kind::Malformed), _) => " sent a packet that hides what it carries".to_owned(),
-            (None, _) => String::new(),
         }
     }
 }

@@ -1,15 +1,23 @@
 //! Where events go beside the socket: each outlet at its own pace, and none holds up the pump.
 
+mod file;
+mod journal;
 mod print;
+mod severity;
+mod syslog;
 mod worker;
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 pub use worker::{Sink, Worker};
 
 use super::health::{Health, Loss};
-use crate::config::services::{Log, LogFormat};
+use crate::config::services::{Log, LogFile, LogFormat, Services};
 use crate::output::EventRecord;
+
+/// How long all outlets together have at the end to tell what is still to be told.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Something that is told every event.
 pub trait Outlet {
@@ -19,49 +27,135 @@ pub trait Outlet {
     /// Opens anew what others may have moved away.
     fn reopen(&mut self) {}
 
-    /// Waits a moment for what is still to be told.
-    fn finish(self: Box<Self>) {}
+    /// There are no more events to come: what was told is worked off, and then it is finished.
+    fn retire(&mut self) {}
+
+    /// Whether it was retired and everything is told.
+    fn is_finished(&self) -> bool {
+        true
+    }
+
+    /// Retires it and waits until `until` at most for what is still to be told.
+    fn finish(self: Box<Self>, _until: Instant) {}
 }
 
 /// Every outlet of a daemon.
-#[derive(Default)]
 pub struct Outlets {
-    all: Vec<Box<dyn Outlet>>,
+    instance: String,
+    health: Health,
+    sinks: Vec<(Target, Worker)>,
+    added: Vec<Box<dyn Outlet>>,
+    /// Those that no configuration asks for any more, and that have something left to tell.
+    retired: Vec<Box<dyn Outlet>>,
+}
+
+/// Where a sink writes to, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Target {
+    Stdout(LogFormat),
+    Journal,
+    Syslog(String),
+    File(LogFile),
+}
+
+impl Target {
+    fn all(log: &Log) -> Vec<Self> {
+        let mut all = Vec::new();
+        all.extend(log.stdout.map(Self::Stdout));
+        all.extend(log.journald.then_some(Self::Journal));
+        all.extend(log.syslog.clone().map(Self::Syslog));
+        all.extend(log.file.clone().map(Self::File));
+        all
+    }
+
+    fn sink(&self, instance: &str) -> Box<dyn Sink> {
+        match self {
+            Self::Stdout(format) => Box::new(print::Stdout::new(*format == LogFormat::Json)),
+            Self::Journal => Box::new(journal::Journal::new(instance)),
+            Self::Syslog(prefix) => Box::new(syslog::Syslog::new(syslog::SOCKET, prefix)),
+            Self::File(settings) => Box::new(file::File::new(settings.clone())),
+        }
+    }
+
+    /// There is at most one target of each kind of loss.
+    const fn loss(&self) -> Loss {
+        match self {
+            Self::Stdout(_) => Loss::Printed,
+            Self::Journal => Loss::Journal,
+            Self::Syslog(_) => Loss::Syslog,
+            Self::File(_) => Loss::LogFile,
+        }
+    }
 }
 
 impl Outlets {
-    /// The outlets that `log` asks for.
-    pub fn start(log: &Log, health: &Health) -> Self {
-        let mut outlets = Self::default();
-        if let Some(format) = log.stdout {
-            outlets.add(Worker::start(print::Stdout::new(format == LogFormat::Json), Loss::Printed, health));
-        }
+    /// The outlets that `services` asks for, for an instance of that name.
+    pub fn start(services: &Services, instance: &str, health: &Health) -> Self {
+        let mut outlets = Self {
+            instance: instance.to_owned(),
+            health: health.clone(),
+            sinks: Vec::new(),
+            added: Vec::new(),
+            retired: Vec::new(),
+        };
+        outlets.apply(services);
         outlets
     }
 
-    /// Adds one.
+    /// Changes to the outlets that `services` asks for. No event is lost by that: what was told already is told under
+    /// the settings from before, and what did not change goes on as it is. Never blocks.
+    pub fn apply(&mut self, services: &Services) {
+        let wanted = Target::all(&services.log);
+        let mut before = std::mem::take(&mut self.sinks);
+        for target in wanted {
+            let same_place = before.iter().position(|(old, _)| old.loss() == target.loss());
+            let worker = match same_place.map(|at| before.swap_remove(at)) {
+                Some((old, worker)) if old == target => worker,
+                Some((_, mut worker)) => {
+                    worker.replace(target.sink(&self.instance));
+                    worker
+                }
+                None => Worker::start_boxed(target.sink(&self.instance), target.loss(), &self.health),
+            };
+            self.sinks.push((target, worker));
+        }
+        self.retired.retain(|outlet| !outlet.is_finished());
+        for (_, mut worker) in before {
+            worker.retire();
+            self.retired.push(Box::new(worker));
+        }
+    }
+
+    /// Adds one, which stays as long as the daemon.
     pub fn add(&mut self, outlet: impl Outlet + 'static) {
-        self.all.push(Box::new(outlet));
+        self.added.push(Box::new(outlet));
+    }
+
+    fn each(&mut self) -> impl Iterator<Item = &mut (dyn Outlet + 'static)> {
+        let sinks = self.sinks.iter_mut().map(|(_, worker)| worker as &mut (dyn Outlet + 'static));
+        sinks.chain(self.added.iter_mut().map(|outlet| &mut **outlet))
     }
 
     /// Tells all of them.
     pub fn tell(&mut self, record: &Arc<EventRecord>) {
-        for outlet in &mut self.all {
-            outlet.tell(record);
-        }
+        self.each().for_each(|outlet| outlet.tell(record));
     }
 
     /// Opens anew what others may have moved away.
     pub fn reopen(&mut self) {
-        for outlet in &mut self.all {
-            outlet.reopen();
-        }
+        self.each().for_each(Outlet::reopen);
     }
 
     /// Waits a moment for what is still to be told.
-    pub fn finish(self) {
-        for outlet in self.all {
-            outlet.finish();
+    pub fn finish(mut self) {
+        self.each().for_each(Outlet::retire);
+        let until = Instant::now() + FAREWELL;
+        let sinks = self.sinks.into_iter().map(|(_, worker)| Box::new(worker) as Box<dyn Outlet>);
+        for outlet in sinks.chain(self.added).chain(self.retired) {
+            outlet.finish(until);
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, channel, sync_channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::super::health::{Health, Loss};
 use super::Outlet;
@@ -12,8 +12,10 @@ use crate::output::EventRecord;
 
 /// Events that wait to be written.
 const QUEUE: usize = 4_096;
-/// How long the reader has at the end to read what waits.
-const FAREWELL: Duration = Duration::from_secs(1);
+/// Somebody who is slower than the events is told of this often.
+const QUIET: Duration = Duration::from_secs(10);
+/// A queue that stays full for so long is told of before it moves again.
+const STUCK: Duration = Duration::from_secs(1);
 
 /// Writes events, one after the other. It may block.
 pub trait Sink: Send + 'static {
@@ -23,30 +25,38 @@ pub trait Sink: Send + 'static {
     /// Writes an event. What fails is lost and counted; the next one is tried again.
     fn write(&mut self, record: &EventRecord) -> io::Result<()>;
 
-    /// Opens anew what others may have moved away.
-    fn reopen(&mut self) -> io::Result<()> {
+    /// Opens what it writes to, or opens it anew, since others may have moved it away.
+    fn open(&mut self) -> io::Result<()> {
         Ok(())
     }
 }
 
 enum Job {
     Write(Arc<EventRecord>),
-    Reopen,
+    Open,
+    Replace(Box<dyn Sink>),
 }
 
 /// A sink on a thread of its own, behind a queue.
 pub struct Worker {
-    jobs: SyncSender<Job>,
+    /// None once there is nothing more to come.
+    jobs: Option<SyncSender<Job>>,
+    /// What found the queue full, and goes before the next event.
+    pending: Option<Job>,
     finished: Receiver<()>,
     loss: Loss,
     health: Health,
     name: String,
-    behind: u64,
+    behind: Behind,
 }
 
 impl Worker {
     /// Starts the thread. What `sink` cannot take is counted as `loss`.
     pub fn start(sink: impl Sink, loss: Loss, health: &Health) -> Self {
+        Self::start_boxed(Box::new(sink), loss, health)
+    }
+
+    pub(super) fn start_boxed(sink: Box<dyn Sink>, loss: Loss, health: &Health) -> Self {
         let (jobs, queue) = sync_channel::<Job>(QUEUE);
         let (finish, finished) = channel::<()>();
         let (name, counted) = (sink.name(), health.clone());
@@ -54,51 +64,110 @@ impl Worker {
             write_all(sink, &queue, loss, &counted);
             drop(finish);
         });
-        Self { jobs, finished, loss, health: health.clone(), name, behind: 0 }
+        let behind = Behind::default();
+        Self { jobs: Some(jobs), pending: None, finished, loss, health: health.clone(), name, behind }
+    }
+
+    /// Writes to another sink from now on; what is told already goes to the one before.
+    pub(super) fn replace(&mut self, sink: Box<dyn Sink>) {
+        self.name = sink.name();
+        self.queue_or_keep(Job::Replace(sink));
+    }
+
+    fn queue_or_keep(&mut self, job: Job) {
+        let Some(jobs) = &self.jobs else { return };
+        // A sink that waits to be the next is opened when it is.
+        if matches!((&self.pending, &job), (Some(Job::Replace(_)), Job::Open)) {
+            return;
+        }
+        if let Err(TrySendError::Full(job)) = jobs.try_send(job) {
+            self.pending = Some(job);
+        }
+    }
+
+    fn try_send(&mut self, job: Job) -> bool {
+        let Some(jobs) = &self.jobs else { return false };
+        if let Some(pending) = self.pending.take()
+            && let Err(TrySendError::Full(pending)) = jobs.try_send(pending)
+        {
+            self.pending = Some(pending);
+            return false;
+        }
+        jobs.try_send(job).is_ok()
     }
 }
 
 impl Outlet for Worker {
     fn tell(&mut self, record: &Arc<EventRecord>) {
-        match self.jobs.try_send(Job::Write(Arc::clone(record))) {
-            Ok(()) if self.behind > 0 => {
-                log::warn!(
-                    "{} missed {} events: they came faster than it takes them",
-                    self.name,
-                    self.behind
-                );
-                self.behind = 0;
-            }
-            Ok(()) => {}
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
-                self.behind += 1;
-                self.health.lost(self.loss, 1);
-            }
+        let taken = self.try_send(Job::Write(Arc::clone(record)));
+        if !taken {
+            self.health.lost(self.loss, 1);
         }
+        self.behind.note(taken, &self.name);
     }
 
     fn reopen(&mut self) {
-        if self.jobs.try_send(Job::Reopen).is_err() {
-            log::warn!("{} is too busy to be opened anew; send the signal again", self.name);
-        }
+        self.queue_or_keep(Job::Open);
     }
 
-    fn finish(self: Box<Self>) {
-        let Self { jobs, finished, name, behind, .. } = *self;
-        drop(jobs);
-        let late = matches!(finished.recv_timeout(FAREWELL), Err(RecvTimeoutError::Timeout));
-        if late || behind > 0 {
-            log::warn!("{name} missed some of the last events: they came faster than it takes them");
+    fn retire(&mut self) {
+        self.jobs = None;
+    }
+
+    fn is_finished(&self) -> bool {
+        self.jobs.is_none() && !matches!(self.finished.try_recv(), Err(std::sync::mpsc::TryRecvError::Empty))
+    }
+
+    fn finish(mut self: Box<Self>, until: Instant) {
+        self.retire();
+        let rest = until.saturating_duration_since(Instant::now());
+        let late = matches!(self.finished.recv_timeout(rest), Err(RecvTimeoutError::Timeout));
+        if late || self.behind.missed > 0 {
+            log::warn!("{} missed some of the last events: they came faster than it takes them", self.name);
         }
     }
 }
 
-fn write_all(mut sink: impl Sink, queue: &Receiver<Job>, loss: Loss, health: &Health) {
-    let name = sink.name();
-    for job in queue {
+/// Events that came faster than they were taken, and were not told of yet.
+#[derive(Default)]
+struct Behind {
+    missed: u64,
+    since: Option<Instant>,
+    told_at: Option<Instant>,
+}
+
+impl Behind {
+    fn note(&mut self, taken: bool, name: &str) {
+        if taken && self.missed == 0 {
+            return;
+        }
+        let now = Instant::now();
+        let since = *self.since.get_or_insert(now);
+        self.missed += u64::from(!taken);
+        let may_tell = self.told_at.is_none_or(|at| now - at >= QUIET);
+        if may_tell && (taken || now - since >= STUCK) {
+            log::warn!("{name} missed {} events: they came faster than it takes them", self.missed);
+            *self = Self { told_at: Some(now), ..Self::default() };
+        }
+    }
+}
+
+fn write_all(mut sink: Box<dyn Sink>, queue: &Receiver<Job>, loss: Loss, health: &Health) {
+    let mut name = sink.name();
+    // What cannot be opened is said at once, and not with the first event, which may come in a year.
+    let mut job = Job::Open;
+    loop {
         let (done, lost) = match job {
             Job::Write(record) => (sink.write(&record), 1),
-            Job::Reopen => (sink.reopen(), 0),
+            Job::Open => (sink.open(), 0),
+            Job::Replace(next) => {
+                if next.name() != name {
+                    health.forget(&name);
+                    name = next.name();
+                }
+                sink = next;
+                (sink.open(), 0)
+            }
         };
         match done {
             Ok(()) => health.recovered(&name),
@@ -107,5 +176,10 @@ fn write_all(mut sink: impl Sink, queue: &Receiver<Job>, loss: Loss, health: &He
                 health.warn(name.as_str(), format!("{name} does not take events: {error}"));
             }
         }
+        match queue.recv() {
+            Ok(next) => job = next,
+            Err(_) => break,
+        }
     }
+    health.forget(&name);
 }

@@ -1,0 +1,152 @@
+//! Events as lines for people.
+
+use std::borrow::Cow;
+
+use dosguard_common::event::Kind;
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+use super::{BanFields, EventRecord, GREEN, RED, YELLOW, approx, local};
+
+impl EventRecord {
+    /// What happened, if this version knows it.
+    pub fn known_kind(&self) -> Option<Kind> {
+        Kind::ALL.into_iter().find(|kind| kind.name() == self.kind)
+    }
+
+    /// One line for people who watch: the time of day, and colour that says the kind once more, and nothing else.
+    pub fn line(&self) -> String {
+        let style = match self.known_kind() {
+            Some(Kind::Ban | Kind::Extend | Kind::TableFull) => RED,
+            Some(Kind::Unban) => GREEN,
+            Some(Kind::WouldBan | Kind::Limited | Kind::Malformed) | None => YELLOW,
+        };
+        let kind = printable(&self.kind);
+        format!("{} {style}{kind:<5}{style:#} {}", local(self.at), printable(&self.what()))
+    }
+
+    /// One line for people who read it later: with date, milliseconds and zone, without colour.
+    pub fn dated_line(&self) -> String {
+        format!("{} {}", dated(self.at, TimeZone::system()), self.message())
+    }
+
+    /// One line for people, where the time is told otherwise: without it, and without colour.
+    pub fn message(&self) -> String {
+        printable(&format!("{} {}", self.kind, self.what())).into_owned()
+    }
+
+    /// All that there is to say after the kind.
+    fn what(&self) -> String {
+        let kind = self.known_kind();
+        let mut line = self.ban.source.clone();
+        line += &self.story(kind);
+        if self.ban.monitor && kind != Some(Kind::WouldBan) {
+            line += " (monitor: nothing was dropped)";
+        }
+        if let Some(packet) = &self.packet {
+            if packet.port != 0 {
+                line += &format!("; port {}", packet.port);
+            }
+            line += &format!("; MAC {}, {} queue {}", packet.mac, packet.interface, packet.queue);
+        }
+        if self.suppressed > 0 {
+            line += &format!("; {} like it were not reported", self.suppressed);
+        }
+        line
+    }
+
+    /// What there is to say between the source and the packet.
+    fn story(&self, kind: Option<Kind>) -> String {
+        let BanFields { rule, scope, reason, count, limit, window, offences, since, until, note, .. } =
+            &self.ban;
+        let said = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+        let (rule, scope, reason) = (said(rule), said(scope), said(reason));
+        let noted = note.as_ref().map(|note| format!(": {note}")).unwrap_or_default();
+        let remaining = until.map(|until| approx(self.at, until)).unwrap_or_default();
+        let measure = window.as_ref().map(|window| format!("{count} SYNs in {window}, limit {limit}"));
+        match (kind, measure) {
+            (Some(Kind::Ban | Kind::WouldBan), Some(measure)) => {
+                format!(" for {remaining}: {measure} (rule {rule}, scope {scope}, offence {offences})")
+            }
+            (Some(Kind::Ban | Kind::WouldBan), None) => {
+                format!(" for {remaining}: {reason}{noted} (scope {scope})")
+            }
+            (Some(Kind::Extend), Some(_)) => {
+                format!(" for another {remaining}: SYNs while banned (rule {rule}, scope {scope})")
+            }
+            (Some(Kind::Extend), None) => {
+                format!(" to {remaining} from now: {reason}{noted} (scope {scope})")
+            }
+            (Some(Kind::Unban), _) => {
+                let lasted = since.zip(*until).map(|(since, until)| approx(since, self.at.min(until)));
+                format!(" after {} ({reason}{noted}, rule {rule})", lasted.unwrap_or_default())
+            }
+            (Some(Kind::Limited), measure) => {
+                format!(": {} (rule {rule}, only the excess is dropped)", measure.unwrap_or_default())
+            }
+            (Some(Kind::TableFull), measure) => {
+                let measure = measure.unwrap_or_default();
+                format!(
+                    " cannot be banned, the map of bans is full: {measure} (rule {rule}, SYNs are dropped one by one)"
+                )
+            }
+            (Some(Kind::Malformed), _) => " sent a packet that hides what it carries".to_owned(),
+            (None, _) => String::new(),
+        }
+    }
+}
+
+/// A moment with date, milliseconds and offset, as RFC 3339 has it.
+fn dated(at: Timestamp, zone: TimeZone) -> String {
+    at.to_zoned(zone).strftime("%Y-%m-%dT%H:%M:%S%.3f%:z").to_string()
+}
+
+/// The text with its control characters written out. Notes and names of interfaces come from elsewhere: they must not
+/// end a line early, nor tell a terminal what to do.
+fn printable(text: &str) -> Cow<'_, str> {
+    if !text.contains(char::is_control) {
+        return Cow::Borrowed(text);
+    }
+    let written = |c: char| match c.is_control() {
+        true => c.escape_default().collect(),
+        false => String::from(c),
+    };
+    Cow::Owned(text.chars().map(written).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::output::SCHEMA;
+
+    fn record(note: &str) -> EventRecord {
+        let json = format!(
+            r#"{{"version":{SCHEMA},"kind":"ban","at":"2026-01-31T23:59:59.25Z","source":"198.51.100.66","scope":"all",
+            "reason":"admin","count":0,"limit":0,"offences":0,"until":"2026-02-01T00:09:59.25Z","note":{}}}"#,
+            serde_json::to_string(note).unwrap()
+        );
+        serde_json::from_str(&json).unwrap()
+    }
+
+    #[test]
+    fn a_line_that_is_read_later_has_date_and_zone() {
+        let at = record("").at;
+        let zone = |hours| TimeZone::fixed(jiff::tz::offset(hours));
+        assert_eq!(dated(at, zone(0)), "2026-01-31T23:59:59.250+00:00");
+        assert_eq!(dated(at, zone(5)), "2026-02-01T04:59:59.250+05:00");
+        assert_eq!(dated(at, zone(-8)), "2026-01-31T15:59:59.250-08:00");
+    }
+
+    #[test]
+    fn no_text_from_elsewhere_breaks_a_line_or_reaches_a_terminal() {
+        let record = record("a\nban 192.0.2.1 \u{1b}[2J\u{9b}1m\r\0 ä");
+        let message = record.message();
+        assert_eq!(
+            message,
+            r"ban 198.51.100.66 for 10m: admin: a\nban 192.0.2.1 \u{1b}[2J\u{9b}1m\r\u{0} ä (scope all)"
+        );
+        assert!(record.dated_line().ends_with(&message));
+        let shown = anstream::adapter::strip_str(&record.line()).to_string();
+        assert!(shown.contains(r"admin: a\nban") && !shown.contains(char::is_control), "{shown}");
+    }
+}
