@@ -1,7 +1,7 @@
 //! Names, sizes and the version of everything that kernel and userspace agree on.
 
 /// Version of the pinned maps' layout. It is part of the pin path, so that two layouts never meet.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// The XDP program's name in the object and in the kernel's listings.
 pub const PROGRAM: &str = "dosguard";
@@ -23,42 +23,47 @@ pub struct MapSpec {
     pub name: &'static str,
     /// Entries, or bytes for the ring buffer.
     pub entries: u32,
+    /// What is in it, for people.
+    pub holds: &'static str,
+    /// The ABI version in which its layout or its meaning last changed: pinned ones since then are carried over.
+    pub since: u32,
 }
 
-const fn map(name: &'static str, entries: u32) -> MapSpec {
-    MapSpec { name, entries }
+const fn map(name: &'static str, entries: u32, holds: &'static str, since: u32) -> MapSpec {
+    MapSpec { name, entries, holds, since }
 }
 
 /// Global settings; one [`Config`](crate::config::Config). Written by userspace.
-pub const CONFIG: MapSpec = map("CONFIG", 1);
+pub const CONFIG: MapSpec = map("CONFIG", 1, "global settings", 3);
 /// Port to rule index; every port has an entry, 0 is `default`. Written by userspace.
-pub const PORTS: MapSpec = map("PORTS", 65_536);
+pub const PORTS: MapSpec = map("PORTS", 65_536, "the rule of each port", 2);
 /// Rule index to [`Rule`](crate::rule::Rule). Written by userspace.
-pub const RULES: MapSpec = map("RULES", 256);
+pub const RULES: MapSpec = map("RULES", 256, "rules", 2);
 /// (source, rule) to [`Window`](crate::window::Window), per CPU. LRU: when full, the least recently used go.
-pub const SYNS: MapSpec = map("SYNS", 131_072);
+pub const SYNS: MapSpec = map("SYNS", 131_072, "counters of sources in the window", 2);
 /// (source, everywhere or rule) to [`Ban`](crate::ban::Ban). Not LRU: when full, no ban is lost and none is added.
-pub const BANS: MapSpec = map("BANS", 65_536);
+pub const BANS: MapSpec = map("BANS", 65_536, "bans", 2);
 /// (source, everywhere or rule) to [`Offender`](crate::offender::Offender). LRU: when full, the oldest offenders are forgotten.
-pub const OFFENDERS: MapSpec = map("OFFENDERS", 65_536);
+pub const OFFENDERS: MapSpec = map("OFFENDERS", 65_536, "offences", 2);
 /// Claims to something that one CPU of several may do, such as to replace an expired ban. LRU: when full, the oldest
 /// claims go, which are over.
-pub const CLAIMS: MapSpec = map("CLAIMS", 4_096);
+pub const CLAIMS: MapSpec = map("CLAIMS", 4_096, "work in progress", 2);
 /// Prefixes that are never counted, dropped or banned. Longest prefix match. Written by userspace. While one file's list
 /// replaces another's, both are in it: it holds twice what a file may have. Only what is used takes memory.
-pub const ALLOW: MapSpec = map("ALLOW", 262_144);
+pub const ALLOW: MapSpec = map("ALLOW", 262_144, "allowed networks", 2);
 /// Prefixes from which every packet is dropped. Longest prefix match. Written by userspace. As large as `ALLOW`.
-pub const DENY: MapSpec = map("DENY", 262_144);
+pub const DENY: MapSpec = map("DENY", 262_144, "denied networks", 2);
 /// [`Reason`](crate::reason::Reason)s, then [`Tally`](crate::reason::Tally)s, to packets and bytes, per CPU.
-pub const COUNTERS: MapSpec = map("COUNTERS", crate::reason::COUNTERS);
+pub const COUNTERS: MapSpec = map("COUNTERS", crate::reason::COUNTERS, "what became of the packets", 2);
 /// Rule index × reason to packets, per CPU.
-pub const RULE_COUNTERS: MapSpec = map("RULE_COUNTERS", RULES.entries * crate::reason::Reason::COUNT);
+pub const RULE_COUNTERS: MapSpec =
+    map("RULE_COUNTERS", RULES.entries * crate::reason::Reason::COUNT, "the same for each rule", 2);
 /// Kind of event to [`Gate`](crate::event::Gate), per CPU: how many events passed lately. Written by the kernel.
-pub const GATES: MapSpec = map("GATES", crate::event::Kind::COUNT);
+pub const GATES: MapSpec = map("GATES", crate::event::Kind::COUNT, "how many events passed lately", 2);
 /// One [`Scratch`](crate::tables::Scratch) per CPU. Written by the kernel, and of no meaning between two packets.
-pub const SCRATCH: MapSpec = map("SCRATCH", 1);
+pub const SCRATCH: MapSpec = map("SCRATCH", 1, "work in progress", 2);
 /// Ring buffer of [`Event`](crate::event::Event)s; a full one loses the newest, and the loss is counted.
-pub const EVENTS: MapSpec = map("EVENTS", 1 << 20);
+pub const EVENTS: MapSpec = map("EVENTS", 1 << 20, "events that nobody has read", 2);
 
 /// Every map, in the order in which they are pinned.
 pub const MAPS: [MapSpec; 14] = [
@@ -77,3 +82,13 @@ pub const MAPS: [MapSpec; 14] = [
     SCRATCH,
     EVENTS,
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_map_is_newer_than_the_version() {
+        assert_eq!(MAPS.iter().map(|map| map.since).max(), Some(ABI_VERSION));
+    }
+}

@@ -43,14 +43,28 @@ pub struct Config {
     sweep_until_ns: u64,
     flags: u32,
     events_rate: u32,
+    build: u64,
 }
 
-const _: () = assert!(size_of::<Config>() == 48);
+const _: () = assert!(size_of::<Config>() == 56);
+
+/// How many bytes [`Config`] had in ABI version 2: all of it but the identity of the program.
+pub const CONFIG_BYTES_V2: usize = 48;
 
 impl Config {
     /// Settings with these source prefixes, empty lists, no sweep under way, [`EVENTS_RATE`] and in force.
     pub const fn new(mask: SourceMask) -> Self {
-        Self { mask, sweep_until_ns: 0, flags: FLAG_READY, events_rate: EVENTS_RATE }
+        Self { mask, sweep_until_ns: 0, flags: FLAG_READY, events_rate: EVENTS_RATE, build: 0 }
+    }
+
+    /// The settings as ABI version 2 had them, of a program that is not known.
+    pub fn from_v2(bytes: &[u8; CONFIG_BYTES_V2]) -> Self {
+        let mut config = Self::zeroed();
+        let whole = bytemuck::bytes_of_mut(&mut config);
+        if let Some((same, _new)) = whole.split_first_chunk_mut() {
+            *same = *bytes;
+        }
+        config
     }
 
     /// Whether userspace has written the settings. Until then everything passes.
@@ -147,6 +161,19 @@ impl Config {
         self.with_flag(FLAG_RESETTING, under_way)
     }
 
+    /// Which program judges the packets: an identity that userspace gives it, 0 where that is not known. The kernel program
+    /// itself does not look at it.
+    pub const fn build(&self) -> u64 {
+        self.build
+    }
+
+    /// The same settings with another program.
+    #[must_use]
+    pub const fn with_build(mut self, build: u64) -> Self {
+        self.build = build;
+        self
+    }
+
     const fn with_flag(mut self, flag: u32, set: bool) -> Self {
         if set {
             self.flags |= flag;
@@ -169,5 +196,18 @@ impl Config {
     pub const fn with_sweep_until_ns(mut self, until_ns: u64) -> Self {
         self.sweep_until_ns = until_ns;
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_of_abi_2_mean_the_same() {
+        let config = Config::new(SourceMask::new(24, 48)).with_mode(Mode::Monitor).with_events_rate(7);
+        let config = config.with_allow_list(true).with_sweep_until_ns(9);
+        let bytes = *bytemuck::bytes_of(&config.with_build(5)).first_chunk().unwrap();
+        assert_eq!(Config::from_v2(&bytes), config);
     }
 }

@@ -83,7 +83,12 @@ impl Paths {
 
     /// The pins of this ABI version. The folder is there with all of them, or not at all.
     pub fn pins(&self) -> PathBuf {
-        self.instance_pins().join(format!("v{ABI_VERSION}"))
+        self.pins_of(ABI_VERSION)
+    }
+
+    /// The pins of an ABI version.
+    pub fn pins_of(&self, version: u32) -> PathBuf {
+        self.instance_pins().join(format!("v{version}"))
     }
 
     /// Where the pins are made before they appear under their own name.
@@ -99,6 +104,11 @@ impl Paths {
     /// The pinned program.
     pub fn program(&self) -> PathBuf {
         self.pins().join(PROGRAM)
+    }
+
+    /// The program that is about to take the pinned one's place on every link. It is there only meanwhile.
+    pub fn next_program(&self) -> PathBuf {
+        self.pins().join(NEXT_PROGRAM)
     }
 
     /// The folder of the pinned links.
@@ -170,6 +180,8 @@ impl LinkName {
 pub const STAGING: &str = "staging";
 /// The pinned program's name in the folder of pins.
 pub const PROGRAM: &str = "program";
+/// The name of a program that takes its place. A BPF file system refuses names with dots.
+pub const NEXT_PROGRAM: &str = "program-next";
 /// The name of the folder of links in the folder of pins.
 pub const LINKS: &str = "links";
 
@@ -185,7 +197,7 @@ mod tests {
     fn an_instance_keeps_to_its_own_paths() {
         let paths = paths("mail").unwrap();
         let link = LinkName { namespace: 4_026_531_840, ifindex: 3 };
-        assert_eq!(paths.link(link), Path::new("/sys/fs/bpf/dosguard/mail/v2/links/4026531840-3"));
+        assert_eq!(paths.link(link), Path::new("/sys/fs/bpf/dosguard/mail/v3/links/4026531840-3"));
         assert_eq!(LinkName::parse(&link.to_string()), Some(link));
         assert_eq!(paths.socket(), Path::new("/run/dosguard/mail.sock"));
     }

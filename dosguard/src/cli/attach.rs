@@ -8,6 +8,7 @@ use dosguard_common::config::Mode;
 use dosguard_common::event::Kind;
 
 use super::changes::{Names, say_ended};
+use super::upgrade::{say_interrupted, say_replaced};
 use super::{Answer, rule, talk};
 use crate::config::file;
 use crate::config::policy::Policy;
@@ -133,9 +134,19 @@ pub(super) fn report_attached(paths: &Paths, started: &Started) -> anyhow::Resul
         talk::say(&format!("mounted a BPF file system at `{}`", paths.bpffs().display()));
     }
     say_ended(&started.ended);
+    if started.interrupted {
+        say_interrupted();
+    }
     if !started.created {
         let go_on = if started.ended.is_empty() { "its counters and bans go on" } else { "the rest goes on" };
         talk::say(&format!("instance `{}` was loaded: {go_on}", paths.instance()));
+    }
+    match &started.replaced {
+        Some(Ok(replaced)) => say_replaced(&replaced.interfaces),
+        Some(Err(error)) => {
+            talk::warning("the program was not replaced, and the one from before goes on", error)
+        }
+        None => {}
     }
     for attached in &started.attached {
         if let Some(reason) = &attached.refused {

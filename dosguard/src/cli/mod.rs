@@ -15,6 +15,7 @@ mod run;
 mod status;
 mod sysctl;
 mod talk;
+mod upgrade;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -70,6 +71,8 @@ enum Verb {
     Attach(attach::AttachArgs),
     /// Detach from interfaces.
     Detach(attach::DetachArgs),
+    /// Replace the program in the kernel by this dosguard's, without a gap.
+    Upgrade(upgrade::UpgradeArgs),
     /// Show what is guarded, how, and what became of the packets.
     Status(status::StatusArgs),
     /// Read and write settings, from the next packet on.
@@ -153,6 +156,7 @@ fn dispatch(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Answer> {
         Verb::Run(args) => run::run(&paths, &args, out),
         Verb::Attach(args) => attach::attach(&paths, &args, out),
         Verb::Detach(args) => attach::detach(&paths, &args, out),
+        Verb::Upgrade(args) => upgrade::upgrade(&paths, &args, out),
         Verb::Status(args) => status::status(&paths, &args, out),
         Verb::Sysctl(args) => sysctl::sysctl(&paths, &args, out),
         Verb::Rule(verb) => rule::rule(&paths, &verb, out),

@@ -10,8 +10,8 @@ use dosguard_common::event::Kind;
 
 use super::attach::{read_policy, report_attached, wanted_interfaces};
 use super::changes::Names;
-use super::{Answer, talk};
 use crate::config::services::{LogFormat, Services};
+use super::{Answer, talk, upgrade};
 use crate::daemon::health::Health;
 use crate::daemon::outlet::Outlets;
 use crate::daemon::{self, KernelLog, Parts, Server, StopSignals};
@@ -37,8 +37,11 @@ pub(super) struct RunArgs {
     /// Print events as JSON, one object a line.
     #[arg(long)]
     json: bool,
+    /// If the instance is of an earlier ABI version, carry it over, instead of refusing.
+    #[arg(long)]
+    migrate: bool,
     /// Keep the kernel program's log statements up to this level, and print them. Costs time on packets that are
-    /// dropped; chosen when the instance is loaded.
+    /// dropped. A live program is replaced by one that has them.
     #[arg(long, value_enum, default_value_t)]
     kernel_log: KernelLogLevel,
     /// Interfaces to guard, beside those of the file and those that are guarded already.
@@ -48,7 +51,7 @@ pub(super) struct RunArgs {
 
 /// Which of the kernel program's log statements stay in it. In the order of aya-log's levels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-enum KernelLogLevel {
+pub(super) enum KernelLogLevel {
     /// None: they cost nothing.
     #[default]
     Off,
@@ -67,7 +70,7 @@ enum KernelLogLevel {
 pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow::Result<Answer> {
     let policy = read_policy(args.config.as_deref())?;
     let interfaces = wanted_interfaces(policy.as_ref(), &args.interfaces);
-    let load = LoadOptions { log_level: args.kernel_log as u8, ..LoadOptions::default() };
+    let load = LoadOptions { log_level: Some(args.kernel_log as u8), ..LoadOptions::default() };
     let request = Request {
         interfaces: &interfaces,
         mode: args.mode,
@@ -77,18 +80,12 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
     };
     // What can be refused is refused before anything is made.
     datapath::check(paths, &request)?;
-    let loaded = Datapath::open(paths)?;
+    // What is migrated is live, too.
+    let live = args.migrate && datapath::plan(paths)?.is_some() || Datapath::open(paths)?.is_some();
     anyhow::ensure!(
-        !interfaces.is_empty() || loaded.is_some(),
+        !interfaces.is_empty() || live,
         "no interface to guard\nhint: name one, such as `dosguard run eth0`, or set `interfaces` in the file"
     );
-    anyhow::ensure!(
-        args.kernel_log == KernelLogLevel::Off || loaded.is_none(),
-        "the kernel program's log is chosen when it is loaded, and instance `{}` is loaded\n\
-         hint: `dosguard detach --all` first; bans and counters go with it",
-        paths.instance()
-    );
-    drop(loaded);
 
     let _daemon = DaemonLock::acquire(paths)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -104,11 +101,20 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
     };
     let (names, started) = {
         let _lock = StateLock::acquire(paths)?;
+        if args.migrate
+            && let Some(migrated) = upgrade::migrate(paths, &load)?
+        {
+            upgrade::say_migrated(&migrated);
+        }
         (Names::read_if_loaded(paths)?, datapath::start(paths, &request)?)
     };
     let served = (|| {
         let ended = names.map(|names| names.records(Kind::Unban, &started.ended)).transpose()?;
         report_attached(paths, &started)?;
+        anyhow::ensure!(
+            args.kernel_log == KernelLogLevel::Off || !matches!(started.replaced, Some(Err(_))),
+            "the kernel program that goes on has no such log\nhint: leave `--kernel-log` out"
+        );
         let kernel_log = kernel_log(args.kernel_log, &started)?;
         let mut services = Services::default();
         if args.json {

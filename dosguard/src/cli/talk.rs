@@ -1,5 +1,6 @@
 //! What goes to stderr: errors with their causes and hints, warnings, and with `-v` more.
 
+use std::error::Error;
 use std::io::Write as _;
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
@@ -65,9 +66,19 @@ pub(super) fn say(line: &str) {
 
 /// An error: what, then why, then what to do.
 pub(super) fn error(error: &anyhow::Error) {
-    let (message, hints) = message_and_hints(error);
+    let (message, hints) = message_and_hints(error.chain());
+    tell(&format!("{RED}error:{RED:#} {message}"), &hints);
+}
+
+/// The same of an error that was not fatal; `about` says what became of it.
+pub(super) fn warning(about: &str, error: &(dyn Error + 'static)) {
+    let (message, hints) = message_and_hints(anyhow::Chain::new(error));
+    tell(&format!("{YELLOW}warning:{YELLOW:#} {about}: {message}"), &hints);
+}
+
+fn tell(message: &str, hints: &[String]) {
     let mut stderr = anstream::stderr().lock();
-    let _ = writeln!(stderr, "{RED}error:{RED:#} {message}");
+    let _ = writeln!(stderr, "{message}");
     for hint in hints {
         let _ = writeln!(stderr, "{BOLD}hint:{BOLD:#} {hint}");
     }
@@ -77,8 +88,8 @@ pub(super) fn error(error: &anyhow::Error) {
 ///
 /// What came from a file or a command line may hold control characters, which a terminal would obey: they are shown, and
 /// not sent.
-fn message_and_hints(error: &anyhow::Error) -> (String, Vec<String>) {
-    let (message, hints) = raw_message_and_hints(error);
+fn message_and_hints(causes: anyhow::Chain<'_>) -> (String, Vec<String>) {
+    let (message, hints) = raw_message_and_hints(causes);
     (printable(&message), hints.iter().map(|hint| printable(hint)).collect())
 }
 
@@ -94,10 +105,10 @@ fn printable(text: &str) -> String {
     shown
 }
 
-fn raw_message_and_hints(error: &anyhow::Error) -> (String, Vec<String>) {
+fn raw_message_and_hints(causes: anyhow::Chain<'_>) -> (String, Vec<String>) {
     let mut message = String::new();
     let mut hints = Vec::new();
-    for cause in error.chain() {
+    for cause in causes {
         let text = cause.to_string();
         let (text, hint) = match text.split_once("\nhint: ") {
             Some((text, hint)) => (text, Some(hint)),
@@ -121,7 +132,7 @@ mod tests {
     #[test]
     fn control_characters_are_shown_and_not_sent() {
         let error = anyhow::anyhow!("`a\x1b[2Jb` is not an address\nhint: no \x07 bell");
-        let (message, hints) = message_and_hints(&error);
+        let (message, hints) = message_and_hints(error.chain());
         assert_eq!(
             (message.as_str(), hints[0].as_str()),
             ("`a\\u{1b}[2Jb` is not an address", "no \\u{7} bell")
@@ -132,7 +143,7 @@ mod tests {
     fn causes_are_joined_and_hints_come_last() {
         let inner = anyhow::anyhow!("the disk is full\nhint: delete something");
         let error = inner.context("cannot write `x`: the disk is full").context("cannot save");
-        let (message, hints) = message_and_hints(&error);
+        let (message, hints) = message_and_hints(error.chain());
         assert_eq!(message, "cannot save: cannot write `x`: the disk is full");
         assert_eq!(hints, ["delete something"]);
     }

@@ -5,13 +5,14 @@ use std::fs;
 use std::io;
 use std::time::{Duration, Instant};
 
-use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::links::FdLink;
 use aya::programs::{ProgramError, ProgramInfo, Xdp, XdpMode, loaded_programs};
 use aya_obj::programs::XdpAttachType;
 use dosguard_common::abi::PROGRAM;
 
 use super::links::{AttachedProgram, Interface, interfaces};
-use super::{Datapath, Error};
+use super::switch::{Given, give, links_in};
+use super::{Datapath, Error, own_programs};
 use crate::paths::{LinkName, Paths};
 use crate::system;
 
@@ -76,33 +77,33 @@ pub struct Guarded {
 impl Datapath {
     /// The interfaces that the instance has a link to, as the kernel sees them from this network namespace.
     pub fn guarded(&self) -> Result<Vec<Guarded>, Error> {
-        let (program, _) = self.program()?;
+        const TRIES: u32 = 10;
         let here = network_namespace()?;
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let own = own_programs(&self.paths);
+            let found = self.guarded_by(&own, here)?;
+            // Whoever replaces the program meanwhile makes it look foreign.
+            if tries == TRIES || own == own_programs(&self.paths) {
+                return Ok(found);
+            }
+        }
+    }
+
+    fn guarded_by(&self, own: &[u32], here: u64) -> Result<Vec<Guarded>, Error> {
         let present = interfaces().map_err(Error::Netlink)?;
-        let mut found = Vec::new();
-        for link in self.links()? {
+        let guarded = |link: LinkName| {
             let interface =
                 present.iter().find(|interface| link.namespace == here && interface.index == link.ifindex);
-            let on_it = interface.and_then(|interface| interface.program).filter(|on| on.id == program);
-            found.push(Guarded {
+            let on_it = interface.and_then(|interface| interface.program).filter(|on| own.contains(&on.id));
+            Guarded {
                 link,
                 name: interface.map(|interface| interface.name.clone()),
                 mode: on_it.map(|on| on.mode),
-            });
-        }
-        Ok(found)
-    }
-
-    /// The pinned links, in order.
-    fn links(&self) -> Result<Vec<LinkName>, Error> {
-        let folder = self.paths.links();
-        let mut found = Vec::new();
-        for entry in fs::read_dir(&folder).map_err(Error::path("read", &folder))? {
-            let entry = entry.map_err(Error::path("read", &folder))?;
-            found.extend(entry.file_name().to_str().and_then(LinkName::parse));
-        }
-        found.sort_unstable();
-        Ok(found)
+            }
+        };
+        Ok(links_in(&self.paths.pins())?.into_iter().map(guarded).collect())
     }
 
     /// Attaches to an interface and pins the link. Nobody else's program is replaced.
@@ -150,9 +151,9 @@ impl Datapath {
         let guarded = self.guarded()?;
         let link = guarded.iter().find(|guarded| guarded.name.as_deref() == Some(name));
         let link = link.ok_or_else(|| self.not_attached(name))?.link;
-        let (program, _) = self.program()?;
+        let programs = own_programs(&self.paths);
         self.unlink(link)?;
-        wait_until_off(program, Some(link.ifindex));
+        wait_until_off(&programs, Some(link.ifindex));
         Ok(())
     }
 
@@ -174,16 +175,7 @@ impl Datapath {
     /// Whether the link no longer leads to an interface: the kernel then says that it is of interface 0, which aya
     /// does not pass on. What it does pass on is the update that such a link refuses.
     fn is_dead(&self, link: LinkName) -> bool {
-        let Ok(link) = PinnedLink::from_pin(self.paths.link(link)) else { return false };
-        let Ok(mut program) = Xdp::from_pin(self.paths.program(), XdpAttachType::Interface) else {
-            return false;
-        };
-        let Ok(link) = aya::programs::xdp::XdpLink::try_from(FdLink::from(link)) else { return false };
-        match program.attach_to_link(link) {
-            Ok(_) => false,
-            Err(ProgramError::SyscallError(error)) => error.io_error.raw_os_error() == Some(libc::ENOLINK),
-            Err(_) => false,
-        }
+        matches!(give(&self.paths.link(link), &self.paths.program()), Ok(Given::Dead))
     }
 
     /// Attaches in the wanted mode; returns why native was refused if `auto` had to fall back.
@@ -240,11 +232,11 @@ impl Datapath {
 
 /// Waits until the kernel has taken the program off an interface, or off all that are seen from here: with a pin the link
 /// goes a moment later. Gives up after a second; then the interface tells.
-pub(super) fn wait_until_off(program: u32, ifindex: Option<u32>) {
+pub(super) fn wait_until_off(programs: &[u32], ifindex: Option<u32>) {
     const PATIENCE: Duration = Duration::from_secs(1);
     let began = Instant::now();
     let is_on = |interface: &Interface| {
-        interface.program.is_some_and(|on| on.id == program)
+        interface.program.is_some_and(|on| programs.contains(&on.id))
             && ifindex.is_none_or(|index| index == interface.index)
     };
     while interfaces().is_ok_and(|present| present.iter().any(is_on)) && began.elapsed() < PATIENCE {
@@ -272,9 +264,9 @@ pub(super) fn check_interface(name: &str, mode: AttachMode, paths: &Paths) -> Re
     if !interface.ethernet {
         return Err(Error::NotEthernet { interface: interface.name });
     }
-    let own = ProgramInfo::from_pin(paths.program()).ok().map(|info| info.id());
+    let own = own_programs(paths);
     match interface.program {
-        Some(on) if Some(on.id) != own => Err(foreign(&interface, on)),
+        Some(on) if !own.contains(&on.id) => Err(foreign(&interface, on)),
         Some(on) if !mode.accepts(on.mode) => {
             Err(Error::OtherMode { interface: name.to_owned(), obtained: on.mode, asked: mode })
         }

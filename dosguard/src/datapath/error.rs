@@ -7,7 +7,7 @@ use aya::maps::MapError;
 use dosguard_common::abi::ABI_VERSION;
 use thiserror::Error;
 
-use super::AttachMode;
+use super::{AttachMode, Plan};
 use crate::system::SystemError;
 
 /// An error of the data path.
@@ -101,17 +101,72 @@ pub enum Error {
         /// Where the pins would be.
         path: PathBuf,
     },
-    /// The pins are of another version.
+    /// The pins are of an earlier version, and can be migrated.
     #[error(
-        "`{}` holds pins of ABI version {found}, and this program speaks {ABI_VERSION}; nothing was changed\n\
-         hint: run `dosguard detach --all` with the version that made them, then start again",
-        path.display()
+        "`{}` holds pins of ABI version {}, and this dosguard speaks {ABI_VERSION}; nothing was changed. {plan}\n\
+         hint: `{command} upgrade --migrate` does it, with `--dry-run` it shows the plan",
+        path.display(),
+        plan.from
     )]
     OtherAbi {
         /// Where.
         path: PathBuf,
+        /// What would become of them.
+        plan: Plan,
+        /// How to call dosguard for the instance.
+        command: String,
+    },
+    /// The pins are of a version that nothing is known of.
+    #[error(
+        "`{}` holds pins of ABI version {found}, and this dosguard speaks {ABI_VERSION}; nothing was changed\n\
+         hint: use {}, or give up bans and counters with `{command} detach --all`",
+        path.display(),
+        if *found > ABI_VERSION { "the newer dosguard that made them" } else { "the dosguard that made them" }
+    )]
+    UnknownAbi {
+        /// Where.
+        path: PathBuf,
         /// Their version.
-        found: String,
+        found: u32,
+        /// How to call dosguard for the instance.
+        command: String,
+    },
+    /// A pinned map is not what the program wants.
+    #[error(
+        "the pinned map `{map}` has {live}, and this dosguard's program wants {wanted}; nothing was changed\n\
+         hint: use the dosguard that made it, or give up bans and counters with `dosguard detach --all`"
+    )]
+    MapDiffers {
+        /// The map.
+        map: &'static str,
+        /// What it has.
+        live: String,
+        /// What it should have.
+        wanted: String,
+    },
+    /// An interface does not take the new program.
+    #[error(
+        "`{interface}` refused the new program: {source}; every interface has the one from before\n\
+         hint: `dosguard detach {interface}` and attach it again, or go on with the program that is there"
+    )]
+    LinkRefused {
+        /// The interface.
+        interface: String,
+        /// What the kernel said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// An interface does not take the new program, and others do not take the old one back.
+    #[error(
+        "`{interface}` refused the new program: {source}; {stuck} did not take the old one back, and both programs filter\n\
+         hint: the next `dosguard upgrade` or `run` tries again"
+    )]
+    HalfReplaced {
+        /// The interface that refused.
+        interface: String,
+        /// Those that have the new program.
+        stuck: String,
+        /// What the kernel said.
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The program was built without its kernel part.
     #[error(

@@ -4,14 +4,18 @@
 //! appears with all its maps or not at all; what a command prepares, it removes again when it fails.
 
 mod attach;
+mod build;
 mod error;
 mod links;
 mod lists;
 mod maps;
+mod migrate;
 mod object;
 mod policy;
 mod start;
 mod sweep;
+mod switch;
+mod upgrade;
 mod wire;
 
 use std::collections::BTreeMap;
@@ -27,17 +31,20 @@ use dosguard_common::config::Config;
 use dosguard_common::rule::RuleIndex;
 
 pub use attach::{AttachMode, Attached, Guarded};
+pub use build::Build;
 pub use error::Error;
 pub use links::{AttachedProgram, Interface, interfaces};
 pub use lists::{List, Origin, Prefix, PrefixList, list_add, list_remove};
 pub use maps::{Fill, Maps};
-pub use object::{LoadOptions, Loaded, sees_peers};
+pub use migrate::{Fate, Migrated, Plan, migrate, plan, try_plan};
+pub use object::{LoadOptions, Loaded, SHIPPED, sees_peers};
 pub use policy::Ended;
 pub use start::{Request, Started, check, start};
 pub use sweep::Swept;
+pub use upgrade::{Replaced, finish_interrupted};
 
 use crate::config::policy::{NamedRule, Policy};
-use crate::paths::{LINKS, PROGRAM, Paths};
+use crate::paths::{LINKS, NEXT_PROGRAM, PROGRAM, Paths};
 use crate::system;
 
 /// One instance in the kernel.
@@ -69,7 +76,8 @@ impl Datapath {
         let mut loaded = Loaded::shipped(options)?;
         let staging = paths.staging_pins();
         remove_pins(&staging)?; // what a killed predecessor left
-        let pinned = pin_all(&mut loaded, &staging, policy)
+        let build = options.build(SHIPPED)?;
+        let pinned = pin_all(&mut loaded, &staging, policy, build)
             .and_then(|()| fs::rename(&staging, paths.pins()).map_err(Error::path("create", paths.pins())));
         if let Err(error) = pinned {
             // The first error is the one to tell; the folder is looked for again at the next start.
@@ -130,30 +138,25 @@ impl Datapath {
         }
     }
 
-    /// Whether there are pins of this instance, whole or damaged.
+    /// Whether there are pins of this instance, whole or damaged, of whatever version.
     pub fn is_pinned(paths: &Paths) -> Result<bool, Error> {
         system::require_capabilities()?;
-        check_abi(paths)?;
-        Ok(exists(&paths.pins())? || exists(&paths.staging_pins())?)
+        Ok(!versions(paths)?.is_empty() || exists(&paths.staging_pins())?)
     }
 
-    /// Removes every link, map and program of the instance, also of one that is damaged. The pins first go under
-    /// another name, all at once: what a killed removal leaves is no instance, and the next one finishes it.
+    /// Removes every link, map and program of the instance, also of one that is damaged or of another version. The pins first
+    /// go under another name, all at once: what a killed removal leaves is no instance, and the next one finishes it.
     pub fn remove(paths: &Paths) -> Result<(), Error> {
+        let programs = own_programs(paths);
         remove_pins(&paths.staging_pins())?;
-        let program = ProgramInfo::from_pin(paths.program()).ok().map(|info| info.id());
-        if exists(&paths.pins())? {
-            let staging = paths.staging_pins();
-            fs::rename(paths.pins(), &staging).map_err(Error::path("remove", paths.pins()))?;
-            remove_pins(&staging)?;
+        for version in versions(paths)? {
+            upgrade::discard(paths, version)?;
         }
-        if let Some(program) = program {
-            attach::wait_until_off(program, None);
-        }
+        attach::wait_until_off(&programs, None);
         for folder in [paths.instance_pins(), paths.bpffs().join("dosguard")] {
             match fs::remove_dir(&folder) {
                 Ok(()) => {}
-                // Another version's pins, or another instance's.
+                // Another instance's pins.
                 Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(Error::path("remove", folder)(error)),
@@ -171,26 +174,55 @@ fn exists(path: &Path) -> Result<bool, Error> {
     path.try_exists().map_err(Error::path("look for", path))
 }
 
-/// Refuses to work beside pins of another ABI version.
-fn check_abi(paths: &Paths) -> Result<(), Error> {
+/// The ABI versions that the instance has pins of, in order. More than one only while a migration is about to end.
+fn versions(paths: &Paths) -> Result<Vec<u32>, Error> {
     let folder = paths.instance_pins();
     let entries = match fs::read_dir(&folder) {
         Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(Error::path("read", folder)(error)),
     };
+    let mut found = Vec::new();
     for entry in entries {
-        let entry = entry.map_err(Error::path("read", &folder))?;
-        let name = entry.file_name();
+        let name = entry.map_err(Error::path("read", &folder))?.file_name();
         let version = name.to_str().and_then(|name| name.strip_prefix('v'));
-        if let Some(found) = version.filter(|version| *version != ABI_VERSION.to_string()) {
-            return Err(Error::OtherAbi { path: entry.path(), found: found.to_owned() });
-        }
+        found.extend(version.and_then(|version| version.parse::<u32>().ok()));
     }
-    Ok(())
+    found.sort_unstable();
+    Ok(found)
 }
 
-fn pin_all(loaded: &mut Loaded, staging: &Path, policy: &Policy) -> Result<(), Error> {
+/// Refuses to work with pins of another ABI version. Those of an earlier one beside our own are what a migration left.
+fn check_abi(paths: &Paths) -> Result<(), Error> {
+    match versions(paths)?.last() {
+        None | Some(&ABI_VERSION) => Ok(()),
+        Some(&found) if found > ABI_VERSION => Err(migrate::unknown(paths, found)),
+        Some(&found) => {
+            let plan = Plan::new(paths, found)?;
+            Err(Error::OtherAbi { path: paths.pins_of(found), plan, command: paths.command() })
+        }
+    }
+}
+
+/// The ids of the instance's pinned programs, of whatever version, and of one that takes another's place.
+fn own_programs(paths: &Paths) -> Vec<u32> {
+    // A folder that cannot be read has no programs of ours.
+    let versions = versions(paths).unwrap_or_default();
+    let folders = versions.into_iter().map(|version| paths.pins_of(version)).chain([paths.staging_pins()]);
+    let pins = folders.flat_map(|folder| [PROGRAM, NEXT_PROGRAM].map(|name| folder.join(name)));
+    pins.filter_map(|pin| switch::program_at(&pin)).collect()
+}
+
+fn pin_all(loaded: &mut Loaded, staging: &Path, policy: &Policy, build: Build) -> Result<(), Error> {
+    pin_maps(loaded, staging)?;
+    let mut maps = loaded.take_maps()?;
+    maps.set_config(Config::new(policy.prefixes.into()).with_build(build.number()))?;
+    policy::write(&mut maps, policy)?;
+    pin_program(loaded, staging)
+}
+
+/// Makes a folder of pins, and pins the maps in it.
+fn pin_maps(loaded: &Loaded, staging: &Path) -> Result<(), Error> {
     let mut folders = fs::DirBuilder::new();
     folders.recursive(true).mode(0o700);
     folders.create(staging).map_err(Error::path("create", staging))?;
@@ -200,9 +232,10 @@ fn pin_all(loaded: &mut Loaded, staging: &Path, policy: &Policy) -> Result<(), E
         let path = staging.join(map.name);
         loaded.map(map.name)?.pin(&path).map_err(|error| pin_error(&path, error))?;
     }
-    let mut maps = loaded.take_maps()?;
-    maps.set_config(Config::new(policy.prefixes.into()))?;
-    policy::write(&mut maps, policy)?;
+    Ok(())
+}
+
+fn pin_program(loaded: &mut Loaded, staging: &Path) -> Result<(), Error> {
     let path = staging.join(PROGRAM);
     loaded.program()?.pin(&path).map_err(|error| pin_error(&path, error))
 }

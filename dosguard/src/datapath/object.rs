@@ -1,28 +1,52 @@
 //! The XDP program, from its object to the kernel.
 
+use std::path::PathBuf;
+
 use aya::maps::{Map, MapData, MapError};
 use aya::programs::{ProgramError, ProgramType, Xdp};
 use aya::sys::{BpfHelper, is_helper_supported};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use dosguard_common::abi;
 
-use super::{Error, Maps};
+use super::{Build, Error, Maps};
 use crate::system;
 
 /// The object that is shipped; empty in a build without it.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/dosguard-xdp"));
+pub static SHIPPED: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/dosguard-xdp"));
 
 /// What can be chosen when the program is loaded, and not later.
 #[derive(Clone, Debug, Default)]
 pub struct LoadOptions {
-    /// Log statements of the kernel program that stay in: 0 none, 1 errors, to 5 traces.
-    pub log_level: u8,
+    /// Log statements of the kernel program that stay in: 0 none, 1 errors, to 5 traces. None for those of the live
+    /// program, or for no log where there is none.
+    pub log_level: Option<u8>,
     /// Entries of maps that are to differ from `abi`'s.
     pub sizes: Vec<(&'static str, u32)>,
     /// How many CPUs to count on; none for as many as the kernel may use.
     pub cpus: Option<u32>,
     /// Whether to look at other CPUs' counters; none for whether the kernel can.
     pub peers: Option<bool>,
+}
+
+impl LoadOptions {
+    /// The identity of `object` loaded in this way.
+    pub fn build(&self, object: &[u8]) -> Result<Build, Error> {
+        Ok(Build::new(object, self.cpus()?, self.peers(), self.log_level.unwrap_or_default()))
+    }
+
+    /// The same, with the log of the live program unless another one is asked for.
+    pub(super) fn following(&self, live: Option<Build>) -> Self {
+        Self { log_level: self.log_level.or(live.map(Build::log_level)), ..self.clone() }
+    }
+
+    fn cpus(&self) -> Result<u32, Error> {
+        let possible = || system::possible_cpus().map_err(Error::path("read", system::POSSIBLE_CPUS));
+        self.cpus.map_or_else(possible, Ok)
+    }
+
+    fn peers(&self) -> bool {
+        self.peers.unwrap_or_else(sees_peers)
+    }
 }
 
 /// The program and its maps in the kernel, held by this process alone until they are pinned.
@@ -33,24 +57,37 @@ pub struct Loaded {
 impl Loaded {
     /// Loads the shipped object.
     pub fn shipped(options: &LoadOptions) -> Result<Self, Error> {
-        Self::new(OBJECT, options)
+        Self::new(SHIPPED, options)
     }
 
     /// Loads an object: its maps are made and its program is verified.
     pub fn new(object: &[u8], options: &LoadOptions) -> Result<Self, Error> {
+        Self::onto(object, options, &[])
+    }
+
+    /// Loads an object onto maps that are pinned already, by name and path; the others are made. The caller has seen that
+    /// the pins are there and fit: neither is looked at here.
+    pub fn onto(
+        object: &[u8],
+        options: &LoadOptions,
+        pinned: &[(&'static str, PathBuf)],
+    ) -> Result<Self, Error> {
         if object.is_empty() {
             return Err(Error::StubObject);
         }
-        let possible = || system::possible_cpus().map_err(Error::path("read", system::POSSIBLE_CPUS));
-        let cpus = options.cpus.map_or_else(possible, Ok)?;
-        let peers = u32::from(options.peers.unwrap_or_else(sees_peers));
+        let cpus = options.cpus()?;
+        let peers = u32::from(options.peers());
+        let log_level = options.log_level.unwrap_or_default();
         let mut loader = EbpfLoader::new();
         loader
             .override_global(abi::CPUS_GLOBAL, &cpus, true)
             .override_global(abi::PEERS_GLOBAL, &peers, true)
-            .override_global(abi::LOG_LEVEL_GLOBAL, &options.log_level, false);
+            .override_global(abi::LOG_LEVEL_GLOBAL, &log_level, false);
         for (map, entries) in &options.sizes {
             loader.map_max_entries(map, *entries);
+        }
+        for (map, path) in pinned {
+            loader.map_pin_path(map, path.as_path());
         }
         let ebpf = loader.load(object).map_err(|error| Error::Object(Box::new(error)))?;
         let mut loaded = Self { ebpf };

@@ -1,7 +1,7 @@
 //! Bringing an instance up, all of it or nothing.
 
 use super::attach::{AttachMode, Attached, check_interface};
-use super::{Datapath, Ended, Error, LoadOptions};
+use super::{Datapath, Ended, Error, LoadOptions, Replaced, finish_interrupted};
 use crate::config::policy::Policy;
 use crate::paths::Paths;
 use crate::system::{self, Bpffs};
@@ -17,7 +17,7 @@ pub struct Request<'a> {
     pub policy: Option<&'a Policy>,
     /// Whether counters and bans may go, where the policy has other source prefixes than the live ones.
     pub reset: bool,
-    /// For an instance that is not loaded yet.
+    /// How the program is loaded: that of an instance that is not loaded yet, and one that takes a live one's place.
     pub load: &'a LoadOptions,
 }
 
@@ -31,6 +31,11 @@ pub struct Started {
     pub ended: Ended,
     /// Whether the instance was loaded now, or found pinned.
     pub created: bool,
+    /// The live program was another one than this dosguard's: what came of replacing it. After an error the one from before
+    /// goes on, on every interface.
+    pub replaced: Option<Result<Replaced, Error>>,
+    /// Somebody was killed while replacing the program or migrating; it was undone.
+    pub interrupted: bool,
     /// Whether a BPF file system had to be mounted.
     pub bpffs: Bpffs,
 }
@@ -41,7 +46,7 @@ pub fn check(paths: &Paths, request: &Request<'_>) -> Result<(), Error> {
     request.interfaces.iter().try_for_each(|interface| check_interface(interface, request.mode, paths))
 }
 
-/// Loads the instance unless it is pinned, attaches it and applies the policy. When a step fails, what the steps
+/// Loads the instance unless it is pinned, replaces its program unless it is this dosguard's, attaches it and applies the policy. When a step fails, what the steps
 /// before it did is undone. The instance's lock must be held.
 pub fn start(paths: &Paths, request: &Request<'_>) -> Result<Started, Error> {
     check(paths, request)?;
@@ -54,6 +59,7 @@ pub fn start(paths: &Paths, request: &Request<'_>) -> Result<Started, Error> {
 }
 
 fn start_on(paths: &Paths, request: &Request<'_>, bpffs: Bpffs) -> Result<Started, Error> {
+    let interrupted = finish_interrupted(paths)?;
     let (datapath, created) = match Datapath::open(paths)? {
         Some(datapath) => (datapath, false),
         None => {
@@ -61,7 +67,15 @@ fn start_on(paths: &Paths, request: &Request<'_>, bpffs: Bpffs) -> Result<Starte
             (Datapath::create(paths, request.policy.unwrap_or(&built_in), request.load)?, true)
         }
     };
-    let mut started = Started { datapath, attached: Vec::new(), ended: Ended::new(), created, bpffs };
+    let mut started = Started {
+        datapath,
+        attached: Vec::new(),
+        ended: Ended::new(),
+        created,
+        replaced: None,
+        interrupted,
+        bpffs,
+    };
     match finish(&mut started, request) {
         Ok(()) => Ok(started),
         Err(error) => {
@@ -82,6 +96,9 @@ fn finish(started: &mut Started, request: &Request<'_>) -> Result<(), Error> {
     started.datapath.end_killed_sweep()?;
     started.ended = started.datapath.finish_reset()?;
     started.datapath.forget_stale_links()?;
+    if !started.datapath.is_current(request.load)? {
+        started.replaced = Some(started.datapath.replace_program(request.load));
+    }
     for interface in request.interfaces {
         started.attached.push(started.datapath.attach(interface, request.mode)?);
     }

@@ -1,0 +1,217 @@
+//! Carrying an instance over to another ABI version.
+//!
+//! Beside the folder of the old version another one is made, under the name `staging`: with the old maps where their layout
+//! is the same, with new ones where it is not, with the new program, and with the links, which may be pinned twice. Then the
+//! links are given the new program, all or none, and the folder gets its own name. Up to there the old instance is whole, and
+//! whoever finds a `staging` beside it gives the links its program back; from there on the new one is, and what is left of the
+//! old one is in nobody's way.
+
+use std::fmt;
+use std::fs;
+use std::path::Path;
+
+use aya::maps::{Array, MapData};
+use aya::programs::links::{FdLink, PinnedLink};
+use dosguard_common::abi::{self, ABI_VERSION, MAPS, MapSpec};
+use dosguard_common::config::{CONFIG_BYTES_V2, Config};
+
+use super::maps::typed;
+use super::switch::{Given, give, link_in, links_in, names, switch};
+use super::upgrade::{discard, finish_interrupted, load_onto};
+use super::{Error, LoadOptions, SHIPPED, pin_maps, pin_program, pinned_map, remove_pins, versions};
+use crate::paths::{PROGRAM, Paths};
+use crate::system;
+
+/// The earliest ABI version that can be migrated.
+const EARLIEST: u32 = 2;
+
+/// What becomes of a map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// The same map goes on.
+    Carried,
+    /// There is another one with what it held.
+    Converted,
+    /// There is another one, and what it held is lost.
+    Anew,
+}
+
+/// What a migration does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// The ABI version of the pins.
+    pub from: u32,
+    /// What becomes of each map.
+    pub maps: Vec<(MapSpec, Fate)>,
+}
+
+impl Plan {
+    /// From pins of `from`, or why they cannot be migrated.
+    pub(super) fn new(paths: &Paths, from: u32) -> Result<Self, Error> {
+        if (EARLIEST..=ABI_VERSION).contains(&from) {
+            Ok(Self { from, maps: MAPS.iter().map(|map| (*map, fate(map, from))).collect() })
+        } else {
+            Err(unknown(paths, from))
+        }
+    }
+
+    /// What the maps hold that are begun anew.
+    pub fn lost(&self) -> Vec<&'static str> {
+        let anew = self.maps.iter().filter(|(_, fate)| *fate == Fate::Anew);
+        anew.map(|(map, _)| map.holds).collect()
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let maps = |wanted: Fate| self.maps.iter().filter(move |(_, fate)| *fate == wanted);
+        let converted: Vec<_> = maps(Fate::Converted).map(|(map, _)| map.holds).collect();
+        write!(out, "A migration carries over {} of {} maps", maps(Fate::Carried).count(), self.maps.len())?;
+        if !converted.is_empty() {
+            write!(out, ", converts {}", converted.join(", "))?;
+        }
+        match self.lost()[..] {
+            [] => out.write_str(" and loses nothing"),
+            ref lost => write!(out, " and loses {}", lost.join(", ")),
+        }
+    }
+}
+
+fn fate(map: &MapSpec, from: u32) -> Fate {
+    if map.since <= from {
+        Fate::Carried
+    } else if (map.name, from) == (abi::CONFIG.name, 2) {
+        Fate::Converted
+    } else {
+        Fate::Anew
+    }
+}
+
+pub(super) fn unknown(paths: &Paths, found: u32) -> Error {
+    Error::UnknownAbi { path: paths.pins_of(found), found, command: paths.command() }
+}
+
+/// An instance that was carried over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Migrated {
+    /// What was done.
+    pub plan: Plan,
+    /// The interfaces that have the new program, of other network namespaces too.
+    pub interfaces: Vec<String>,
+}
+
+/// What [`migrate`] would do; none where the pins are of this ABI version, or there are none.
+pub fn plan(paths: &Paths) -> Result<Option<Plan>, Error> {
+    system::require_capabilities()?;
+    match versions(paths)?.last() {
+        None | Some(&ABI_VERSION) => Ok(None),
+        Some(&found) => Plan::new(paths, found).map(Some),
+    }
+}
+
+/// Carries the instance over to this ABI version, if it is of an earlier one; all of it, or it stays as it is. The instance's
+/// lock must be held, and no daemon may run: it would go on with the maps of the old version.
+pub fn migrate(paths: &Paths, options: &LoadOptions) -> Result<Option<Migrated>, Error> {
+    finish_interrupted(paths)?;
+    let Some(plan) = plan(paths)? else { return Ok(None) };
+    let (old, staging) = (paths.pins_of(plan.from), paths.staging_pins());
+    let done = stage(&plan, options, &old, &staging)
+        .and_then(|()| switch(&old, &old.join(PROGRAM), &staging.join(PROGRAM)))
+        .and_then(|links| {
+            fs::rename(&staging, paths.pins()).map(|()| links).map_err(Error::path("create", paths.pins()))
+        });
+    match done {
+        Ok(links) => {
+            // From here on the new instance is whole. What cannot be removed now is removed by the next start.
+            if let Err(error) = discard(paths, plan.from) {
+                log::warn!("what is left of ABI version {} was not removed: {error}", plan.from);
+            }
+            Ok(Some(Migrated { plan, interfaces: names(&links) }))
+        }
+        Err(error) => {
+            // The first error is the one to tell, and the next start tries again.
+            let _ = finish_interrupted(paths);
+            Err(error)
+        }
+    }
+}
+
+/// Loads the new program onto what is carried over and drops it again: whether the kernel would take it.
+pub fn try_plan(paths: &Paths, plan: &Plan, options: &LoadOptions) -> Result<(), Error> {
+    load_onto(SHIPPED, options, &carried(plan, &paths.pins_of(plan.from))).map(drop)
+}
+
+fn carried(plan: &Plan, old: &Path) -> Vec<(MapSpec, std::path::PathBuf)> {
+    let carried = plan.maps.iter().filter(|(_, fate)| *fate == Fate::Carried);
+    carried.map(|(map, _)| (*map, old.join(map.name))).collect()
+}
+
+/// Makes the folder of the new version, whole but for its name.
+fn stage(plan: &Plan, options: &LoadOptions, old: &Path, staging: &Path) -> Result<(), Error> {
+    let mut loaded = load_onto(SHIPPED, options, &carried(plan, old))?;
+    remove_pins(staging)?;
+    pin_maps(&loaded, staging)?;
+    let mut maps = loaded.take_maps()?;
+    let config = match plan.from {
+        2 => config_of_v2(old)?,
+        _ => maps.config()?,
+    };
+    maps.set_config(config.with_build(options.build(SHIPPED)?.number()))?;
+    pin_program(&mut loaded, staging)?;
+    for link in links_in(old)? {
+        let (from, to) = (link_in(old, link), link_in(staging, link));
+        // A link that is given the program that it has stays as it is.
+        if matches!(give(&from, &old.join(PROGRAM)), Ok(Given::Dead)) {
+            continue;
+        }
+        let pinned = PinnedLink::from_pin(&from)
+            .map_err(std::io::Error::other)
+            .and_then(|link| FdLink::from(link).pin(&to).map_err(std::io::Error::other));
+        pinned.map_err(Error::path("pin", &to))?;
+    }
+    Ok(())
+}
+
+fn config_of_v2(old: &Path) -> Result<Config, Error> {
+    let data = pinned_map(&old.join(abi::CONFIG.name), abi::CONFIG.name)?;
+    let map: Array<MapData, [u8; CONFIG_BYTES_V2]> = typed(abi::CONFIG, data)?;
+    map.get(&0, 0).map(|bytes| Config::from_v2(&bytes)).map_err(Error::map(abi::CONFIG.name, "read"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn paths() -> Paths {
+        Paths::new("mail", "/bpf".into(), "/run".into(), "/state".into()).unwrap()
+    }
+
+    #[test]
+    fn from_abi_2_nothing_is_lost() {
+        let plan = Plan::new(&paths(), 2).unwrap();
+        assert_eq!(plan.lost(), Vec::<&str>::new());
+        let converted = plan.maps.iter().filter(|(_, fate)| *fate == Fate::Converted);
+        assert_eq!(converted.map(|(map, _)| map.name).collect::<Vec<_>>(), ["CONFIG"]);
+        let said = plan.to_string();
+        assert!(said.contains("13 of 14 maps") && said.ends_with("and loses nothing"), "{said}");
+    }
+
+    #[test]
+    fn what_has_changed_and_cannot_be_converted_is_begun_anew_and_named() {
+        let changed = MapSpec { since: 4, ..abi::BANS };
+        assert_eq!(fate(&changed, 3), Fate::Anew);
+        let plan = Plan { from: 3, maps: vec![(changed, Fate::Anew), (abi::RULES, Fate::Carried)] };
+        assert!(plan.to_string().ends_with("carries over 1 of 2 maps and loses bans"), "{plan}");
+    }
+
+    #[test]
+    fn what_is_not_known_is_not_migrated() {
+        for (version, hint) in [(1, "the dosguard that made them"), (ABI_VERSION + 1, "the newer dosguard")] {
+            let error = Plan::new(&paths(), version).unwrap_err().to_string();
+            assert!(
+                error.contains(hint) && error.contains("`dosguard --instance mail detach --all`"),
+                "{error}"
+            );
+        }
+    }
+}
