@@ -10,4 +10,5 @@ pub mod lock;
 pub mod output;
 pub mod paths;
 pub mod replay;
+pub mod store;
 pub mod system;
