@@ -13,7 +13,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::live::Live;
 use crate::config::policy::SourcePrefixes;
 use crate::output::{BanRecord, WallClock, source_text};
-use crate::store::types::{Changes, SavedBan, SavedOffender};
+use crate::store::{Changes, SavedBan, SavedOffender};
 
 /// A ban whose clock is restarted is saved anew once its end has moved by this much: what a power cut may cost.
 const STEP_NS: u64 = 1_000_000_000;
@@ -149,8 +149,8 @@ impl Differ {
         clock: &WallClock,
         mut offender: impl FnMut(&SourceKey) -> Result<Option<Offender>, E>,
     ) -> Result<Changes, E> {
-        let mut changes = Changes { all: self.finds_all(clock), ..Changes::default() };
-        if changes.all {
+        let mut changes = Changes { whole: self.finds_all(clock), ..Changes::default() };
+        if changes.whole {
             self.start_over();
         }
         let names = Naming::new(live);

@@ -14,7 +14,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::live::{Live, Span, Unfit};
 use crate::datapath::{Datapath, Error};
-use crate::store::types::{Saved, SavedBan, SavedOffender};
+use crate::store::{Saved, SavedBan, SavedOffender};
 use crate::system;
 
 /// Longer than this no machine is believed to have been off.

@@ -3,7 +3,7 @@
 use crate::bans::{Differ, Live};
 use crate::datapath::{Datapath, Error, Swept};
 use crate::output::WallClock;
-use crate::store::types::Changes;
+use crate::store::Changes;
 use crate::system;
 
 /// Finds what has changed since it was saved last.

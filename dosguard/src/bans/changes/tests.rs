@@ -48,17 +48,17 @@ fn first_everything_is_found_and_then_what_has_changed() {
     let one = world.ban(SMTP, 1, Mode::Enforce);
     let other = world.ban(WEB, 2, Mode::Enforce);
     let first = world.changes();
-    assert!(first.all);
+    assert!(first.whole);
     assert_eq!((first.bans.len(), first.offenders.len(), first.now), (2, 2, NOW.parse().unwrap()));
-    assert_eq!(first.bans[0].place(), None);
-    assert_eq!(first.bans[1].place(), Some("web"));
+    assert_eq!(first.bans[0].key().1.as_deref(), None);
+    assert_eq!(first.bans[1].key().1.as_deref(), Some("web"));
     assert!(world.changes().is_empty());
 
     let third = world.ban(SMTP, 3, Mode::Monitor);
     world.bans.remove(&one);
     let then = world.changes();
-    assert!(!then.all);
-    assert_eq!((then.bans.len(), then.bans[0].place()), (1, Some("smtp")));
+    assert!(!then.whole);
+    assert_eq!((then.bans.len(), then.bans[0].key().1.as_deref()), (1, Some("smtp")));
     assert_eq!(then.offenders[0].source, "198.51.100.3");
     assert_eq!(then.ended, [("198.51.100.1".to_owned(), None)]);
     assert!(world.changes().is_empty());
@@ -73,7 +73,7 @@ fn first_everything_is_found_and_then_what_has_changed() {
 
     world.differ.start_over();
     let again = world.changes();
-    assert!(again.all && again.bans.len() == 2 && again.offenders.len() == 3, "{again:?}");
+    assert!(again.whole && again.bans.len() == 2 && again.offenders.len() == 3, "{again:?}");
 }
 
 #[test]
@@ -105,7 +105,7 @@ fn after_a_step_of_the_wall_clock_everything_is_saved_by_the_new_one() {
         "it is slewed all the time"
     );
     let back = world.changes_at(&clock("2025-01-01T12:00:00Z", UP_NS));
-    assert!(back.all);
+    assert!(back.whole);
     assert_eq!(until(&back), "2025-01-01T12:10:00Z");
     assert!(world.changes_at(&clock("2025-01-01T12:00:01Z", UP_NS + SECOND)).is_empty());
 }
@@ -124,7 +124,7 @@ fn what_was_kept_under_a_name_that_is_gone_has_ended_under_that_name() {
     let changes = world.changes();
     assert_eq!(changes.ended, [("198.51.100.2".to_owned(), Some("web".to_owned()))]);
     assert_eq!(changes.forgotten, changes.ended);
-    assert_eq!(changes.bans[0].place(), Some("imap"));
+    assert_eq!(changes.bans[0].key().1.as_deref(), Some("imap"));
 
     let all = world.live.rules().to_vec();
     world.live = Live::new(dosguard_common::address::SourceMask::new(24, 64), all);
@@ -165,7 +165,7 @@ fn after_an_error_nothing_is_taken_for_saved() {
     let failed = world.differ.changes(&world.live, &world.bans, [], &clock(NOW, UP_NS), |_| Err("no"));
     assert_eq!(failed, Err("no"));
     let changes = world.changes();
-    assert!(changes.all && changes.bans.len() == 1);
+    assert!(changes.whole && changes.bans.len() == 1);
 }
 
 /// `cargo test --release -p dosguard --lib bans -- --ignored --nocapture`

@@ -1,0 +1,152 @@
+//! What goes wrong with a database.
+
+use std::error::Error as _;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rusqlite::ErrorCode;
+use thiserror::Error;
+
+/// Why the history cannot be read or written.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// A file or folder cannot be used.
+    #[error("cannot {action} `{}`\nhint: the state folder has to be on a disk that root can write to; name another one with `--state-dir`", path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// A newer version of dosguard wrote it.
+    #[error(
+        "`{}` was written by a newer dosguard: its version is {found}, and this one knows {known}\n\
+         hint: use the newer dosguard, or keep the history elsewhere with `--state-dir`; the file was not touched",
+        path.display()
+    )]
+    Newer {
+        /// The database.
+        path: PathBuf,
+        /// The version that it has.
+        found: i64,
+        /// The latest version that is understood.
+        known: i64,
+    },
+    /// It belongs to another program.
+    #[error("`{}` is a database of another program", path.display())]
+    Foreign {
+        /// The database.
+        path: PathBuf,
+    },
+    /// It contradicts itself.
+    #[error("`{}` is damaged: {what}", path.display())]
+    Damaged {
+        /// The database.
+        path: PathBuf,
+        /// The first thing that is wrong.
+        what: String,
+    },
+    /// Somebody reads for so long that the log grows.
+    #[error(
+        "the log of `{}` has {} MiB, and somebody who reads keeps it from being emptied\n\
+         hint: see `fuser -v` for who, and end it",
+        path.display(), bytes >> 20
+    )]
+    LogHeld {
+        /// The database.
+        path: PathBuf,
+        /// How long the log is.
+        bytes: u64,
+    },
+    /// SQLite failed.
+    #[error("cannot {action} `{}`{}", path.display(), hint(source))]
+    Sqlite {
+        /// What was tried.
+        action: &'static str,
+        /// The database.
+        path: PathBuf,
+        /// What SQLite said.
+        #[source]
+        source: rusqlite::Error,
+    },
+}
+
+pub(super) fn at(action: &'static str, path: &Path) -> impl FnOnce(rusqlite::Error) -> StoreError {
+    let path = path.to_owned();
+    move |source| StoreError::Sqlite { action, path, source }
+}
+
+impl StoreError {
+    /// Whether the file itself is at fault: it has to be set aside.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Foreign { .. } | Self::Damaged { .. } => true,
+            Self::Sqlite { source, .. } => {
+                matches!(
+                    source.sqlite_error_code(),
+                    Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
+                )
+            }
+            Self::File { .. } | Self::Newer { .. } | Self::LogHeld { .. } => false,
+        }
+    }
+
+    /// Whether the connection is as good as before: what failed may work again as it is.
+    pub(super) fn is_passing(&self) -> bool {
+        match self {
+            Self::LogHeld { .. } => true,
+            Self::Sqlite { source, .. } => {
+                matches!(source.sqlite_error_code(), Some(ErrorCode::DiskFull | ErrorCode::DatabaseBusy))
+            }
+            _ => false,
+        }
+    }
+
+    /// What went wrong and why, on one line without a hint.
+    pub(super) fn brief(&self) -> String {
+        let own = self.to_string();
+        let mut text = own.split_once("\nhint: ").map_or(own.as_str(), |(text, _)| text).to_owned();
+        if let Some(source) = self.source() {
+            text += &format!(": {source}");
+        }
+        text
+    }
+
+    /// The same, and what to do on a line of its own.
+    pub(super) fn in_full(&self) -> String {
+        let own = self.to_string();
+        let hint = own.split_once("\nhint: ").map(|(_, hint)| format!("\nhint: {hint}"));
+        self.brief() + &hint.unwrap_or_default()
+    }
+}
+
+/// Whether the file system refused what SQLite wanted to do.
+pub(super) fn is_refusal(error: &rusqlite::Error) -> bool {
+    use ErrorCode::{CannotOpen, PermissionDenied, ReadOnly, SystemIoFailure};
+    matches!(error.sqlite_error_code(), Some(CannotOpen | PermissionDenied | ReadOnly | SystemIoFailure))
+}
+
+fn hint(error: &rusqlite::Error) -> &'static str {
+    use ErrorCode::{
+        CannotOpen, DatabaseBusy, DatabaseCorrupt, DiskFull, NotADatabase, PermissionDenied, ReadOnly,
+        SystemIoFailure,
+    };
+    match error.sqlite_error_code() {
+        Some(DiskFull) => {
+            "\nhint: the disk is full; free some of it, or let the history take less with `max_size` in `[history]`"
+        }
+        Some(ReadOnly | PermissionDenied | CannotOpen) => {
+            "\nhint: see who may write there, and whether the disk is mounted read-only"
+        }
+        Some(SystemIoFailure) => "\nhint: the disk may be full or failing; see `df` and `dmesg`",
+        Some(DatabaseCorrupt | NotADatabase) => {
+            "\nhint: the daemon sets a damaged history aside and begins a new one; `.recover` of `sqlite3` may save \
+             what is in it"
+        }
+        Some(DatabaseBusy) => "\nhint: another program holds the database; see `fuser -v` for which",
+        _ => "",
+    }
+}

@@ -1,0 +1,261 @@
+//! What waits to be written.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use super::super::saved::{Changes, Pending};
+use crate::config::services::History;
+use crate::output::EventRecord;
+
+/// Events that may wait.
+pub(super) const QUEUE: usize = 65_536;
+/// Events of one transaction. More make it no quicker, and the log longer.
+pub(super) const BATCH: usize = 8_192;
+/// How long something waits at most for others to be written with it.
+const GATHER: Duration = Duration::from_millis(250);
+/// Saved bans and offences that may wait while nothing can be written. Beyond that the whole is asked for.
+const MOST_CHANGES: usize = 4 * QUEUE;
+
+/// What the thread shares with those who tell it.
+#[derive(Debug)]
+pub(super) struct Shared {
+    inbox: Mutex<Inbox>,
+    wake: Condvar,
+    committed: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Inbox {
+    events: VecDeque<Arc<EventRecord>>,
+    /// Events that the thread has taken and not yet written.
+    in_flight: usize,
+    changes: Pending,
+    flushes: Vec<(u64, oneshot::Sender<bool>)>,
+    /// Events that were told, and events that were written, since the beginning.
+    told: u64,
+    written: u64,
+    /// When the first of what waits came.
+    since: Option<Instant>,
+    finish: Option<Instant>,
+    needs_whole: bool,
+    history: History,
+}
+
+/// What is to be written in one transaction.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    pub(super) events: Vec<Arc<EventRecord>>,
+    pub(super) changes: Pending,
+}
+
+/// What the thread is to do.
+#[derive(Debug)]
+pub(super) enum Task {
+    Write(Batch),
+    /// Nothing waits: time to tidy up.
+    Tidy,
+    /// Everything is written, or may wait no longer.
+    End,
+}
+
+impl Shared {
+    pub(super) fn new(history: History, committed: u64) -> Self {
+        let inbox = Inbox {
+            events: VecDeque::new(),
+            in_flight: 0,
+            changes: Pending::default(),
+            flushes: Vec::new(),
+            told: 0,
+            written: 0,
+            since: None,
+            finish: None,
+            needs_whole: false,
+            history,
+        };
+        Self { inbox: Mutex::new(inbox), wake: Condvar::new(), committed: AtomicU64::new(committed) }
+    }
+
+    fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        // Every change is complete before anything in it can panic.
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes an event, or says that there are too many.
+    pub(super) fn tell(&self, record: Arc<EventRecord>) -> bool {
+        let mut inbox = self.inbox();
+        if inbox.events.len() + inbox.in_flight >= QUEUE || inbox.finish.is_some() {
+            return false;
+        }
+        inbox.told += 1;
+        inbox.events.push_back(record);
+        let wake = inbox.since.is_none() || inbox.events.len() == BATCH;
+        inbox.since.get_or_insert_with(Instant::now);
+        drop(inbox);
+        if wake {
+            self.wake.notify_one();
+        }
+        true
+    }
+
+    pub(super) fn save(&self, changes: Changes) {
+        let mut inbox = self.inbox();
+        inbox.needs_whole &= !changes.whole;
+        inbox.changes.add(changes);
+        if inbox.changes.len() > MOST_CHANGES {
+            inbox.changes = Pending::default();
+            inbox.needs_whole = true;
+        }
+        inbox.since.get_or_insert_with(Instant::now);
+        drop(inbox);
+        self.wake.notify_one();
+    }
+
+    pub(super) fn flush(&self) -> oneshot::Receiver<bool> {
+        let (done, receiver) = oneshot::channel();
+        let mut inbox = self.inbox();
+        let told = inbox.told;
+        inbox.flushes.push((told, done));
+        drop(inbox);
+        self.wake.notify_one();
+        receiver
+    }
+
+    pub(super) fn finish(&self, deadline: Instant) {
+        self.inbox().finish.get_or_insert(deadline);
+        self.wake.notify_one();
+    }
+
+    pub(super) fn keep(&self, history: History) {
+        self.inbox().history = history;
+    }
+
+    pub(super) fn history(&self) -> History {
+        self.inbox().history.clone()
+    }
+
+    pub(super) fn needs_whole(&self) -> bool {
+        self.inbox().needs_whole
+    }
+
+    /// What was saved is gone with the file that held it.
+    pub(super) fn ask_for_whole(&self, unless: &Pending) {
+        let mut inbox = self.inbox();
+        inbox.needs_whole |= !unless.whole && !inbox.changes.whole;
+    }
+
+    pub(super) fn committed(&self) -> u64 {
+        self.committed.load(Ordering::Acquire)
+    }
+
+    /// What waits, and what is being written.
+    pub(super) fn waiting(&self) -> usize {
+        let inbox = self.inbox();
+        inbox.events.len() + inbox.in_flight
+    }
+
+    /// Waits for the next thing to do: until something is due, or it is time to tidy up. While `not_before` lies ahead
+    /// nothing can be written, and whoever asks is told so.
+    pub(super) fn next(&self, tidy_at: Instant, not_before: Option<Instant>) -> Task {
+        let mut inbox = self.inbox();
+        loop {
+            let now = Instant::now();
+            let blocked = not_before.filter(|then| now < *then);
+            if let Some(deadline) = inbox.finish {
+                // At the end nothing is tried a second time.
+                let nothing = inbox.events.is_empty() && inbox.changes.is_empty();
+                return if nothing || blocked.is_some() || now >= deadline {
+                    Task::End
+                } else {
+                    Task::Write(inbox.take())
+                };
+            }
+            if blocked.is_some() {
+                inbox.answer(false);
+            } else if inbox.is_due(now) {
+                let batch = inbox.take();
+                if !batch.events.is_empty() || !batch.changes.is_empty() {
+                    return Task::Write(batch);
+                }
+                inbox.answer(true);
+            } else if now >= tidy_at {
+                return Task::Tidy;
+            }
+            let due = inbox.since.map(|since| since + GATHER);
+            let until = match blocked {
+                Some(then) => then,
+                None => due.map_or(tidy_at, |due| due.min(tidy_at)),
+            };
+            let wait = until.saturating_duration_since(now);
+            inbox = self.wake.wait_timeout(inbox, wait).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// A batch was written.
+    pub(super) fn written(&self, events: usize, last_seq: Option<u64>) {
+        if let Some(seq) = last_seq {
+            self.committed.fetch_max(seq, Ordering::AcqRel);
+        }
+        let mut inbox = self.inbox();
+        inbox.in_flight -= events;
+        inbox.written += events as u64;
+        inbox.answer(true);
+    }
+
+    /// A batch could not be written, and waits again.
+    pub(super) fn put_back(&self, batch: Batch) {
+        let mut inbox = self.inbox();
+        let inbox = &mut *inbox;
+        inbox.in_flight -= batch.events.len();
+        for record in batch.events.into_iter().rev() {
+            inbox.events.push_front(record);
+        }
+        if !batch.changes.is_empty() {
+            inbox.changes.put_back(batch.changes);
+        }
+        inbox.since.get_or_insert_with(Instant::now);
+        for (_, done) in inbox.flushes.drain(..) {
+            let _ = done.send(false);
+        }
+    }
+
+    /// At the end: what is left is lost. Returns how many events that are.
+    pub(super) fn give_up(&self) -> usize {
+        let mut inbox = self.inbox();
+        inbox.flushes.clear();
+        std::mem::take(&mut inbox.events).len()
+    }
+}
+
+impl Inbox {
+    fn is_due(&self, now: Instant) -> bool {
+        !self.flushes.is_empty()
+            || self.events.len() >= BATCH
+            || self.since.is_some_and(|since| now >= since + GATHER)
+    }
+
+    fn take(&mut self) -> Batch {
+        let count = self.events.len().min(BATCH);
+        let events: Vec<_> = self.events.drain(..count).collect();
+        self.in_flight += events.len();
+        // What remains has waited too.
+        self.since = self.since.filter(|_| !self.events.is_empty());
+        Batch { events, changes: std::mem::take(&mut self.changes) }
+    }
+
+    /// Answers those who asked before what is written by now; all of them, if nothing can be written.
+    fn answer(&mut self, written: bool) {
+        let so_far = self.written;
+        for (told, done) in std::mem::take(&mut self.flushes) {
+            if written && told > so_far {
+                self.flushes.push((told, done));
+            } else {
+                // Whoever asked may have gone.
+                let _ = done.send(written);
+            }
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! The thread that writes: whoever tells it something never waits for a disk.
+//!
+//! What comes within a quarter of a second is written in one transaction. What cannot be written waits, up to a bound;
+//! beyond it events are lost and counted.
+
+mod inbox;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use jiff::{SignedDuration, Timestamp};
+use tokio::sync::oneshot;
+
+use super::retention::{Budget, Calm};
+use super::saved::{Changes, Pending};
+use super::{Opened, Store, StoreError, files, schema};
+use crate::config::services::History;
+use crate::daemon::health::{Health, Loss};
+use crate::output::EventRecord;
+use crate::paths::Paths;
+use inbox::{Batch, Shared, Task};
+
+/// What warnings are about.
+const ABOUT: &str = "the history";
+/// What the warning about a damaged file is about: it stays until the daemon ends.
+const ABOUT_DAMAGE: &str = "the damaged history";
+/// After a failure it is tried again that much later.
+const RETRY: Duration = Duration::from_secs(1);
+/// How often old events are looked for.
+const TIDY: Duration = Duration::from_secs(10);
+/// Steps of tidying up in one go: between them what has come is written.
+const TIDY_STEPS: usize = 8;
+/// How long it has at the end to write what waits.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Writes the history on a thread of its own.
+#[derive(Debug)]
+pub struct Writer {
+    shared: Arc<Shared>,
+    health: Health,
+    finished: Receiver<()>,
+}
+
+impl Writer {
+    /// Starts the thread. A database that could not be opened is tried again.
+    pub fn start(paths: Paths, opened: Option<Opened>, history: History, health: &Health) -> Self {
+        let (store, set_aside) = opened.map(|opened| (opened.store, opened.set_aside)).unzip();
+        let set_aside = set_aside.flatten();
+        let shared = Arc::new(Shared::new(history, store.as_ref().map_or(0, Store::last_seq)));
+        let (finish, finished) = channel::<()>();
+        let mut thread = Thread {
+            store,
+            paths,
+            shared: Arc::clone(&shared),
+            health: health.clone(),
+            retry_at: None,
+            tidy_at: Instant::now(),
+            calm: Calm::new(Timestamp::now(), Instant::now()),
+        };
+        if let Some(aside) = set_aside {
+            thread.tell_of(&aside);
+        }
+        thread::spawn(move || {
+            thread.run();
+            // Closed before it is said.
+            drop(thread);
+            drop(finish);
+        });
+        Self { shared, health: health.clone(), finished }
+    }
+
+    /// Takes an event, or counts it as lost. Never blocks.
+    pub fn tell(&self, record: Arc<EventRecord>) {
+        if !self.shared.tell(record) {
+            self.health.lost(Loss::History, 1);
+        }
+    }
+
+    /// Takes changes of what is to survive a boot. Never blocks. They are written with the events that were told before;
+    /// while nothing can be written they wait.
+    pub fn save(&self, changes: Changes) {
+        self.shared.save(changes);
+    }
+
+    /// Whether what was saved is lost, or too much waits: then everything there is has to be saved again, as
+    /// [`Changes::whole`].
+    pub fn needs_whole(&self) -> bool {
+        self.shared.needs_whole()
+    }
+
+    /// For those who wait until what was told is written.
+    pub fn flusher(&self) -> Flusher {
+        Flusher(Arc::clone(&self.shared))
+    }
+
+    /// Events are kept for so long, and so many of them, from now on.
+    pub fn keep(&self, history: History) {
+        self.shared.keep(history);
+    }
+
+    /// The highest number of an event that is written.
+    pub fn last_committed(&self) -> u64 {
+        self.shared.committed()
+    }
+
+    /// Events that are not yet written.
+    pub fn waiting(&self) -> usize {
+        self.shared.waiting()
+    }
+
+    /// Writes what waits, for a moment at most, and closes the database. What is left is lost and counted.
+    pub fn finish(self) {
+        self.shared.finish(Instant::now() + FAREWELL);
+        // A disk that does not answer must not keep the daemon.
+        let late = matches!(
+            self.finished.recv_timeout(FAREWELL + Duration::from_secs(1)),
+            Err(RecvTimeoutError::Timeout)
+        );
+        let left = self.shared.waiting();
+        if late && left > 0 {
+            self.health.lost(Loss::History, left as u64);
+        }
+        if late {
+            log::warn!("the disk does not answer: the last events may be missing from the history");
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.shared.finish(Instant::now() + FAREWELL);
+    }
+}
+
+/// Waits until what was told is written. Clones are the same.
+#[derive(Clone, Debug)]
+pub struct Flusher(Arc<Shared>);
+
+impl Flusher {
+    /// Completes with true once everything that was told before is written, and with false if it cannot be at the moment
+    /// (or with an error, if the thread has ended).
+    pub fn flush(&self) -> oneshot::Receiver<bool> {
+        self.0.flush()
+    }
+}
+
+struct Thread {
+    /// None while it cannot be opened.
+    store: Option<Store>,
+    paths: Paths,
+    shared: Arc<Shared>,
+    health: Health,
+    retry_at: Option<Instant>,
+    tidy_at: Instant,
+    calm: Calm,
+}
+
+impl Thread {
+    fn run(&mut self) {
+        self.check();
+        loop {
+            match self.shared.next(self.tidy_at, self.retry_at) {
+                Task::Write(batch) => self.write(batch),
+                Task::Tidy => self.tidy(),
+                Task::End => break,
+            }
+        }
+        let lost = self.shared.give_up();
+        if lost > 0 {
+            self.health.lost(Loss::History, lost as u64);
+            log::warn!("{lost} events are missing from the history: it could not be written at the end");
+        }
+        if let Some(store) = &mut self.store {
+            // Closing does it as well; what fails here is in the log all the same.
+            let _ = store.empty_log();
+        }
+    }
+
+    /// Looks for damage in all of the file, which takes too long for whoever starts the daemon.
+    fn check(&mut self) {
+        let Some(store) = &self.store else { return };
+        let damage = match schema::damage(&store.connection, &[]) {
+            Ok(None) => return,
+            Ok(Some(what)) => StoreError::Damaged { path: store.path.clone(), what },
+            Err(error) => super::error::at("check", &store.path)(error),
+        };
+        self.failed(&damage, &Pending::default());
+    }
+
+    fn write(&mut self, batch: Batch) {
+        let (mut events, mut last_seq) = (0, None);
+        let written = self.ready().and_then(|store| {
+            store.commit(&batch.events, Some(&batch.changes).filter(|changes| !changes.is_empty()))
+        });
+        match written {
+            Ok(()) => {
+                events += batch.events.len();
+                last_seq = batch.events.iter().filter_map(|record| record.seq).max().or(last_seq);
+                self.shared.written(events, last_seq);
+                self.works();
+                self.shorten();
+            }
+            Err(error) => {
+                self.failed(&error, &batch.changes);
+                self.shared.put_back(batch);
+            }
+        }
+    }
+
+    /// The store, opened anew if it has to be.
+    fn ready(&mut self) -> Result<&mut Store, StoreError> {
+        if self.store.as_ref().is_some_and(|store| !store.is_in_place()) {
+            log::warn!("`{}` was moved or removed; a new one is begun", self.paths.database().display());
+            // SQLite would leave what is in the log to the new one. Who only removed the file does not miss it.
+            if let Some(store) = self.store.take() {
+                let _ = store.empty_log();
+            }
+            self.shared.ask_for_whole(&Pending::default());
+        }
+        let budget = Budget::of(&self.shared.history());
+        let store = match self.store.take() {
+            Some(store) => store,
+            None => {
+                let Opened { store, set_aside } = Store::open(&self.paths)?;
+                if let Some(aside) = set_aside {
+                    self.shared.ask_for_whole(&Pending::default());
+                    self.tell_of(&aside);
+                }
+                store
+            }
+        };
+        let bounded = store.bound_log(budget);
+        let store = self.store.insert(store);
+        bounded.map(|()| store)
+    }
+
+    fn works(&mut self) {
+        if self.retry_at.take().is_some() {
+            self.health.recovered(ABOUT);
+        }
+    }
+
+    /// Something failed: the file is replaced if it is at fault, and everything waits a moment.
+    fn failed(&mut self, error: &StoreError, changes: &Pending) {
+        if error.is_damage() {
+            if let Some(store) = self.store.take() {
+                store.leave_as_it_is();
+            }
+            match files::set_aside(&self.paths.database()) {
+                Ok(aside) => {
+                    log::warn!("{}", error.in_full());
+                    self.shared.ask_for_whole(changes);
+                    self.tell_of(&aside);
+                    // The next round begins a new one at once.
+                    return;
+                }
+                Err(worse) => self.health.warn(ABOUT, worse.in_full()),
+            }
+        } else {
+            self.health.warn(ABOUT, error.in_full());
+            if !error.is_passing() {
+                self.store = None;
+            }
+        }
+        self.retry_at = Some(Instant::now() + RETRY);
+    }
+
+    fn tell_of(&self, aside: &std::path::Path) {
+        let (path, aside) = (self.paths.database(), aside.display());
+        let text = format!(
+            "`{}` was damaged and is set aside as `{aside}`; a new history was begun\n\
+             hint: `sqlite3 {aside} .recover` shows what can be read of it; delete it once it is of no use",
+            path.display()
+        );
+        self.health.warn(ABOUT_DAMAGE, text);
+    }
+
+    /// Removes what is too old.
+    fn tidy(&mut self) {
+        let now = Instant::now();
+        self.tidy_at = now + TIDY;
+        let history = self.shared.history();
+        let wall = Timestamp::now();
+        let calm = self.calm.holds(wall, now);
+        let keep = SignedDuration::try_from(history.keep.duration()).unwrap_or(SignedDuration::MAX);
+        let then = wall.checked_sub(keep).unwrap_or(Timestamp::MIN);
+        let tidied = self.ready().and_then(|store| {
+            let mut more = calm && store.forget_before(then)?;
+            more |= store.shrink(Budget::of(&history))?;
+            Ok(more)
+        });
+        match tidied {
+            Ok(more) => {
+                self.works();
+                if more {
+                    self.tidy_at = now;
+                }
+            }
+            Err(error) => self.failed(&error, &Pending::default()),
+        }
+    }
+
+    /// Removes what is too much, not much slower than it comes.
+    fn shorten(&mut self) {
+        let budget = Budget::of(&self.shared.history());
+        let Some(store) = &mut self.store else { return };
+        for _ in 0..TIDY_STEPS {
+            match store.shrink(budget) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => {
+                    self.failed(&error, &Pending::default());
+                    break;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,146 @@
+use std::fs;
+use std::time::Duration;
+
+use super::inbox::QUEUE;
+use super::*;
+use crate::config::units::Span;
+use crate::store::EventFilter;
+use crate::store::tests::{event, folder, open, saved_ban, seqs};
+
+fn start(paths: &Paths) -> (Writer, Health) {
+    let health = Health::default();
+    let opened = Store::open(paths).unwrap();
+    // The events of these tests are of one day.
+    let history = History { keep: Span::from_secs(1 << 33), ..History::default() };
+    (Writer::start(paths.clone(), Some(opened), history, &health), health)
+}
+
+fn flushed(writer: &Writer) -> bool {
+    writer.flusher().flush().blocking_recv().unwrap()
+}
+
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !holds() {
+        assert!(Instant::now() < end, "{what}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn all(paths: &Paths) -> Vec<u64> {
+    seqs(&Store::open_read_only(paths).unwrap().unwrap(), &EventFilter::default())
+}
+
+#[test]
+fn what_was_told_is_there_after_a_flush_and_soon_without_one() {
+    let (_folder, paths) = folder();
+    let (writer, health) = start(&paths);
+    assert!(flushed(&writer), "nothing was told");
+    for seq in 1..=20_000 {
+        writer.tell(event(seq, 0, "192.0.2.7"));
+    }
+    assert!(flushed(&writer));
+    assert_eq!(all(&paths).len(), 20_000);
+    assert_eq!((writer.last_committed(), writer.waiting()), (20_000, 0));
+
+    let told = Instant::now();
+    writer.tell(event(20_001, 0, "192.0.2.7"));
+    writer.save(Changes { bans: vec![saved_ban("192.0.2.7", false, "all")], ..Changes::default() });
+    wait_until("it is written by itself", || writer.last_committed() == 20_001);
+    assert!(told.elapsed() < Duration::from_secs(1), "{:?}", told.elapsed());
+    assert_eq!(Store::open_read_only(&paths).unwrap().unwrap().saved().unwrap().bans.len(), 1);
+
+    writer.tell(event(20_002, 0, "192.0.2.7"));
+    writer.finish();
+    assert_eq!(open(&paths).last_seq(), 20_002);
+    assert_eq!((health.losses(Loss::History), health.warned()), (0, vec![]));
+}
+
+#[test]
+fn whoever_tells_it_never_waits_and_what_is_too_much_is_counted() {
+    let (_folder, paths) = folder();
+    let (writer, health) = start(&paths);
+    // Another process holds the database, so that nothing can be written.
+    let holder = open(&paths);
+    holder.connection.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let told = QUEUE + 1_000;
+    let record = event(0, 0, "192.0.2.7");
+    let began = Instant::now();
+    for seq in 1..=told {
+        writer.tell(Arc::new(EventRecord { seq: Some(seq as u64), ..record.as_ref().clone() }));
+    }
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    assert_eq!((health.losses(Loss::History), writer.waiting()), (1_000, QUEUE));
+    wait_until("it is said", || !health.warned().is_empty());
+    assert!(
+        health.warned()[0].contains("\nhint: another program holds the database"),
+        "{:?}",
+        health.warned()
+    );
+    assert!(!flushed(&writer), "it cannot be written now");
+    drop(holder);
+    wait_until("it is written", || writer.waiting() == 0);
+    assert_eq!(all(&paths).len(), QUEUE);
+    wait_until("it is well again", || health.warned().is_empty());
+    writer.finish();
+}
+
+#[test]
+fn a_file_that_is_taken_away_is_replaced() {
+    let (_folder, paths) = folder();
+    let (writer, health) = start(&paths);
+    writer.tell(event(1, 0, "192.0.2.7"));
+    writer.save(Changes { bans: vec![saved_ban("192.0.2.7", false, "all")], ..Changes::default() });
+    assert!(flushed(&writer) && !writer.needs_whole());
+    let elsewhere = paths.state_dir().join("backup.db");
+    fs::rename(paths.database(), &elsewhere).unwrap();
+    writer.tell(event(2, 0, "192.0.2.7"));
+    assert!(flushed(&writer));
+    assert_eq!(all(&paths), [2]);
+    assert!(writer.needs_whole(), "saved bans went with it");
+    let whole =
+        Changes { whole: true, bans: vec![saved_ban("192.0.2.8", false, "all")], ..Changes::default() };
+    writer.save(whole.clone());
+    assert!(flushed(&writer) && !writer.needs_whole());
+    writer.finish();
+    assert_eq!(open(&paths).saved().unwrap().bans, whole.bans);
+    fs::rename(elsewhere, paths.database()).unwrap();
+    assert_eq!(all(&paths), [1]);
+    assert_eq!((health.losses(Loss::History), health.warned()), (0, vec![]));
+}
+
+#[test]
+fn damage_while_it_runs_sets_the_file_aside() {
+    let (_folder, paths) = folder();
+    let (writer, health) = start(&paths);
+    for seq in 1..=2_000 {
+        writer.tell(event(seq, 0, "192.0.2.7"));
+    }
+    writer.save(Changes { bans: vec![saved_ban("192.0.2.7", false, "all")], ..Changes::default() });
+    assert!(flushed(&writer));
+    // What is in the log would hide it.
+    open(&paths).empty_log().unwrap();
+    let length = paths.database().metadata().unwrap().len();
+    fs::OpenOptions::new()
+        .write(true)
+        .open(paths.database())
+        .unwrap()
+        .set_len(length / 4096 / 3 * 4096)
+        .unwrap();
+    wait_until("it is noticed", || {
+        let next = writer.last_committed() + 1;
+        writer.tell(event(next, 0, "192.0.2.7"));
+        writer.save(Changes { ended: vec![("192.0.2.9".to_owned(), None)], ..Changes::default() });
+        let _ = flushed(&writer);
+        writer.needs_whole()
+    });
+    assert!(flushed(&writer));
+    assert_eq!(health.losses(Loss::History), 0);
+    let warned = health.warned();
+    assert!(
+        warned.len() == 1 && warned[0].contains(".corrupt-") && warned[0].contains("\nhint: "),
+        "{warned:?}"
+    );
+    assert_eq!(writer.last_committed(), *all(&paths).last().unwrap());
+    writer.finish();
+}
