@@ -9,6 +9,7 @@ use caps::{CapSet, Capability};
 use nix::mount::MsFlags;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use nix::time::{ClockId, clock_gettime};
+use nix::unistd::Group;
 use thiserror::Error;
 
 /// What the machine does not give.
@@ -138,6 +139,14 @@ pub fn wait_for_running_programs() {
     if !waited {
         std::thread::sleep(Duration::from_millis(100));
     }
+}
+
+/// Whose members may read what dosguard tells, if there is such a group.
+pub const GROUP: &str = "dosguard";
+
+/// The number of [`GROUP`]; none if there is no such group.
+pub fn group() -> Option<u32> {
+    Group::from_name(GROUP).ok().flatten().map(|group| group.gid.as_raw())
 }
 
 /// Where the kernel lists the CPUs that it may use.

@@ -217,6 +217,12 @@ impl Daemon<'_> {
         Ok(())
     }
 
+    /// Sends it a signal that it lives through.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let pid = Pid::from_raw(i32::try_from(self.child.id())?);
+        kill(pid, signal).with_context(|| format!("cannot send {signal} to dosguard"))
+    }
+
     /// Asks it to end with SIGTERM and waits until it has.
     pub fn terminate(self) -> Result<ExitStatus> {
         self.end_by(Signal::SIGTERM)
@@ -224,8 +230,7 @@ impl Daemon<'_> {
 
     /// Sends it a signal and waits until it has ended.
     pub fn end_by(mut self, signal: Signal) -> Result<ExitStatus> {
-        let pid = Pid::from_raw(i32::try_from(self.child.id())?);
-        kill(pid, signal).with_context(|| format!("cannot send {signal} to dosguard"))?;
+        self.signal(signal)?;
         let end = Instant::now() + PATIENCE;
         while Instant::now() < end {
             if let Some(status) = self.child.try_wait().context("cannot wait for dosguard")? {

@@ -17,7 +17,6 @@ use dosguard_tests::daemon::Dosguard;
 use dosguard_tests::lab::Lab;
 use dosguard_tests::wait::wait_until;
 use nix::fcntl::{FcntlArg, fcntl};
-use nix::sys::signal::Signal;
 
 #[test]
 fn a_day_in_the_life() {
@@ -106,18 +105,6 @@ fn detach_on_exit_takes_everything_along() {
     let daemon = start(&dosguard, "--detach-on-exit");
     assert_eq!(programs(lab.guard()).len(), 1);
     assert_eq!(daemon.terminate().unwrap().code(), Some(0));
-    assert_untouched(&lab);
-}
-
-#[test]
-fn a_hangup_ends_it_as_a_request_to_stop_does() {
-    let lab = Lab::new().unwrap();
-    let dosguard = Dosguard::new(&lab).unwrap();
-    for (more, attached) in [("", 1), ("--detach-on-exit", 0)] {
-        let daemon = start(&dosguard, more);
-        assert_eq!(daemon.end_by(Signal::SIGHUP).unwrap().code(), Some(0), "`{more}`");
-        assert_eq!(programs(lab.guard()).len(), attached, "`{more}`");
-    }
     assert_untouched(&lab);
 }
 

@@ -43,7 +43,7 @@ impl Naming {
     }
 
     /// A source and the rule under which something is kept of it, if it is not everywhere.
-    fn place(&self, key: &SourceKey) -> (String, Option<String>) {
+    pub fn place(&self, key: &SourceKey) -> (String, Option<String>) {
         (source_text(key.source(), self.prefixes), key.rule().map(|index| self.rule(index)))
     }
 }

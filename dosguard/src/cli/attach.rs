@@ -9,7 +9,7 @@ use dosguard_common::event::Kind;
 
 use super::changes::{Names, say_ended};
 use super::upgrade::{say_interrupted, say_replaced};
-use super::{Answer, rule, talk};
+use super::{Answer, rule, survive, talk};
 use crate::config::file;
 use crate::config::policy::Policy;
 use crate::datapath::{self, AttachMode, Datapath, LoadOptions, Request, Started};
@@ -49,12 +49,14 @@ pub(super) fn attach(paths: &Paths, args: &AttachArgs, _out: &mut dyn Write) -> 
     let policy = read_policy(args.config.as_deref())?;
     let interfaces = wanted_interfaces(policy.as_ref(), &args.interfaces);
     let load = LoadOptions::default();
+    let saved = survive::saved(paths);
     let request = Request {
         interfaces: &interfaces,
         mode: args.mode,
         policy: policy.as_ref(),
         reset: args.reset_counters,
         load: &load,
+        saved: saved.as_ref(),
     };
     // What can be refused is refused before anything is made.
     datapath::check(paths, &request)?;
@@ -109,6 +111,7 @@ pub(super) fn detach(paths: &Paths, args: &DetachArgs, _out: &mut dyn Write) -> 
 
 fn remove(paths: &Paths) -> anyhow::Result<Answer> {
     Datapath::remove(paths)?;
+    survive::forget(paths);
     talk::say(&format!("instance `{}` is gone: detached, and nothing left behind", paths.instance()));
     Ok(Answer::Done)
 }
@@ -134,6 +137,7 @@ pub(super) fn report_attached(paths: &Paths, started: &Started) -> anyhow::Resul
         talk::say(&format!("mounted a BPF file system at `{}`", paths.bpffs().display()));
     }
     say_ended(&started.ended);
+    started.restored.iter().for_each(survive::say_restored);
     if started.interrupted {
         say_interrupted();
     }

@@ -8,9 +8,9 @@ use dosguard_common::key::SourceKey;
 use dosguard_common::rule::RuleIndex;
 use jiff::Timestamp;
 
-use super::talk;
+use super::{survive, talk};
 use crate::config::policy::SourcePrefixes;
-use crate::daemon;
+use crate::daemon::{self, SubscriptionError};
 use crate::datapath::Datapath;
 use crate::output::{EventRecord, WallClock};
 use crate::paths::Paths;
@@ -53,11 +53,20 @@ impl Names {
         Ok(changed.iter().map(record).collect())
     }
 
-    /// Tells the daemon, if there is one. The change is made: what goes wrong here is only said.
+    /// Tells the daemon or, without one, writes it into the history. The change is made: what goes wrong here is only said.
+    /// The instance's lock must be held.
     pub(super) fn report(&self, paths: &Paths, kind: Kind, changed: &[(SourceKey, Ban)]) {
-        let reported = self.records(kind, changed).and_then(|records| Ok(daemon::report(paths, records)?));
+        if changed.is_empty() {
+            return;
+        }
+        let reported = self.records(kind, changed).and_then(|records| {
+            match daemon::report(paths, records.iter().cloned()) {
+                Err(SubscriptionError::NoDaemon { .. }) => survive::write_alone(paths, records, changed),
+                told => Ok(told?),
+            }
+        });
         if let Err(error) = reported {
-            log::warn!("the daemon was not told: {error:#}");
+            log::warn!("the change is made, but not in the history: {error:#}");
         }
     }
 }

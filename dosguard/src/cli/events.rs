@@ -3,15 +3,25 @@
 use std::io::Write;
 
 use clap::Args;
+use dosguard_common::event::Kind;
 
-use super::Answer;
-use crate::daemon::{BACKLOG, SubscriptionError, subscribe};
+use super::since::Since;
+use super::{Answer, talk};
+use crate::config::cidr::Cidr;
+use crate::daemon::{BACKLOG, SubscriptionError, Wanted, subscribe};
 use crate::datapath::Datapath;
-use crate::output::write_json;
+use crate::output::{EventRecord, write_json};
 use crate::paths::Paths;
+use crate::store::{EventFilter, Store};
+
+/// Events that are read from the history at once.
+const CHUNK: usize = 1_000;
 
 #[derive(Debug, Args)]
-#[command(after_help = format!("The running daemon keeps the latest {BACKLOG} events."))]
+#[command(after_help = format!(
+    "Without `--since`, the latest {BACKLOG} events. With it, all that the history has since then; with `-f` too, those \
+     that come follow without a gap."
+))]
 pub(super) struct EventsArgs {
     /// Go on with new events as they happen.
     #[arg(short, long)]
@@ -19,27 +29,79 @@ pub(super) struct EventsArgs {
     /// Print JSON, one object a line.
     #[arg(long)]
     json: bool,
+    /// Begin so long ago (`10m`), or at a time (`2026-01-31`, `2026-01-31T03:00:00Z`).
+    #[arg(long, value_name = "TIME")]
+    since: Option<Since>,
+    /// Only events of these kinds, such as `ban,unban`.
+    #[arg(long, value_name = "KIND", value_delimiter = ',', value_parser = kind)]
+    kind: Vec<Kind>,
+    /// Only events of sources in this network.
+    #[arg(long, value_name = "CIDR")]
+    source: Option<Cidr>,
+}
+
+/// A kind of event by its name.
+pub(super) fn kind(name: &str) -> Result<Kind, String> {
+    let known = || Kind::ALL.map(Kind::name).join("`, `");
+    Kind::ALL
+        .into_iter()
+        .find(|kind| kind.name() == name)
+        .ok_or_else(|| format!("no such kind of event\nhint: `{}`", known()))
 }
 
 pub(super) fn events(paths: &Paths, args: &EventsArgs, out: &mut dyn Write) -> anyhow::Result<Answer> {
-    let events = match subscribe(paths, args.follow) {
-        // Who may not look at the pins is told of the daemon alone.
-        Err(SubscriptionError::NoDaemon { instance }) if matches!(Datapath::is_pinned(paths), Ok(false)) => {
-            anyhow::bail!(
-                "no daemon serves instance `{instance}`, and it is not loaded: nothing is guarded\n\
-                 hint: `dosguard run IFACE` guards an interface and reports events"
-            )
+    let since = args.since.as_ref().map(Since::timestamp);
+    let filter = EventFilter { since, kinds: args.kind.clone(), source: args.source };
+    match subscribe(paths, Wanted { follow: args.follow, filter: filter.clone() }) {
+        Ok(events) => {
+            for record in events {
+                print(out, &record?, args.json)?;
+                out.flush()?;
+            }
         }
-        other => other?,
-    };
-    for record in events {
-        let record = record?;
-        if args.json {
-            write_json(out, &record)?;
-        } else {
-            writeln!(out, "{}", record.line())?;
-        }
-        out.flush()?;
+        Err(error @ SubscriptionError::NoDaemon { .. }) => match Store::open_read_only(paths) {
+            Ok(Some(store)) if !args.follow => from_history(paths, &store, &filter, args.json, out)?,
+            // Who may not look at the pins is told of the daemon alone.
+            _ if matches!(Datapath::is_pinned(paths), Ok(false)) => anyhow::bail!(
+                "no daemon serves instance `{}`, and it is not loaded: nothing is guarded\n\
+                 hint: `dosguard run IFACE` guards an interface and reports events",
+                paths.instance()
+            ),
+            _ => return Err(error.into()),
+        },
+        Err(error) => return Err(error.into()),
     }
     Ok(Answer::Done)
+}
+
+fn from_history(
+    paths: &Paths,
+    store: &Store,
+    filter: &EventFilter,
+    json: bool,
+    out: &mut dyn Write,
+) -> anyhow::Result<()> {
+    talk::say(&format!("no daemon runs for instance `{}`: this is its history", paths.instance()));
+    // As the daemon would: the latest, or all since then.
+    let mut after = match filter.since {
+        Some(_) => 0,
+        None => store.last_seq().saturating_sub(BACKLOG as u64),
+    };
+    loop {
+        let chunk = store.events(filter, after, CHUNK)?;
+        let Some(newest) = chunk.last().and_then(|record| record.seq) else { return Ok(()) };
+        for record in &chunk {
+            print(out, record, json)?;
+        }
+        after = newest;
+    }
+}
+
+fn print(out: &mut dyn Write, record: &EventRecord, json: bool) -> anyhow::Result<()> {
+    if json {
+        write_json(out, record)?;
+    } else {
+        writeln!(out, "{}", record.line())?;
+    }
+    Ok(())
 }

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use aya_log::EbpfLogger;
@@ -10,15 +11,16 @@ use dosguard_common::event::Kind;
 
 use super::attach::{read_policy, report_attached, wanted_interfaces};
 use super::changes::Names;
+use super::{Answer, survive, talk, upgrade};
 use crate::config::services::{LogFormat, Services};
-use super::{Answer, talk, upgrade};
 use crate::daemon::health::Health;
 use crate::daemon::outlet::Outlets;
-use crate::daemon::{self, KernelLog, Parts, Server, StopSignals};
+use crate::daemon::{self, BACKLOG, KernelLog, Parts, Reload, Server, Signals};
 use crate::datapath::{self, AttachMode, Datapath, LoadOptions, Request, Started};
 use crate::lock::{DaemonLock, StateLock};
 use crate::output::YELLOW;
 use crate::paths::Paths;
+use crate::store::{EventFilter, Store, Writer};
 
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
@@ -71,12 +73,14 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
     let policy = read_policy(args.config.as_deref())?;
     let interfaces = wanted_interfaces(policy.as_ref(), &args.interfaces);
     let load = LoadOptions { log_level: Some(args.kernel_log as u8), ..LoadOptions::default() };
+    let saved = survive::saved(paths);
     let request = Request {
         interfaces: &interfaces,
         mode: args.mode,
         policy: policy.as_ref(),
         reset: args.reset_counters,
         load: &load,
+        saved: saved.as_ref(),
     };
     // What can be refused is refused before anything is made.
     datapath::check(paths, &request)?;
@@ -92,21 +96,22 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
     let runtime = runtime.context("cannot start the event loop")?;
     let (signals, server) = {
         let _inside = runtime.enter();
-        let signals = StopSignals::new().context("cannot watch for signals")?;
+        let signals = Signals::new().context("cannot watch for signals")?;
         let server = Server::listen(paths).with_context(|| {
             let socket = paths.socket();
             format!("cannot serve events at `{}`\nhint: another `--run-dir`, not too long", socket.display())
         })?;
         (signals, server)
     };
-    let (names, started) = {
+    let (names, started, (history, last_seq)) = {
         let _lock = StateLock::acquire(paths)?;
         if args.migrate
             && let Some(migrated) = upgrade::migrate(paths, &load)?
         {
             upgrade::say_migrated(&migrated);
         }
-        (Names::read_if_loaded(paths)?, datapath::start(paths, &request)?)
+        let (names, started) = (Names::read_if_loaded(paths)?, datapath::start(paths, &request)?);
+        (names, started, survive::open_history(paths))
     };
     let served = (|| {
         let ended = names.map(|names| names.records(Kind::Unban, &started.ended)).transpose()?;
@@ -121,20 +126,31 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
             services.log.stdout = Some(LogFormat::Json);
         }
         let health = Health::default();
+        let latest = |store: &Store| {
+            store.events(&EventFilter::default(), last_seq.saturating_sub(BACKLOG as u64), usize::MAX)
+        };
+        let backlog = history.as_ref().map(|opened| latest(&opened.store)).transpose()?.unwrap_or_default();
+        let writer = Writer::start(paths.clone(), history, services.history.clone(), &health);
         let parts = Parts {
             datapath: started.datapath,
             server,
+            signals,
+            writer,
+            last_seq,
+            backlog,
+            reload: reload(paths, args),
             kernel_log,
             outlets: Outlets::start(&services, paths.instance(), &health),
             health,
             first: ended.unwrap_or_default(),
         };
-        anyhow::Ok(runtime.block_on(daemon::serve(paths, parts, signals.received()))?)
+        anyhow::Ok(runtime.block_on(daemon::serve(paths, parts))?)
     })();
     if args.detach_on_exit {
         // Also after a failure: that is what was asked for.
         let _lock = StateLock::acquire(paths)?;
         Datapath::remove(paths)?;
+        survive::forget(paths);
         talk::say("detached; nothing is guarded any more");
     } else if served.is_ok() && !is_guarding(paths) {
         talk::say("stopped; no interface is guarded");
@@ -144,6 +160,11 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
         talk::say(&format!("{YELLOW}the daemon ends, and the filter goes on{YELLOW:#}"));
     }
     served.map(|()| Answer::Done)
+}
+
+fn reload(paths: &Paths, args: &RunArgs) -> Reload {
+    let (paths, config) = (paths.clone(), args.config.clone());
+    Arc::new(move || Err(format!("{} {:?}", paths.instance(), config)))
 }
 
 /// Whether some interface is guarded. What cannot be told counts as such: the filter goes on by itself.

@@ -1,80 +1,186 @@
 //! From kernel events to records, and from one source to many listeners.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dosguard_common::event::Event;
 use jiff::Timestamp;
 use tokio::sync::broadcast;
 
 use super::{BACKLOG, DaemonError};
+use crate::config::policy::SourcePrefixes;
 use crate::datapath::{Datapath, interfaces};
 use crate::output::{EventRecord, WallClock};
 use crate::system;
 
 /// Events on their way to one slow listener before it misses some.
-const QUEUE: usize = 4_096;
+const QUEUE: usize = 8_192;
 
-/// Hands every event to all who listen, and keeps the latest.
-pub struct EventHub {
+/// Makes records of what the kernel reports.
+pub struct Recorder {
     interfaces: HashMap<u32, String>,
+    prefixes: SourcePrefixes,
+    clock: WallClock,
+}
+
+impl Recorder {
+    /// A recorder at work on an instance.
+    pub fn new(datapath: &Datapath) -> Result<Self, DaemonError> {
+        let prefixes = datapath.maps().source_mask()?.into();
+        Ok(Self { interfaces: HashMap::new(), prefixes, clock: wall_clock()? })
+    }
+
+    /// Looks at what may have changed since the last batch of events: clocks and source prefixes.
+    pub fn refresh(&mut self, datapath: &Datapath) -> Result<(), DaemonError> {
+        self.prefixes = datapath.maps().source_mask()?.into();
+        self.clock = wall_clock()?;
+        Ok(())
+    }
+
+    /// The two clocks, as of the last look.
+    pub const fn clock(&self) -> &WallClock {
+        &self.clock
+    }
+
+    /// The record of an event.
+    pub fn record(&mut self, datapath: &Datapath, event: &Event) -> EventRecord {
+        // Only an administrator's ban asks for it: others know the rule's name from when they were imposed.
+        let rule = |index| datapath.rule_name(index);
+        let Self { interfaces, prefixes, clock } = self;
+        EventRecord::new(event, rule, |index| interface(interfaces, index), *prefixes, clock)
+    }
+}
+
+fn wall_clock() -> Result<WallClock, DaemonError> {
+    Ok(WallClock::new(Timestamp::now(), system::boot_now_ns()?))
+}
+
+fn interface(known: &mut HashMap<u32, String>, index: u32) -> String {
+    if !known.contains_key(&index) {
+        let present = interfaces().unwrap_or_default();
+        *known = present.into_iter().map(|found| (found.index, found.name)).collect();
+    }
+    // One that is gone is not looked for again with each of its events.
+    known.entry(index).or_insert_with(|| index.to_string()).clone()
+}
+
+/// Numbers every event, hands it to all who listen, and keeps the latest. Clones are the same hub.
+#[derive(Clone)]
+pub struct EventHub {
+    state: Arc<Mutex<State>>,
+}
+
+struct State {
+    last_seq: u64,
     backlog: VecDeque<Arc<EventRecord>>,
-    sender: broadcast::Sender<Arc<EventRecord>>,
+    sender: Option<broadcast::Sender<Arc<EventRecord>>>,
 }
 
 /// What a new listener gets: the latest events, and all that follow, with nothing between lost or told twice.
 pub struct Listener {
     /// The latest events, oldest first.
     pub backlog: Vec<Arc<EventRecord>>,
+    /// The number of the last event before those that follow; 0 if there was none.
+    pub last_seq: u64,
     /// Those that follow.
     pub following: broadcast::Receiver<Arc<EventRecord>>,
 }
 
-impl Default for EventHub {
-    fn default() -> Self {
-        Self::new()
+impl Listener {
+    /// Whether more came than its queue holds, and some were lost.
+    pub fn lags(&self) -> bool {
+        self.following.len() > QUEUE
     }
 }
 
 impl EventHub {
-    /// A hub without events yet.
-    pub fn new() -> Self {
+    /// A hub that goes on after the event `last_seq`, of which `backlog` are the latest before.
+    pub fn new(last_seq: u64, backlog: Vec<EventRecord>) -> Self {
         let (sender, _) = broadcast::channel(QUEUE);
-        Self { interfaces: HashMap::new(), backlog: VecDeque::new(), sender }
+        let backlog = backlog.into_iter().map(Arc::new).collect();
+        Self { state: Arc::new(Mutex::new(State { last_seq, backlog, sender: Some(sender) })) }
     }
 
-    /// The record of an event.
-    pub fn record(&mut self, datapath: &Datapath, event: &Event) -> Result<Arc<EventRecord>, DaemonError> {
-        // Only an administrator's ban asks for it: others know the rule's name from when they were imposed.
-        let rule = |index| datapath.rule_name(index);
-        let clock = WallClock::new(Timestamp::now(), system::boot_now_ns()?);
-        // They may have changed since the last one.
-        let prefixes = datapath.maps().source_mask()?.into();
-        let name = |index| self.interface(index);
-        Ok(Arc::new(EventRecord::new(event, rule, name, prefixes, &clock)))
-    }
-
-    /// Hands out a record.
-    pub fn publish(&mut self, record: Arc<EventRecord>) {
-        if self.backlog.len() == BACKLOG {
-            self.backlog.pop_front();
+    /// Gives a record its number and hands it out.
+    pub fn publish(&self, mut record: EventRecord) -> Arc<EventRecord> {
+        let mut state = self.state();
+        state.last_seq += 1;
+        record.seq = Some(state.last_seq);
+        let record = Arc::new(record);
+        if state.backlog.len() == BACKLOG {
+            state.backlog.pop_front();
         }
-        self.backlog.push_back(Arc::clone(&record));
-        // Nobody listening is no failure.
-        let _ = self.sender.send(record);
-    }
-
-    /// A new listener.
-    pub fn subscribe(&self) -> Listener {
-        Listener { backlog: self.backlog.iter().cloned().collect(), following: self.sender.subscribe() }
-    }
-
-    fn interface(&mut self, index: u32) -> String {
-        if !self.interfaces.contains_key(&index) {
-            let present = interfaces().unwrap_or_default();
-            self.interfaces = present.into_iter().map(|found| (found.index, found.name)).collect();
+        state.backlog.push_back(Arc::clone(&record));
+        if let Some(sender) = &state.sender {
+            // Nobody listening is no failure.
+            let _ = sender.send(Arc::clone(&record));
         }
-        // One that is gone is not looked for again with each of its events.
-        self.interfaces.entry(index).or_insert_with(|| index.to_string()).clone()
+        record
+    }
+
+    /// A new listener; none once the hub is closed.
+    pub fn subscribe(&self) -> Option<Listener> {
+        let state = self.state();
+        let following = state.sender.as_ref()?.subscribe();
+        let backlog = state.backlog.iter().cloned().collect();
+        Some(Listener { backlog, last_seq: state.last_seq, following })
+    }
+
+    /// The number of the last event; 0 if there was none.
+    pub fn last_seq(&self) -> u64 {
+        self.state().last_seq
+    }
+
+    /// The latest events, oldest first.
+    pub fn backlog(&self) -> Vec<Arc<EventRecord>> {
+        self.state().backlog.iter().cloned().collect()
+    }
+
+    /// Ends: listeners read what is in their queues, and are done.
+    pub fn close(&self) {
+        self.state().sender = None;
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing in between can panic but for want of memory.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record() -> EventRecord {
+        let json = r#"{"version":1,"kind":"ban","at":"2026-01-01T00:00:00Z","source":"192.0.2.1","count":0,
+            "limit":0,"offences":0}"#;
+        serde_json::from_str(json).unwrap()
+    }
+
+    fn numbers(records: &[Arc<EventRecord>]) -> Vec<u64> {
+        records.iter().filter_map(|record| record.seq).collect()
+    }
+
+    #[test]
+    fn what_was_and_what_follows_meet_without_gap_or_overlap() {
+        let hub = EventHub::new(6, vec![EventRecord { seq: Some(6), ..record() }]);
+        hub.publish(record());
+        let mut listener = hub.subscribe().unwrap();
+        hub.clone().publish(record());
+        assert_eq!((numbers(&listener.backlog), listener.last_seq), (vec![6, 7], 7));
+        assert_eq!(listener.following.try_recv().unwrap().seq, Some(8));
+        hub.close();
+        assert!(listener.following.try_recv().is_err());
+        assert!(hub.subscribe().is_none());
+    }
+
+    #[test]
+    fn the_backlog_is_bounded() {
+        let hub = EventHub::new(0, Vec::new());
+        for _ in 0..=BACKLOG {
+            hub.publish(record());
+        }
+        let backlog = numbers(&hub.subscribe().unwrap().backlog);
+        assert_eq!((backlog.len(), backlog[0]), (BACKLOG, 2));
     }
 }

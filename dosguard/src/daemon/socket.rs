@@ -1,54 +1,41 @@
 //! The socket on which the daemon serves events.
 //!
-//! A client sends lines, each a JSON object. To `follow` the daemon answers with the latest events, one a line, and
-//! with those that come. A client that reads too slowly is told how many it missed, and dropped; one that does not read
-//! at all is dropped without a word: neither holds up the pump. A command that changes bans by hand sends a `report` of
-//! each change, which becomes an event like any other.
+//! A client that asks for events is told those of the past, from the history or from memory, and then those that come,
+//! each once. A client that reads too slowly is told how many it missed, and dropped; one that does not read at all is
+//! dropped without a word: neither holds up the pump. A command that changes bans by hand sends a report of each
+//! change, which becomes an event like any other.
+//!
+//! Who may read is the file's matter (0660, group `dosguard`); who may change is told by the peer's credentials.
 
 use std::fs::{self, Permissions};
-use std::io::{self, BufRead as _, BufReader, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::net::UnixStream as BlockingStream;
+use std::io;
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-use thiserror::Error;
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
+use serde::Serialize;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::events::Listener;
+use super::PATIENCE;
+use super::events::{EventHub, Listener};
+use super::health::{Health, Loss};
+use super::past::Past;
+use super::protocol::{Line, Request, Wanted};
 use crate::output::{EventRecord, SCHEMA};
 use crate::paths::Paths;
+use crate::system;
 
 /// A request is short.
 const MAX_REQUEST: u64 = 4_096;
-/// A client that does not ask, or does not read, within this is dropped.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// What a client asks for.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Request {
-    /// The latest events and, if true, those that come.
-    Follow(bool),
-    /// Something was changed by hand.
-    Report(Box<EventRecord>),
-}
-
-/// One line of the answer.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(untagged)]
-enum Line {
-    /// An event.
-    Event(Box<EventRecord>),
-    /// The client was too slow, and this is the end.
-    Missed { version: u32, missed: u64 },
-}
+/// Events that are written to a client in one go.
+const MAX_BATCH: usize = 256;
+/// How often a listener that lags behind while it is told the past may begin again from the history.
+const CATCH_UP: usize = 8;
 
 /// The listening socket. Its file goes when it is dropped.
 #[derive(Debug)]
@@ -67,6 +54,9 @@ impl Server {
             _ => {}
         }
         let server = Self { listener: UnixListener::bind(&path)?, path };
+        if let Some(group) = system::group() {
+            chown(&server.path, None, Some(group))?;
+        }
         fs::set_permissions(&server.path, Permissions::from_mode(0o660))?;
         Ok(server)
     }
@@ -83,10 +73,25 @@ impl Drop for Server {
     }
 }
 
+/// What is served from.
+#[derive(Clone)]
+pub(super) struct Desk {
+    /// Events that come.
+    pub(super) hub: EventHub,
+    /// Events that were.
+    pub(super) past: Past,
+    /// Where reports go.
+    pub(super) reports: mpsc::Sender<EventRecord>,
+    /// Where losses are counted.
+    pub(super) health: Health,
+}
+
 /// Serves one client until it has what it asked for, goes away or is too slow.
-pub(super) async fn serve_one(stream: UnixStream, listener: Listener, reports: mpsc::Sender<EventRecord>) {
+pub(super) async fn serve_one(stream: UnixStream, desk: Desk) {
+    // Who cannot be told from others may change nothing.
+    let root = stream.peer_cred().is_ok_and(|peer| peer.uid() == 0);
     let (reader, mut writer) = stream.into_split();
-    if let Err(error) = answer(reader, &mut writer, listener, reports).await {
+    if let Err(error) = answer(reader, &mut writer, desk, root).await {
         log::debug!("a listener is gone: {error}");
     }
 }
@@ -94,153 +99,151 @@ pub(super) async fn serve_one(stream: UnixStream, listener: Listener, reports: m
 async fn answer(
     reader: OwnedReadHalf,
     writer: &mut OwnedWriteHalf,
-    listener: Listener,
-    reports: mpsc::Sender<EventRecord>,
+    desk: Desk,
+    root: bool,
 ) -> io::Result<()> {
-    let mut reader = tokio::io::BufReader::new(reader);
+    let mut reader = BufReader::new(reader);
     loop {
-        let mut line = String::new();
+        let mut line = Vec::new();
         let mut request = (&mut reader).take(MAX_REQUEST);
-        if timeout(PATIENCE, request.read_line(&mut line)).await?? == 0 {
+        if timeout(PATIENCE, request.read_until(b'\n', &mut line)).await?? == 0 {
             return Ok(());
         }
-        match serde_json::from_str(&line)? {
-            Request::Report(record) => {
+        match serde_json::from_slice(&line) {
+            Ok(Request::Report(record)) if root => {
                 // The pump is gone only when the daemon ends.
-                let _ = reports.send(*record).await;
+                let _ = desk.reports.send(*record).await;
             }
-            Request::Follow(follow) => {
+            Ok(Request::Report(_)) => return refuse(writer, "only root may change anything").await,
+            Ok(Request::Events(wanted)) => {
+                let Desk { hub, past, reports, health } = desk;
                 // It must not keep the daemon from ending.
                 drop(reports);
-                return tell(&mut reader, writer, listener, follow).await;
+                return Telling { writer, wanted, hub, past, health, told: 0 }.tell(&mut reader).await;
+            }
+            Err(error) => return refuse(writer, &format!("this is no request: {error}")).await,
+        }
+    }
+}
+
+async fn refuse(writer: &mut OwnedWriteHalf, error: &str) -> io::Result<()> {
+    send(writer, &[Line::Refused { version: SCHEMA, error: error.to_owned() }]).await
+}
+
+/// Events on their way to one client.
+struct Telling<'a> {
+    writer: &'a mut OwnedWriteHalf,
+    wanted: Wanted,
+    hub: EventHub,
+    past: Past,
+    health: Health,
+    /// The number of the last event that was told, or passed over.
+    told: u64,
+}
+
+impl Telling<'_> {
+    async fn tell(mut self, reader: &mut BufReader<OwnedReadHalf>) -> io::Result<()> {
+        let Some(mut listener) = self.hub.subscribe() else { return Ok(()) };
+        if self.wanted.filter.since.is_some() {
+            for _ in 0..CATCH_UP {
+                self.tell_past(listener.last_seq).await?;
+                // What came meanwhile waits in the queue, unless it was too much.
+                if !self.wanted.follow || !listener.lags() {
+                    break;
+                }
+                match self.hub.subscribe() {
+                    Some(anew) => listener = anew,
+                    None => return Ok(()),
+                }
+            }
+        } else {
+            self.pass_on(&listener.backlog).await?;
+            self.told = listener.last_seq;
+        }
+        if !self.wanted.follow {
+            return Ok(());
+        }
+        self.follow(listener, reader).await
+    }
+
+    /// Tells what the history has, up to the event `last`.
+    async fn tell_past(&mut self, last: u64) -> io::Result<()> {
+        self.past.settle().await;
+        loop {
+            let read = self.past.read(&self.wanted.filter, self.told, last).await;
+            let chunk = match read {
+                Ok(chunk) => chunk,
+                Err(error) => return refuse(self.writer, &error).await,
+            };
+            let Some(newest) = chunk.last().and_then(|record| record.seq) else { break };
+            send(self.writer, &chunk).await?;
+            self.told = newest;
+        }
+        self.told = self.told.max(last);
+        Ok(())
+    }
+
+    async fn follow(
+        &mut self,
+        mut listener: Listener,
+        reader: &mut BufReader<OwnedReadHalf>,
+    ) -> io::Result<()> {
+        let mut gone = [0; 1];
+        loop {
+            let first = tokio::select! {
+                received = listener.following.recv() => received,
+                // A client has nothing more to say: whatever is read here means that it is gone.
+                _ = reader.read(&mut gone) => return Ok(()),
+            };
+            let mut batch = match first {
+                Ok(record) => vec![record],
+                Err(RecvError::Lagged(_)) => return self.missed().await,
+                Err(RecvError::Closed) => return Ok(()),
+            };
+            let mut lags = false;
+            while batch.len() < MAX_BATCH && !lags {
+                match listener.following.try_recv() {
+                    Ok(record) => batch.push(record),
+                    Err(TryRecvError::Lagged(_)) => lags = true,
+                    Err(TryRecvError::Empty | TryRecvError::Closed) => break,
+                }
+            }
+            self.pass_on(&batch).await?;
+            if lags {
+                return self.missed().await;
             }
         }
     }
+
+    async fn missed(&mut self) -> io::Result<()> {
+        let missed = self.hub.last_seq().saturating_sub(self.told);
+        self.health.lost(Loss::Listener, missed);
+        send(self.writer, &[Line::Missed { version: SCHEMA, missed }]).await
+    }
+
+    /// Tells those that are wanted and were not told yet.
+    async fn pass_on(&mut self, records: &[Arc<EventRecord>]) -> io::Result<()> {
+        let told = self.told;
+        let is_new = |record: &Arc<EventRecord>| record.seq.is_none_or(|seq| seq > told);
+        let wanted: Vec<_> = records
+            .iter()
+            .filter(|record| is_new(record) && self.wanted.filter.matches(record))
+            .map(Arc::as_ref)
+            .collect();
+        send(self.writer, &wanted).await?;
+        self.told = records.last().and_then(|record| record.seq).unwrap_or(self.told).max(self.told);
+        Ok(())
+    }
 }
 
-async fn tell(
-    reader: &mut tokio::io::BufReader<OwnedReadHalf>,
-    writer: &mut OwnedWriteHalf,
-    mut listener: Listener,
-    follow: bool,
-) -> io::Result<()> {
-    for record in &listener.backlog {
-        send(writer, record.as_ref()).await?;
-    }
-    if !follow {
+async fn send(writer: &mut OwnedWriteHalf, values: &[impl Serialize]) -> io::Result<()> {
+    if values.is_empty() {
         return Ok(());
     }
-    let mut gone = [0; 1];
-    loop {
-        tokio::select! {
-            received = listener.following.recv() => match received {
-                Ok(record) => send(writer, record.as_ref()).await?,
-                Err(RecvError::Lagged(missed)) => {
-                    return send(writer, &Line::Missed { version: SCHEMA, missed }).await;
-                }
-                Err(RecvError::Closed) => return Ok(()),
-            },
-            // A client has nothing more to say: whatever is read here means that it is gone.
-            _ = reader.read(&mut gone) => return Ok(()),
-        }
+    let mut lines = Vec::new();
+    for value in values {
+        serde_json::to_writer(&mut lines, value)?;
+        lines.push(b'\n');
     }
-}
-
-async fn send(writer: &mut OwnedWriteHalf, value: &impl Serialize) -> io::Result<()> {
-    let mut line = serde_json::to_vec(value)?;
-    line.push(b'\n');
-    timeout(PATIENCE, writer.write_all(&line)).await?
-}
-
-/// Why events cannot be had from a daemon.
-#[derive(Debug, Error)]
-pub enum SubscriptionError {
-    /// No daemon listens.
-    #[error(
-        "no daemon serves instance `{instance}`\n\
-         hint: start one with `dosguard run`; the filter works without it, but events wait in the kernel"
-    )]
-    NoDaemon {
-        /// The instance.
-        instance: String,
-    },
-    /// The daemon dropped this listener.
-    #[error("missed {missed} events: they came faster than they were read")]
-    Missed {
-        /// How many were lost to this listener.
-        missed: u64,
-    },
-    /// The daemon's socket is not for this user.
-    #[error("the daemon's socket may not be opened\nhint: run as root")]
-    NotAllowed,
-    /// The connection failed.
-    #[error("cannot talk to the daemon")]
-    Io(#[from] io::Error),
-}
-
-/// Events from a daemon, one after the other.
-pub struct Subscription {
-    reader: BufReader<BlockingStream>,
-}
-
-/// Asks the instance's daemon for its latest events and, with `follow`, for all that come.
-pub fn subscribe(paths: &Paths, follow: bool) -> Result<Subscription, SubscriptionError> {
-    let mut stream = connect(paths)?;
-    stream.write_all(&request(&Request::Follow(follow))?)?;
-    Ok(Subscription { reader: BufReader::new(stream) })
-}
-
-/// Tells the instance's daemon what was changed by hand, so that it becomes an event. Without a daemon nobody listens.
-pub fn report(
-    paths: &Paths,
-    records: impl IntoIterator<Item = EventRecord>,
-) -> Result<(), SubscriptionError> {
-    let mut records = records.into_iter().peekable();
-    if records.peek().is_none() {
-        return Ok(());
-    }
-    let mut stream = match connect(paths) {
-        Ok(stream) => stream,
-        Err(SubscriptionError::NoDaemon { .. }) => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    stream.set_write_timeout(Some(PATIENCE))?;
-    for record in records {
-        stream.write_all(&request(&Request::Report(Box::new(record)))?)?;
-    }
-    Ok(())
-}
-
-fn connect(paths: &Paths) -> Result<BlockingStream, SubscriptionError> {
-    match BlockingStream::connect(paths.socket()) {
-        Ok(stream) => Ok(stream),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-            Err(SubscriptionError::NoDaemon { instance: paths.instance().to_owned() })
-        }
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(SubscriptionError::NotAllowed),
-        Err(error) => Err(error.into()),
-    }
-}
-
-fn request(request: &Request) -> io::Result<Vec<u8>> {
-    let mut line = serde_json::to_vec(request)?;
-    line.push(b'\n');
-    Ok(line)
-}
-
-impl Iterator for Subscription {
-    type Item = Result<EventRecord, SubscriptionError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let mut line = String::new();
-        match self.reader.read_line(&mut line) {
-            Ok(0) => None,
-            Ok(_) => Some(match serde_json::from_str(&line) {
-                Ok(Line::Event(record)) => Ok(*record),
-                Ok(Line::Missed { missed, .. }) => Err(SubscriptionError::Missed { missed }),
-                Err(error) => Err(io::Error::from(error).into()),
-            }),
-            Err(error) => Some(Err(error.into())),
-        }
-    }
+    timeout(PATIENCE, writer.write_all(&lines)).await?
 }

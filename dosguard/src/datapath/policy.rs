@@ -31,17 +31,38 @@ impl Datapath {
         })
     }
 
-    /// Brings settings and lists in line with `policy`. Rules that stay the same keep their counters. Of the lists, what
-    /// the file put there follows the file, and what was put there by hand stays. Source prefixes change only if nothing
-    /// is counted under others, or with `reset`. Returns the bans that this ended.
+    /// The live settings, and of the lists what the file put there: what [`apply`](Self::apply) replaces.
+    pub fn policy(&self) -> Result<Policy, Error> {
+        let of_file = |list| -> Result<Vec<Cidr>, Error> {
+            let entries = self.maps.list(list).entries()?;
+            let of_file = entries.into_iter().filter(|(_, origin)| origin.is_of_file());
+            Ok(of_file.map(|((address, bits), _)| Cidr::from_prefix(address, bits)).collect())
+        };
+        Ok(Policy { allow: of_file(List::Allow)?, deny: of_file(List::Deny)?, ..self.settings()? })
+    }
+
+    /// Brings settings and lists in line with `policy`, or leaves them as they were. Rules that stay the same keep their
+    /// counters. Of the lists, what the file put there follows the file, and what was put there by hand stays. Source
+    /// prefixes change only if nothing is counted under others, or with `reset`. Returns the bans that this ended.
     pub fn apply(&mut self, policy: &Policy, reset: bool) -> Result<Ended, Error> {
         // What can be refused comes first.
         for (list, networks) in listed(policy) {
             list_require_room(&self.maps, list, networks.iter().map(Cidr::to_prefix))?;
         }
+        let before = self.policy()?;
         let mut ended = self.change_prefixes(policy.prefixes.into(), reset)?;
-        ended.extend(write(&mut self.maps, policy)?);
-        Ok(ended)
+        match write(&mut self.maps, policy) {
+            Ok(more) => {
+                ended.extend(more);
+                Ok(ended)
+            }
+            Err(error) => {
+                // The kernel had no memory, or somebody meddles. The first error is the one to tell.
+                let _ = self.change_prefixes(before.prefixes.into(), true);
+                let _ = write(&mut self.maps, &before);
+                Err(error)
+            }
+        }
     }
 
     /// The same for the settings alone: the lists stay as they are. A rule that is watched from now on drops nothing: its

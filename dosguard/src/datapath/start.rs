@@ -1,9 +1,13 @@
 //! Bringing an instance up, all of it or nothing.
 
+use jiff::Timestamp;
+
 use super::attach::{AttachMode, Attached, check_interface};
 use super::{Datapath, Ended, Error, LoadOptions, Replaced, finish_interrupted};
+use crate::bans::Restored;
 use crate::config::policy::Policy;
 use crate::paths::Paths;
+use crate::store::Saved;
 use crate::system::{self, Bpffs};
 
 /// What to bring up.
@@ -19,6 +23,8 @@ pub struct Request<'a> {
     pub reset: bool,
     /// How the program is loaded: that of an instance that is not loaded yet, and one that takes a live one's place.
     pub load: &'a LoadOptions,
+    /// Bans and offences from before, for an instance that is loaded now.
+    pub saved: Option<&'a Saved>,
 }
 
 /// What was brought up.
@@ -29,6 +35,8 @@ pub struct Started {
     pub attached: Vec<Attached>,
     /// The bans that applying the policy ended.
     pub ended: Ended,
+    /// What became of the bans and offences from before; none if there were none, or the instance was loaded.
+    pub restored: Option<Restored>,
     /// Whether the instance was loaded now, or found pinned.
     pub created: bool,
     /// The live program was another one than this dosguard's: what came of replacing it. After an error the one from before
@@ -71,6 +79,7 @@ fn start_on(paths: &Paths, request: &Request<'_>, bpffs: Bpffs) -> Result<Starte
         datapath,
         attached: Vec::new(),
         ended: Ended::new(),
+        restored: None,
         created,
         replaced: None,
         interrupted,
@@ -98,6 +107,10 @@ fn finish(started: &mut Started, request: &Request<'_>) -> Result<(), Error> {
     started.datapath.forget_stale_links()?;
     if !started.datapath.is_current(request.load)? {
         started.replaced = Some(started.datapath.replace_program(request.load));
+    }
+    if let Some(saved) = request.saved.filter(|_| started.created) {
+        // Before the first packet.
+        started.restored = Some(started.datapath.restore(saved, Timestamp::now())?);
     }
     for interface in request.interfaces {
         started.attached.push(started.datapath.attach(interface, request.mode)?);

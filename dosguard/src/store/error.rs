@@ -116,7 +116,7 @@ impl StoreError {
     }
 
     /// The same, and what to do on a line of its own.
-    pub(super) fn in_full(&self) -> String {
+    pub fn in_full(&self) -> String {
         let own = self.to_string();
         let hint = own.split_once("\nhint: ").map(|(_, hint)| format!("\nhint: {hint}"));
         self.brief() + &hint.unwrap_or_default()

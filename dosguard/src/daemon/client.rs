@@ -1,0 +1,111 @@
+//! The other end of the daemon's socket: what commands ask of a daemon.
+
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
+
+use thiserror::Error;
+
+use super::PATIENCE;
+use super::protocol::{Line, Request, Wanted};
+use crate::output::EventRecord;
+use crate::paths::Paths;
+
+/// Why events cannot be had from a daemon.
+#[derive(Debug, Error)]
+pub enum SubscriptionError {
+    /// No daemon listens.
+    #[error(
+        "no daemon serves instance `{instance}`\n\
+         hint: start one with `dosguard run`; the filter works without it, but events wait in the kernel"
+    )]
+    NoDaemon {
+        /// The instance.
+        instance: String,
+    },
+    /// The daemon dropped this listener.
+    #[error(
+        "missed {missed} events: they came faster than they were read\nhint: `dosguard events --since 10m` reads them from the history"
+    )]
+    Missed {
+        /// How many were lost to this listener.
+        missed: u64,
+    },
+    /// The daemon refused.
+    #[error("the daemon refused: {error}")]
+    Refused {
+        /// Its word.
+        error: String,
+    },
+    /// The daemon's socket is not for this user.
+    #[error(
+        "the daemon's socket may not be opened\nhint: run as root, or as a member of the group `dosguard`"
+    )]
+    NotAllowed,
+    /// The connection failed.
+    #[error("cannot talk to the daemon")]
+    Io(#[from] io::Error),
+}
+
+/// Events from a daemon, one after the other.
+pub struct Subscription {
+    reader: BufReader<UnixStream>,
+}
+
+/// Asks the instance's daemon for events.
+pub fn subscribe(paths: &Paths, wanted: Wanted) -> Result<Subscription, SubscriptionError> {
+    let mut stream = connect(paths)?;
+    stream.write_all(&line(&Request::Events(wanted))?)?;
+    Ok(Subscription { reader: BufReader::new(stream) })
+}
+
+/// Tells the instance's daemon what was changed by hand, so that it becomes an event.
+pub fn report(
+    paths: &Paths,
+    records: impl IntoIterator<Item = EventRecord>,
+) -> Result<(), SubscriptionError> {
+    let mut records = records.into_iter().peekable();
+    if records.peek().is_none() {
+        return Ok(());
+    }
+    let mut stream = connect(paths)?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    for record in records {
+        stream.write_all(&line(&Request::Report(Box::new(record)))?)?;
+    }
+    Ok(())
+}
+
+fn connect(paths: &Paths) -> Result<UnixStream, SubscriptionError> {
+    match UnixStream::connect(paths.socket()) {
+        Ok(stream) => Ok(stream),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+            Err(SubscriptionError::NoDaemon { instance: paths.instance().to_owned() })
+        }
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(SubscriptionError::NotAllowed),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn line(request: &Request) -> io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(request)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+impl Iterator for Subscription {
+    type Item = Result<EventRecord, SubscriptionError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let mut line = String::new();
+        match self.reader.read_line(&mut line) {
+            Ok(0) => None,
+            Ok(_) => Some(match serde_json::from_str(&line) {
+                Ok(Line::Event(record)) => Ok(*record),
+                Ok(Line::Missed { missed, .. }) => Err(SubscriptionError::Missed { missed }),
+                Ok(Line::Refused { error, .. }) => Err(SubscriptionError::Refused { error }),
+                Err(error) => Err(io::Error::from(error).into()),
+            }),
+            Err(error) => Some(Err(error.into())),
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! From the ring buffer to whoever wants events.
+
+use std::sync::Arc;
+
+use aya::maps::{MapData, RingBuf};
+use dosguard_common::ban::Ban;
+use dosguard_common::event::{Cause, Event, Kind};
+use dosguard_common::key::SourceKey;
+use dosguard_common::reason::Tally;
+use tokio::task::yield_now;
+
+use super::events::{EventHub, Recorder};
+use super::health::Health;
+use super::outlet::Outlets;
+use super::saver::Saver;
+use super::{BATCH, DaemonError, Reloaded};
+use crate::datapath::{Datapath, Swept};
+use crate::lock::StateLock;
+use crate::output::EventRecord;
+use crate::paths::Paths;
+use crate::store::Writer;
+
+/// Batches that are read at the end, or before a sweep: more than the ring buffer holds, so that a flood that goes on
+/// does not keep the daemon from stopping.
+const DRAIN_BATCHES: usize = 512;
+
+/// Takes events from the kernel and hands them out.
+pub(super) struct Pump {
+    datapath: Datapath,
+    recorder: Recorder,
+    hub: EventHub,
+    outlets: Outlets,
+    writer: Writer,
+    saver: Saver,
+    health: Health,
+    lost: u64,
+}
+
+impl Pump {
+    pub(super) fn new(
+        datapath: Datapath,
+        hub: EventHub,
+        outlets: Outlets,
+        writer: Writer,
+        health: Health,
+    ) -> Result<Self, DaemonError> {
+        let lost = datapath.maps().tallied(Tally::EventLost)?;
+        let recorder = Recorder::new(&datapath)?;
+        let saver = Saver::new(&datapath);
+        Ok(Self { datapath, recorder, hub, outlets, writer, saver, health, lost })
+    }
+
+    /// Publishes up to [`BATCH`] events and returns how many.
+    pub(super) fn take_batch(&mut self, ring: &mut RingBuf<MapData>) -> Result<usize, DaemonError> {
+        self.recorder.refresh(&self.datapath)?;
+        let mut taken = 0;
+        while taken < BATCH {
+            let Some(bytes) = ring.next() else { break };
+            taken += 1;
+            let Some(event) = Event::from_bytes(&bytes) else {
+                log::warn!("an event of {} bytes is of no known kind", bytes.len());
+                continue;
+            };
+            drop(bytes);
+            self.publish_event(&event);
+        }
+        Ok(taken)
+    }
+
+    /// Publishes what the ring buffer holds, and not what comes meanwhile without end.
+    pub(super) async fn drain(&mut self, ring: &mut RingBuf<MapData>) -> Result<(), DaemonError> {
+        for _ in 0..DRAIN_BATCHES {
+            if self.take_batch(ring)? < BATCH {
+                break;
+            }
+            yield_now().await;
+        }
+        Ok(())
+    }
+
+    /// Removes expired bans and publishes their ends: after the bans themselves, and before a next ban of the source.
+    /// What has changed of the bans is saved.
+    pub(super) async fn sweep(
+        &mut self,
+        paths: &Paths,
+        ring: &mut RingBuf<MapData>,
+    ) -> Result<(), DaemonError> {
+        // Whoever changes the instance now may take long; expired bans can wait, events cannot.
+        let swept = match StateLock::try_acquire(paths)? {
+            Some(lock) => {
+                self.drain(ring).await?;
+                let swept = self.datapath.sweep()?;
+                drop(lock);
+                self.publish_ends(&swept.ended).await?;
+                swept
+            }
+            None => self.datapath.look()?,
+        };
+        self.save(&swept)?;
+        let lost = self.datapath.maps().tallied(Tally::EventLost)?;
+        if lost > self.lost {
+            log::warn!("{} events were lost: the ring buffer was full", lost - self.lost);
+            self.lost = lost;
+        }
+        Ok(())
+    }
+
+    fn save(&mut self, swept: &Swept) -> Result<(), DaemonError> {
+        if self.writer.needs_whole() {
+            // The history begins anew: what is still known of it comes first.
+            self.hub.backlog().into_iter().for_each(|record| self.writer.tell(record));
+            self.saver.start_over();
+        }
+        self.recorder.refresh(&self.datapath)?;
+        if let Some(changes) = self.saver.changes(&self.datapath, swept, self.recorder.clock())? {
+            self.writer.save(changes);
+        }
+        Ok(())
+    }
+
+    async fn publish_ends(&mut self, ended: &[(SourceKey, Ban)]) -> Result<(), DaemonError> {
+        self.recorder.refresh(&self.datapath)?;
+        let now_ns = self.recorder.clock().boot_now_ns();
+        for some in ended.chunks(BATCH) {
+            for (key, ban) in some {
+                self.publish_event(&Event::of_ban(Kind::Unban, key, ban, &Cause::default(), now_ns));
+            }
+            yield_now().await;
+        }
+        Ok(())
+    }
+
+    fn publish_event(&mut self, event: &Event) {
+        let record = self.recorder.record(&self.datapath, event);
+        self.publish(record);
+    }
+
+    /// Hands out a record.
+    pub(super) fn publish(&mut self, record: EventRecord) {
+        let record = self.hub.publish(record);
+        self.health.published(1);
+        self.writer.tell(Arc::clone(&record));
+        self.outlets.tell(&record);
+    }
+
+    /// Takes over what a reload brought.
+    pub(super) fn reloaded(&mut self, reloaded: Reloaded) {
+        for record in reloaded.events {
+            self.publish(record);
+        }
+    }
+
+    /// Opens log files anew.
+    pub(super) fn reopen(&mut self) {
+        self.outlets.reopen();
+    }
+
+    /// Waits a moment for what is still to be told.
+    pub(super) fn finish(self) {
+        self.outlets.finish();
+        self.writer.finish();
+    }
+}
