@@ -8,7 +8,7 @@ use aya_log::EbpfLogger;
 use clap::{Args, ValueEnum};
 use dosguard_common::event::Kind;
 
-use super::attach::{read_policy, report_attached, wanted_interfaces};
+use super::attach::{GuardArgs, read_policy, report_attached, wanted_interfaces};
 use super::changes::Names;
 use super::{Answer, talk};
 use crate::config::services::{Log, LogFormat};
@@ -16,6 +16,7 @@ use crate::daemon::health::Health;
 use crate::daemon::outlet::Outlets;
 use crate::daemon::{self, KernelLog, Parts, Server, StopSignals};
 use crate::datapath::{self, AttachMode, Datapath, LoadOptions, Request, Started};
+use crate::guards::Guard;
 use crate::lock::{DaemonLock, StateLock};
 use crate::output::YELLOW;
 use crate::paths::Paths;
@@ -41,6 +42,8 @@ pub(super) struct RunArgs {
     /// dropped; chosen when the instance is loaded.
     #[arg(long, value_enum, default_value_t)]
     kernel_log: KernelLogLevel,
+    #[command(flatten)]
+    guards: GuardArgs,
     /// Interfaces to guard, beside those of the file and those that are guarded already.
     #[arg(value_name = "IFACE")]
     interfaces: Vec<String>,
@@ -68,11 +71,15 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
     let policy = read_policy(args.config.as_deref())?;
     let interfaces = wanted_interfaces(policy.as_ref(), &args.interfaces);
     let load = LoadOptions { log_level: args.kernel_log as u8, ..LoadOptions::default() };
+    let guards = args.guards.find();
+    let prefixes: Vec<_> = guards.iter().map(Guard::prefix).collect();
     let request = Request {
         interfaces: &interfaces,
         mode: args.mode,
         policy: policy.as_ref(),
+        guards: &prefixes,
         reset: args.reset_counters,
+        hold: false,
         load: &load,
     };
     // What can be refused is refused before anything is made.
@@ -104,11 +111,12 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
     };
     let (names, started) = {
         let _lock = StateLock::acquire(paths)?;
+        args.guards.refuse_cut(paths, policy.as_ref(), &guards)?;
         (Names::read_if_loaded(paths)?, datapath::start(paths, &request)?)
     };
     let served = (|| {
         let ended = names.map(|names| names.records(Kind::Unban, &started.ended)).transpose()?;
-        report_attached(paths, &started)?;
+        report_attached(paths, &started, &guards)?;
         let kernel_log = kernel_log(args.kernel_log, &started)?;
         let mut log = Log::default();
         if args.json {

@@ -6,6 +6,7 @@
 mod events;
 pub mod health;
 pub mod outlet;
+pub mod report;
 mod signals;
 mod socket;
 
@@ -27,11 +28,12 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinSet, yield_now};
 use tokio::time::{sleep_until, timeout};
 
+use self::report::{Sampler, Totals};
 pub use events::EventHub;
 use health::Health;
 use outlet::Outlets;
 pub use signals::StopSignals;
-pub use socket::{Server, Subscription, SubscriptionError, report, subscribe};
+pub use socket::{Server, Subscription, SubscriptionError, ask_status, report, subscribe};
 
 use crate::datapath::{self, Datapath};
 use crate::lock::{LockError, StateLock};
@@ -44,6 +46,8 @@ pub const BACKLOG: usize = 1_000;
 
 /// How often expired bans are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
+/// How often the rates are measured.
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 /// A look takes at most this part of the time: with very many bans it comes less often.
 const SWEEP_SHARE: u32 = 20;
 /// Events handed out in one go. Between such batches everybody else gets a turn; a listener's queue holds several.
@@ -119,6 +123,7 @@ pub async fn serve(
     let mut clients = JoinSet::new();
     let (reporter, mut reports) = mpsc::channel(BATCH);
     let mut sweep_at = tokio::time::Instant::now();
+    let mut sample_at = sweep_at;
     tokio::pin!(shutdown);
     loop {
         tokio::select! {
@@ -138,12 +143,17 @@ pub async fn serve(
                 }
                 sweep_at = tokio::time::Instant::now() + SWEEP_INTERVAL.max(began.elapsed() * SWEEP_SHARE);
             }
+            () = sleep_until(sample_at) => {
+                pump.measure();
+                sample_at = tokio::time::Instant::now() + SAMPLE_INTERVAL;
+            }
             accepted = server.accept() => match accepted {
                 Ok(_) if clients.len() >= MAX_CLIENTS => {
                     log::warn!("more than {MAX_CLIENTS} want to listen; one was turned away");
                 }
                 Ok(stream) => {
-                    clients.spawn(socket::serve_one(stream, pump.hub.subscribe(), reporter.clone()));
+                    let (listener, health) = (pump.hub.subscribe(), pump.health.clone());
+                    clients.spawn(socket::serve_one(stream, listener, reporter.clone(), health));
                 }
                 Err(error) => {
                     log::warn!("a listener could not be accepted: {error}");
@@ -171,6 +181,7 @@ struct Pump {
     hub: EventHub,
     outlets: Outlets,
     health: Health,
+    sampler: Sampler,
     lost: u64,
 }
 
@@ -178,7 +189,7 @@ impl Pump {
     fn new(datapath: Datapath, outlets: Outlets, health: Health) -> Result<Self, DaemonError> {
         let hub = EventHub::new();
         let lost = datapath.maps().tallied(Tally::EventLost)?;
-        Ok(Self { datapath, hub, outlets, health, lost })
+        Ok(Self { datapath, hub, outlets, health, sampler: Sampler::default(), lost })
     }
 
     /// Publishes up to [`BATCH`] events and returns how many.
@@ -236,6 +247,17 @@ impl Pump {
             yield_now().await;
         }
         Ok(())
+    }
+
+    /// Measures how fast things happen. Nothing depends on it.
+    fn measure(&mut self) {
+        match Totals::read(self.datapath.maps()) {
+            Ok(totals) => {
+                let rates = self.sampler.sample(Instant::now(), totals);
+                rates.into_iter().for_each(|rates| self.health.measured(rates));
+            }
+            Err(error) => log::warn!("the rates cannot be measured: {error}"),
+        }
     }
 
     fn publish(&mut self, record: Arc<EventRecord>) {

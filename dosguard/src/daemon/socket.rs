@@ -22,6 +22,8 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::events::Listener;
+use super::health::Health;
+use super::report::DaemonReport;
 use crate::output::{EventRecord, SCHEMA};
 use crate::paths::Paths;
 
@@ -29,6 +31,8 @@ use crate::paths::Paths;
 const MAX_REQUEST: u64 = 4_096;
 /// A client that does not ask, or does not read, within this is dropped.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// A daemon that does not say how it does within this does not do well.
+const STATUS_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a client asks for.
 #[derive(Debug, Serialize, Deserialize)]
@@ -36,6 +40,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 enum Request {
     /// The latest events and, if true, those that come.
     Follow(bool),
+    /// How the daemon does.
+    Status,
     /// Something was changed by hand.
     Report(Box<EventRecord>),
 }
@@ -84,9 +90,14 @@ impl Drop for Server {
 }
 
 /// Serves one client until it has what it asked for, goes away or is too slow.
-pub(super) async fn serve_one(stream: UnixStream, listener: Listener, reports: mpsc::Sender<EventRecord>) {
+pub(super) async fn serve_one(
+    stream: UnixStream,
+    listener: Listener,
+    reports: mpsc::Sender<EventRecord>,
+    health: Health,
+) {
     let (reader, mut writer) = stream.into_split();
-    if let Err(error) = answer(reader, &mut writer, listener, reports).await {
+    if let Err(error) = answer(reader, &mut writer, listener, reports, &health).await {
         log::debug!("a listener is gone: {error}");
     }
 }
@@ -96,6 +107,7 @@ async fn answer(
     writer: &mut OwnedWriteHalf,
     listener: Listener,
     reports: mpsc::Sender<EventRecord>,
+    health: &Health,
 ) -> io::Result<()> {
     let mut reader = tokio::io::BufReader::new(reader);
     loop {
@@ -105,6 +117,7 @@ async fn answer(
             return Ok(());
         }
         match serde_json::from_str(&line)? {
+            Request::Status => send(writer, &health.report()).await?,
             Request::Report(record) => {
                 // The pump is gone only when the daemon ends.
                 let _ = reports.send(*record).await;
@@ -209,6 +222,17 @@ pub fn report(
         stream.write_all(&request(&Request::Report(Box::new(record)))?)?;
     }
     Ok(())
+}
+
+/// Asks the instance's daemon how it does.
+pub fn ask_status(paths: &Paths) -> Result<DaemonReport, SubscriptionError> {
+    let mut stream = connect(paths)?;
+    stream.set_read_timeout(Some(STATUS_PATIENCE))?;
+    stream.set_write_timeout(Some(STATUS_PATIENCE))?;
+    stream.write_all(&request(&Request::Status)?)?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line)?;
+    Ok(serde_json::from_str(&line).map_err(io::Error::from)?)
 }
 
 fn connect(paths: &Paths) -> Result<BlockingStream, SubscriptionError> {

@@ -31,6 +31,26 @@ impl Datapath {
         })
     }
 
+    /// Whether applying `policy` would change anything.
+    pub fn differs_from(&self, policy: &Policy) -> Result<bool, Error> {
+        let sorted = |policy: &Policy| {
+            let mut rules = policy.rules.clone();
+            rules.sort_by(|one, other| one.name.as_str().cmp(other.name.as_str()));
+            (policy.mode, policy.events_rate, policy.prefixes, rules)
+        };
+        if sorted(&self.settings()?) != sorted(policy) {
+            return Ok(true);
+        }
+        for (list, networks) in listed(policy) {
+            let live = self.maps.list(list).entries()?.into_iter().filter(|(_, origin)| origin.is_of_file());
+            let live: BTreeSet<_> = live.map(|(prefix, _)| prefix).collect();
+            if live != networks.iter().map(Cidr::to_prefix).collect() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Brings settings and lists in line with `policy`. Rules that stay the same keep their counters. Of the lists, what
     /// the file put there follows the file, and what was put there by hand stays. Source prefixes change only if nothing
     /// is counted under others, or with `reset`. Returns the bans that this ended.

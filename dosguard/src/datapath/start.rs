@@ -1,7 +1,7 @@
 //! Bringing an instance up, all of it or nothing.
 
-use super::attach::{AttachMode, Attached, check_interface};
-use super::{Datapath, Ended, Error, LoadOptions};
+use super::attach::{AttachMode, Attached, Held, check_interface};
+use super::{Datapath, Ended, Error, List, LoadOptions, Origin, Prefix, list_add};
 use crate::config::policy::Policy;
 use crate::paths::Paths;
 use crate::system::{self, Bpffs};
@@ -15,8 +15,12 @@ pub struct Request<'a> {
     pub mode: AttachMode,
     /// What the rules shall be; none leaves live ones alone and starts new ones from the built-in policy.
     pub policy: Option<&'a Policy>,
+    /// What is put on the allow-list when the instance is loaded, so that nobody is locked out.
+    pub guards: &'a [Prefix],
     /// Whether counters and bans may go, where the policy has other source prefixes than the live ones.
     pub reset: bool,
+    /// Whether the new links are kept in [`Started::held`] instead of being pinned.
+    pub hold: bool,
     /// For an instance that is not loaded yet.
     pub load: &'a LoadOptions,
 }
@@ -27,6 +31,10 @@ pub struct Started {
     pub datapath: Datapath,
     /// What came of each interface that was asked for.
     pub attached: Vec<Attached>,
+    /// The new links, if they were to be held.
+    pub held: Vec<Held>,
+    /// The id of the program that they are of.
+    pub program: u32,
     /// The bans that applying the policy ended.
     pub ended: Ended,
     /// Whether the instance was loaded now, or found pinned.
@@ -61,7 +69,9 @@ fn start_on(paths: &Paths, request: &Request<'_>, bpffs: Bpffs) -> Result<Starte
             (Datapath::create(paths, request.policy.unwrap_or(&built_in), request.load)?, true)
         }
     };
-    let mut started = Started { datapath, attached: Vec::new(), ended: Ended::new(), created, bpffs };
+    let (attached, held, ended) = (Vec::new(), Vec::new(), Ended::new());
+    let (program, _) = datapath.program()?;
+    let mut started = Started { datapath, attached, held, program, ended, created, bpffs };
     match finish(&mut started, request) {
         Ok(()) => Ok(started),
         Err(error) => {
@@ -79,11 +89,21 @@ fn start_on(paths: &Paths, request: &Request<'_>, bpffs: Bpffs) -> Result<Starte
 }
 
 fn finish(started: &mut Started, request: &Request<'_>) -> Result<(), Error> {
+    if started.created {
+        let guards = request.guards.iter().copied();
+        list_add(started.datapath.maps_mut(), List::Allow, guards, Origin::GUARD)?;
+    }
     started.datapath.end_killed_sweep()?;
     started.ended = started.datapath.finish_reset()?;
     started.datapath.forget_stale_links()?;
     for interface in request.interfaces {
-        started.attached.push(started.datapath.attach(interface, request.mode)?);
+        let (attached, held) = started.datapath.attach(interface, request.mode)?;
+        started.attached.push(attached);
+        match held {
+            Some(held) if request.hold => started.held.push(held),
+            Some(held) => held.pin()?,
+            None => {}
+        }
     }
     match request.policy {
         Some(policy) if !started.created => {
