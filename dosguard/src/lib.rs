@@ -4,10 +4,13 @@
 pub mod bans;
 pub mod cli;
 pub mod config;
+pub mod confirm;
 pub mod daemon;
 pub mod datapath;
 pub mod explain;
+pub mod guards;
 pub mod lock;
+mod netlink;
 pub mod output;
 pub mod paths;
 pub mod replay;

@@ -38,6 +38,7 @@ pub struct Dosguard<'a> {
     directory: &'a LabDirectory,
     binary: PathBuf,
     instance: String,
+    guards: bool,
 }
 
 impl<'a> Dosguard<'a> {
@@ -48,6 +49,7 @@ impl<'a> Dosguard<'a> {
             directory: lab.directory(),
             binary: find_binary()?,
             instance: "lab".to_owned(),
+            guards: false,
         })
     }
 
@@ -55,6 +57,13 @@ impl<'a> Dosguard<'a> {
     #[must_use]
     pub fn with_instance(&self, name: &str) -> Self {
         Self { instance: name.to_owned(), ..self.clone() }
+    }
+
+    /// The same, with the guards against being locked out. Without this the allow-list of a new instance is empty, whatever
+    /// machine the lab runs on.
+    #[must_use]
+    pub fn with_guards(&self) -> Self {
+        Self { guards: true, ..self.clone() }
     }
 
     /// The same instance, from within another namespace of the lab.
@@ -94,12 +103,24 @@ impl<'a> Dosguard<'a> {
         let mut command = self.namespace.command(&self.binary);
         command
             .args(self.global_arguments())
-            .args(arguments)
-            // Who runs the lab from where must not change what is allowed in it.
-            .env_remove("SSH_CONNECTION")
-            .env_remove("SSH_CLIENT")
+            .args(self.arguments(arguments))
+            // There is no ssh session: who runs the lab from where must not change what it may do.
+            .env("SSH_CONNECTION", "")
             .stdin(Stdio::null());
         command
+    }
+
+    /// The arguments of a verb, with what keeps its guards out.
+    fn arguments<I, S>(&self, arguments: I) -> Vec<OsString>
+    where
+        I: IntoIterator<Item = S>,
+        S: AsRef<OsStr>,
+    {
+        let mut arguments: Vec<_> = arguments.into_iter().map(|text| text.as_ref().to_owned()).collect();
+        if !self.guards && arguments.first().is_some_and(|verb| verb == "run" || verb == "attach") {
+            arguments.insert(1, "--no-guards".into());
+        }
+        arguments
     }
 
     /// Runs a command to its end, whatever its exit status.

@@ -31,7 +31,7 @@ fn a_day_in_the_life() {
     assert_eq!(status["interfaces"][0]["name"], GUARD_ATTACKER_SIDE);
     assert_eq!(status["interfaces"][0]["mode"], "native");
     assert_eq!(status["rules"][1]["ports"], "tcp/25,tcp/587");
-    assert_eq!(done(&dosguard, "allow list"), "192.0.2.0/24\n");
+    assert_eq!(done(&dosguard, "allow list"), "192.0.2.0/24  # file\n");
 
     // A listener that is there before the event gets it while it happens.
     let listener = Listener::start(&dosguard);

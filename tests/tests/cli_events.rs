@@ -12,7 +12,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use dosguard_tests::addresses::{FORGED_V4, GUARD_ATTACKER_SIDE, GUARD_V4, PEER};
-use dosguard_tests::cli::{Lines, Listener, PATIENCE, done, packets, refused, say, start, syns_from};
+use dosguard_tests::cli::{Lines, Listener, PATIENCE, done, packets, refused, start, syns_from};
 use dosguard_tests::daemon::Dosguard;
 use dosguard_tests::flood::Flood;
 use dosguard_tests::lab::Lab;
@@ -51,7 +51,7 @@ fn the_history_and_what_follows_are_one_story() {
         .spawn()
         .unwrap();
     let lines = Lines::of(child.stdout.take().unwrap());
-    let mut next = || serde_json::from_str::<Value>(&lines.next()).unwrap();
+    let next = || serde_json::from_str::<Value>(&lines.next()).unwrap();
     let mut told: Vec<_> = (0..5).map(|_| next()).collect();
     assert_eq!(told, before);
     syns_from(&lab, &dosguard, FORGED_V4, 80, 6);

@@ -8,11 +8,14 @@ use dosguard_common::config::Mode;
 use dosguard_common::event::Kind;
 
 use super::changes::{Names, say_ended};
+use super::confirm::{self, Confirmation, patience};
 use super::upgrade::{say_interrupted, say_replaced};
 use super::{Answer, rule, survive, talk};
+use crate::config::cidr::Cidr;
 use crate::config::file;
 use crate::config::policy::Policy;
 use crate::datapath::{self, AttachMode, Datapath, LoadOptions, Request, Started};
+use crate::guards::{self, Change, Guard};
 use crate::lock::{StateLock, running_daemon};
 use crate::output::{BOLD, YELLOW};
 use crate::paths::Paths;
@@ -29,9 +32,27 @@ pub(super) struct AttachArgs {
     /// If the file has other source prefixes than the live ones: end the bans and counters of those, instead of refusing.
     #[arg(long, requires = "config")]
     reset_counters: bool,
+    /// Stay in the foreground and detach after this time, unless `dosguard confirm` is said before, or when this command
+    /// ends for any reason.
+    #[arg(long, value_name = "DURATION")]
+    confirm: Option<String>,
+    #[command(flatten)]
+    guards: GuardArgs,
     /// Interfaces to guard, beside those of the file.
     #[arg(value_name = "IFACE", required_unless_present = "config")]
     interfaces: Vec<String>,
+}
+
+/// How not to be locked out.
+#[derive(Debug, Args)]
+pub(super) struct GuardArgs {
+    /// Do not put the gateways, the name servers and the address of this ssh session on the allow-list when the instance
+    /// is loaded.
+    #[arg(long)]
+    pub(super) no_guards: bool,
+    /// Go on even if the file cuts off the ssh session that this is said in.
+    #[arg(long)]
+    pub(super) force: bool,
 }
 
 #[derive(Debug, Args)]
@@ -46,15 +67,20 @@ pub(super) struct DetachArgs {
 }
 
 pub(super) fn attach(paths: &Paths, args: &AttachArgs, _out: &mut dyn Write) -> anyhow::Result<Answer> {
+    let patience = args.confirm.as_deref().map(patience).transpose()?;
     let policy = read_policy(args.config.as_deref())?;
     let interfaces = wanted_interfaces(policy.as_ref(), &args.interfaces);
     let load = LoadOptions::default();
     let saved = survive::saved(paths);
+    let guards = args.guards.find();
+    let prefixes: Vec<_> = guards.iter().map(Guard::prefix).collect();
     let request = Request {
         interfaces: &interfaces,
         mode: args.mode,
         policy: policy.as_ref(),
+        guards: &prefixes,
         reset: args.reset_counters,
+        hold: patience.is_some(),
         load: &load,
         saved: saved.as_ref(),
     };
@@ -64,18 +90,50 @@ pub(super) fn attach(paths: &Paths, args: &AttachArgs, _out: &mut dyn Write) -> 
         !interfaces.is_empty() || Datapath::open(paths)?.is_some(),
         "no interface to guard\nhint: name one, such as `dosguard attach eth0`, or set `interfaces` in the file"
     );
-    let _lock = StateLock::acquire(paths)?;
+    let lock = StateLock::acquire(paths)?;
+    args.guards.refuse_cut(paths, policy.as_ref(), &guards)?;
+    if patience.is_some() {
+        refuse_change(paths, policy.as_ref())?;
+    }
+    let confirmation = patience.map(|patience| Confirmation::prepare(paths, patience)).transpose()?;
     let names = Names::read_if_loaded(paths)?;
     let started = datapath::start(paths, &request)?;
     if let Some(names) = names {
         names.report(paths, Kind::Unban, &started.ended);
     }
-    report_attached(paths, &started)?;
-    Ok(Answer::Done)
+    report_attached(paths, &started, &guards)?;
+    drop(lock);
+    match confirmation {
+        Some(confirmation) => confirmation.wait(paths, started),
+        None => Ok(Answer::Done),
+    }
+}
+
+/// Refuses a file that would change a live instance: what a change ends, such as bans, would not come back if it is not
+/// confirmed.
+fn refuse_change(paths: &Paths, policy: Option<&Policy>) -> anyhow::Result<()> {
+    let (Some(policy), Some(datapath)) = (policy, Datapath::open(paths)?) else { return Ok(()) };
+    anyhow::ensure!(
+        !datapath.differs_from(policy)?,
+        "`--confirm` cannot take back what the file would change of instance `{}`, which is loaded\n\
+         hint: apply the file first, without `--confirm`; then attach the interfaces with it",
+        paths.instance()
+    );
+    Ok(())
 }
 
 pub(super) fn detach(paths: &Paths, args: &DetachArgs, _out: &mut dyn Write) -> anyhow::Result<Answer> {
     system::require_capabilities()?;
+    let pending = confirm::pending(paths);
+    let waits = |name: &String| pending.iter().any(|pending| pending.name == *name);
+    let cancelled = args.all || args.interfaces.iter().any(waits);
+    if cancelled {
+        confirm::cancel(paths)?;
+    }
+    let interfaces: Vec<_> = args.interfaces.iter().filter(|name| !waits(name)).collect();
+    if cancelled && !args.all && interfaces.is_empty() {
+        return Ok(Answer::Done);
+    }
     let _lock = StateLock::acquire(paths)?;
     if args.all {
         if !Datapath::is_pinned(paths)? {
@@ -92,13 +150,13 @@ pub(super) fn detach(paths: &Paths, args: &DetachArgs, _out: &mut dyn Write) -> 
     }
     let datapath = Datapath::require(paths)?;
     let guarded = datapath.guarded()?;
-    for name in &args.interfaces {
-        if !guarded.iter().any(|guarded| guarded.name.as_deref() == Some(name)) {
+    for name in &interfaces {
+        if !guarded.iter().any(|guarded| guarded.name.as_deref() == Some(name.as_str())) {
             talk::say(&format!("instance `{}` is not attached to `{name}`", paths.instance()));
             return Ok(Answer::No);
         }
     }
-    for name in &args.interfaces {
+    for name in &interfaces {
         datapath.detach(name)?;
         talk::say(&format!("detached from `{name}`"));
     }
@@ -114,6 +172,38 @@ fn remove(paths: &Paths) -> anyhow::Result<Answer> {
     survive::forget(paths);
     talk::say(&format!("instance `{}` is gone: detached, and nothing left behind", paths.instance()));
     Ok(Answer::Done)
+}
+
+impl GuardArgs {
+    /// Who must not be locked out, unless nobody is to be looked for.
+    pub(super) fn find(&self) -> Vec<Guard> {
+        if self.no_guards { Vec::new() } else { guards::find() }
+    }
+
+    /// Refuses a file that would cut off the ssh session. The instance's lock must be held.
+    pub(super) fn refuse_cut(
+        &self,
+        paths: &Paths,
+        policy: Option<&Policy>,
+        guards: &[Guard],
+    ) -> anyhow::Result<()> {
+        let Some(policy) = policy else { return Ok(()) };
+        warn_of(&policy.deny);
+        if self.force {
+            return Ok(());
+        }
+        let datapath = Datapath::open(paths)?;
+        // Only a new instance gets the guards.
+        let guards = if datapath.is_some() { &[] } else { guards };
+        Ok(guards::refuse_cut(paths, datapath.as_ref(), Change::Policy(policy, guards))?)
+    }
+}
+
+/// Says what is worth a word about networks that are to be denied.
+pub(super) fn warn_of(denied: &[Cidr]) {
+    for warning in guards::warnings(denied) {
+        log::warn!("{warning}");
+    }
 }
 
 pub(super) fn read_policy(config: Option<&Path>) -> anyhow::Result<Option<Policy>> {
@@ -132,7 +222,7 @@ pub(super) fn wanted_interfaces(policy: Option<&Policy>, named: &[String]) -> Ve
 }
 
 /// Says what is guarded now, how, and by which rules.
-pub(super) fn report_attached(paths: &Paths, started: &Started) -> anyhow::Result<()> {
+pub(super) fn report_attached(paths: &Paths, started: &Started, guards: &[Guard]) -> anyhow::Result<()> {
     if started.bpffs == Bpffs::Mounted {
         talk::say(&format!("mounted a BPF file system at `{}`", paths.bpffs().display()));
     }
@@ -152,6 +242,14 @@ pub(super) fn report_attached(paths: &Paths, started: &Started) -> anyhow::Resul
         }
         None => {}
     }
+    if started.created && !guards.is_empty() {
+        let allowed: Vec<_> = guards.iter().map(ToString::to_string).collect();
+        talk::say(&format!(
+            "allowed: {}; `{} allow del ADDR` takes one off",
+            allowed.join(", "),
+            paths.command()
+        ));
+    }
     for attached in &started.attached {
         if let Some(reason) = &attached.refused {
             talk::say(&format!(
@@ -166,7 +264,12 @@ pub(super) fn report_attached(paths: &Paths, started: &Started) -> anyhow::Resul
             talk::say(&format!("guarding {BOLD}{name}{BOLD:#} in {mode} mode"));
         }
     }
-    if guarded.is_empty() {
+    if !started.held.is_empty() {
+        for attached in started.attached.iter().filter(|attached| !attached.already) {
+            let (name, mode) = (&attached.interface, attached.mode);
+            talk::say(&format!("guarding {BOLD}{name}{BOLD:#} in {mode} mode, until it is confirmed or not"));
+        }
+    } else if guarded.is_empty() {
         talk::say(&format!("{YELLOW}warning:{YELLOW:#} no interface is guarded"));
     }
     let settings = started.datapath.settings()?;

@@ -14,11 +14,13 @@ use dosguard_common::rule::{RuleIndex, Scope};
 use jiff::Timestamp;
 
 use super::changes::{Names, count};
+use super::list::refuse_cut;
 use super::{Answer, talk};
 use crate::config::cidr::{Cidr, parse_address, to_address};
 use crate::config::policy::SourcePrefixes;
 use crate::config::units::Span;
 use crate::datapath::{Datapath, List};
+use crate::guards::Change;
 use crate::lock::StateLock;
 use crate::output::{BanRecord, WallClock, YELLOW, source_text, table, write_json, write_table};
 use crate::paths::Paths;
@@ -60,6 +62,9 @@ pub(super) struct AddArgs {
     /// Why: a note that is listed with the ban, of up to 24 bytes.
     #[arg(long = "reason", value_name = "TEXT", default_value = "")]
     note: String,
+    /// Go on even if it cuts off the ssh session that this is said in.
+    #[arg(long)]
+    force: bool,
 }
 
 #[derive(Debug, Args)]
@@ -159,6 +164,9 @@ fn add(paths: &Paths, args: &AddArgs) -> anyhow::Result<Answer> {
     let scope = args.scope.map_or(if args.rule.is_some() { Scope::Syn } else { Scope::All }, Scope::from);
     let index = rule_index(&datapath, args.rule.as_deref().unwrap_or("default"))?;
     let names = Names::read(&datapath)?;
+    if scope == Scope::All {
+        refuse_cut(paths, &datapath, Change::Ban(&sources), args.force)?;
+    }
     for source in sources {
         let key = SourceKey::with_scope(source, scope, index);
         let text = source_text(source, mask.into());

@@ -7,9 +7,11 @@ use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
+use super::attach::warn_of;
 use super::{Answer, talk};
 use crate::config::cidr::Cidr;
 use crate::datapath::{Datapath, List, Origin, list_add, list_remove};
+use crate::guards::{self, Change};
 use crate::lock::StateLock;
 use crate::output::{SCHEMA, write_json};
 use crate::paths::Paths;
@@ -37,6 +39,9 @@ pub(super) struct NetworkArgs {
     /// Read networks from a file too, one a line; `-` for standard input. What follows `#` or `;` is skipped.
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
+    /// Go on even if it cuts off the ssh session that this is said in.
+    #[arg(long)]
+    force: bool,
     /// An address or a network, such as `192.0.2.0/24` or `2001:db8::/32`.
     #[arg(value_name = "CIDR", required_unless_present = "file")]
     networks: Vec<String>,
@@ -67,12 +72,15 @@ pub(super) fn list(
 
 fn show(paths: &Paths, list: List, args: &ListArgs, out: &mut dyn Write) -> anyhow::Result<Answer> {
     let entries = Datapath::require(paths)?.maps().list(list).entries()?;
+    let texts = entries.keys().map(|(address, bits)| Cidr::from_prefix(*address, *bits).to_string());
+    let width = texts.map(|text| text.len()).max().unwrap_or_default();
     for ((address, bits), origin) in &entries {
         let network = Cidr::from_prefix(*address, *bits).to_string();
         if args.json {
             write_json(out, &NetworkRecord { version: SCHEMA, network, origin: origin.name() })?;
         } else {
-            writeln!(out, "{network}")?;
+            // What follows the sign is a comment to `add --file`.
+            writeln!(out, "{network:width$}  # {}", origin.name())?;
         }
     }
     if entries.is_empty() && !args.json {
@@ -86,6 +94,10 @@ fn add(paths: &Paths, list: List, args: &NetworkArgs) -> anyhow::Result<Answer> 
     require_capabilities()?;
     let _lock = StateLock::acquire(paths)?;
     let mut datapath = Datapath::require(paths)?;
+    if list == List::Deny {
+        warn_of(&networks);
+        refuse_cut(paths, &datapath, Change::Deny(&networks), args.force)?;
+    }
     list_add(datapath.maps_mut(), list, networks.iter().map(Cidr::to_prefix), Origin::HAND)?;
     if networks.len() > TOLD {
         talk::say(&format!("{} networks are {}", networks.len(), list.participle()));
@@ -102,6 +114,9 @@ fn del(paths: &Paths, list: List, args: &NetworkArgs) -> anyhow::Result<Answer> 
     require_capabilities()?;
     let _lock = StateLock::acquire(paths)?;
     let mut datapath = Datapath::require(paths)?;
+    if list == List::Allow {
+        refuse_cut(paths, &datapath, Change::Disallow(&networks), args.force)?;
+    }
     let live = datapath.maps().list(list).entries()?;
     let (mut removed, mut of_file) = (0, 0);
     for network in &networks {
@@ -126,6 +141,16 @@ fn del(paths: &Paths, list: List, args: &NetworkArgs) -> anyhow::Result<Answer> 
         ));
     }
     Ok(if removed == networks.len() { Answer::Done } else { Answer::No })
+}
+
+/// Refuses what would cut off the ssh session that it is said in.
+pub(super) fn refuse_cut(
+    paths: &Paths,
+    datapath: &Datapath,
+    change: Change<'_>,
+    force: bool,
+) -> anyhow::Result<()> {
+    if force { Ok(()) } else { Ok(guards::refuse_cut(paths, Some(datapath), change)?) }
 }
 
 /// All of them, or an error before anything changes.
@@ -157,7 +182,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("list");
         std::fs::write(&file, text).unwrap();
-        let args = NetworkArgs { file: Some(file), networks: vec!["203.0.113.1".into()] };
+        let args = NetworkArgs { file: Some(file), force: false, networks: vec!["203.0.113.1".into()] };
         let networks = read(&args).map_err(|error| format!("{error:#}"))?;
         Ok(networks.iter().map(ToString::to_string).collect())
     }

@@ -6,6 +6,7 @@ mod attach;
 mod bans;
 mod changes;
 mod check;
+mod confirm;
 mod events;
 mod explain;
 mod list;
@@ -75,6 +76,8 @@ enum Verb {
     Detach(attach::DetachArgs),
     /// Replace the program in the kernel by this dosguard's, without a gap.
     Upgrade(upgrade::UpgradeArgs),
+    /// Keep what `attach --confirm` attached and waits with.
+    Confirm,
     /// Show what is guarded, how, and what became of the packets.
     Status(status::StatusArgs),
     /// Read and write settings, from the next packet on.
@@ -159,6 +162,7 @@ fn dispatch(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Answer> {
         Verb::Attach(args) => attach::attach(&paths, &args, out),
         Verb::Detach(args) => attach::detach(&paths, &args, out),
         Verb::Upgrade(args) => upgrade::upgrade(&paths, &args, out),
+        Verb::Confirm => confirm::confirm(&paths),
         Verb::Status(args) => status::status(&paths, &args, out),
         Verb::Sysctl(args) => sysctl::sysctl(&paths, &args, out),
         Verb::Rule(verb) => rule::rule(&paths, &verb, out),

@@ -9,7 +9,7 @@ use aya_log::EbpfLogger;
 use clap::{Args, ValueEnum};
 use dosguard_common::event::Kind;
 
-use super::attach::{read_policy, report_attached, wanted_interfaces};
+use super::attach::{GuardArgs, read_policy, report_attached, wanted_interfaces};
 use super::changes::Names;
 use super::{Answer, survive, talk, upgrade};
 use crate::config::services::{LogFormat, Services};
@@ -17,6 +17,7 @@ use crate::daemon::health::Health;
 use crate::daemon::outlet::Outlets;
 use crate::daemon::{self, BACKLOG, KernelLog, Parts, Reload, Server, Signals};
 use crate::datapath::{self, AttachMode, Datapath, LoadOptions, Request, Started};
+use crate::guards::Guard;
 use crate::lock::{DaemonLock, StateLock};
 use crate::output::YELLOW;
 use crate::paths::Paths;
@@ -46,6 +47,8 @@ pub(super) struct RunArgs {
     /// dropped. A live program is replaced by one that has them.
     #[arg(long, value_enum, default_value_t)]
     kernel_log: KernelLogLevel,
+    #[command(flatten)]
+    guards: GuardArgs,
     /// Interfaces to guard, beside those of the file and those that are guarded already.
     #[arg(value_name = "IFACE")]
     interfaces: Vec<String>,
@@ -74,11 +77,15 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
     let interfaces = wanted_interfaces(policy.as_ref(), &args.interfaces);
     let load = LoadOptions { log_level: Some(args.kernel_log as u8), ..LoadOptions::default() };
     let saved = survive::saved(paths);
+    let guards = args.guards.find();
+    let prefixes: Vec<_> = guards.iter().map(Guard::prefix).collect();
     let request = Request {
         interfaces: &interfaces,
         mode: args.mode,
         policy: policy.as_ref(),
+        guards: &prefixes,
         reset: args.reset_counters,
+        hold: false,
         load: &load,
         saved: saved.as_ref(),
     };
@@ -110,12 +117,13 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
         {
             upgrade::say_migrated(&migrated);
         }
+        args.guards.refuse_cut(paths, policy.as_ref(), &guards)?;
         let (names, started) = (Names::read_if_loaded(paths)?, datapath::start(paths, &request)?);
         (names, started, survive::open_history(paths))
     };
     let served = (|| {
         let ended = names.map(|names| names.records(Kind::Unban, &started.ended)).transpose()?;
-        report_attached(paths, &started)?;
+        report_attached(paths, &started, &guards)?;
         anyhow::ensure!(
             args.kernel_log == KernelLogLevel::Off || !matches!(started.replaced, Some(Err(_))),
             "the kernel program that goes on has no such log\nhint: leave `--kernel-log` out"

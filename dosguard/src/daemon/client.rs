@@ -2,13 +2,18 @@
 
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use thiserror::Error;
 
 use super::PATIENCE;
 use super::protocol::{Line, Request, Wanted};
+use super::report::DaemonReport;
 use crate::output::EventRecord;
 use crate::paths::Paths;
+
+/// A daemon that does not say how it does within this does not do well.
+const STATUS_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Why events cannot be had from a daemon.
 #[derive(Debug, Error)]
@@ -73,6 +78,17 @@ pub fn report(
         stream.write_all(&line(&Request::Report(Box::new(record)))?)?;
     }
     Ok(())
+}
+
+/// Asks the instance's daemon how it does.
+pub fn ask_status(paths: &Paths) -> Result<DaemonReport, SubscriptionError> {
+    let mut stream = connect(paths)?;
+    stream.set_read_timeout(Some(STATUS_PATIENCE))?;
+    stream.set_write_timeout(Some(STATUS_PATIENCE))?;
+    stream.write_all(&line(&Request::Status)?)?;
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer)?;
+    Ok(serde_json::from_str(&answer).map_err(io::Error::from)?)
 }
 
 fn connect(paths: &Paths) -> Result<UnixStream, SubscriptionError> {

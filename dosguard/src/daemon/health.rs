@@ -7,6 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
+
+use super::report::{DaemonReport, Rates};
+use crate::output::SCHEMA;
+
 /// What goes wrong over and over is logged this often.
 const QUIET: Duration = Duration::from_secs(10);
 
@@ -73,11 +78,25 @@ pub struct Health {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
+    started: Timestamp,
     published: AtomicU64,
     losses: [AtomicU64; Loss::ALL.len()],
     subjects: Mutex<BTreeMap<String, Subject>>,
+    rates: Mutex<Option<Rates>>,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            started: Timestamp::now(),
+            published: AtomicU64::default(),
+            losses: Default::default(),
+            subjects: Mutex::default(),
+            rates: Mutex::default(),
+        }
+    }
 }
 
 /// Something that was wrong at some time.
@@ -150,6 +169,25 @@ impl Health {
         self.subjects().values().filter_map(|subject| subject.warning.clone()).collect()
     }
 
+    /// Keeps the latest rates.
+    pub fn measured(&self, rates: Rates) {
+        *self.shared.rates.lock().unwrap_or_else(PoisonError::into_inner) = Some(rates);
+    }
+
+    /// All of it, for whoever asks.
+    pub fn report(&self) -> DaemonReport {
+        let losses = Loss::ALL.map(|loss| (loss.name().to_owned(), self.losses(loss)));
+        DaemonReport {
+            version: SCHEMA,
+            pid: std::process::id(),
+            started: self.shared.started,
+            events: self.events(),
+            losses: losses.into(),
+            warnings: self.warned(),
+            rates: *self.shared.rates.lock().unwrap_or_else(PoisonError::into_inner),
+        }
+    }
+
     fn subjects(&self) -> MutexGuard<'_, BTreeMap<String, Subject>> {
         // Whole values are put in and taken out: one that panicked between left nothing half done.
         self.shared.subjects.lock().unwrap_or_else(PoisonError::into_inner)
@@ -182,5 +220,21 @@ mod tests {
         health.warn("the disk", "the disk is full");
         health.forget("the disk");
         assert!(health.warned().is_empty());
+    }
+
+    #[test]
+    fn the_report_has_all_of_it() {
+        let health = Health::default();
+        health.published(7);
+        health.lost(Loss::HookFailed, 3);
+        health.warn("the disk", "the disk is full");
+        let report = health.report();
+        assert_eq!((report.events, report.losses["hook-failed"], report.rates), (7, 3, None));
+        assert_eq!(
+            (report.losses.len(), report.warnings),
+            (Loss::ALL.len(), vec!["the disk is full".to_owned()])
+        );
+        let text = serde_json::to_string(&health.report()).unwrap();
+        assert_eq!(serde_json::from_str::<DaemonReport>(&text).unwrap(), health.report());
     }
 }

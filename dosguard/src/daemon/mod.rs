@@ -10,6 +10,7 @@ pub mod outlet;
 mod past;
 mod protocol;
 mod pump;
+pub mod report;
 pub mod saver;
 mod signals;
 mod socket;
@@ -26,7 +27,7 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinSet, yield_now};
 use tokio::time::{sleep_until, timeout};
 
-pub use client::{Subscription, SubscriptionError, report, subscribe};
+pub use client::{Subscription, SubscriptionError, ask_status, report, subscribe};
 pub use events::EventHub;
 use health::Health;
 use outlet::Outlets;
@@ -50,6 +51,8 @@ pub const BACKLOG: usize = 1_000;
 
 /// How often expired bans are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
+/// How often the rates are measured.
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 /// A look takes at most this part of the time: with very many bans it comes less often.
 const SWEEP_SHARE: u32 = 20;
 /// Events handed out in one go. Between such batches everybody else gets a turn; a listener's queue holds several.
@@ -148,6 +151,7 @@ pub async fn serve(paths: &Paths, parts: Parts) -> Result<(), DaemonError> {
     let mut clients = JoinSet::new();
     let (mut reloads, mut reload_wanted) = (JoinSet::new(), false);
     let mut sweep_at = tokio::time::Instant::now();
+    let mut sample_at = sweep_at;
     loop {
         tokio::select! {
             asked = signals.asked() => match asked {
@@ -172,6 +176,10 @@ pub async fn serve(paths: &Paths, parts: Parts) -> Result<(), DaemonError> {
                     Err(error) => health.warn(SWEEP, format!("expired bans were not removed: {error}")),
                 }
                 sweep_at = tokio::time::Instant::now() + SWEEP_INTERVAL.max(began.elapsed() * SWEEP_SHARE);
+            }
+            () = sleep_until(sample_at) => {
+                pump.measure();
+                sample_at = tokio::time::Instant::now() + SAMPLE_INTERVAL;
             }
             accepted = server.accept() => match accepted {
                 Ok(_) if clients.len() >= MAX_CLIENTS => {

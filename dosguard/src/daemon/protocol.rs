@@ -11,6 +11,8 @@ use crate::store::EventFilter;
 pub(super) enum Request {
     /// Events that were and, if wanted, those that come.
     Events(Wanted),
+    /// How the daemon does.
+    Status,
     /// Something was changed by hand. For root alone.
     Report(Box<EventRecord>),
 }

@@ -1,6 +1,7 @@
 //! From the ring buffer to whoever wants events.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use aya::maps::{MapData, RingBuf};
 use dosguard_common::ban::Ban;
@@ -12,6 +13,7 @@ use tokio::task::yield_now;
 use super::events::{EventHub, Recorder};
 use super::health::Health;
 use super::outlet::Outlets;
+use super::report::{Sampler, Totals};
 use super::saver::Saver;
 use super::{BATCH, DaemonError, Reloaded};
 use crate::datapath::{Datapath, Swept};
@@ -33,6 +35,7 @@ pub(super) struct Pump {
     writer: Writer,
     saver: Saver,
     health: Health,
+    sampler: Sampler,
     lost: u64,
 }
 
@@ -47,7 +50,17 @@ impl Pump {
         let lost = datapath.maps().tallied(Tally::EventLost)?;
         let recorder = Recorder::new(&datapath)?;
         let saver = Saver::new(&datapath);
-        Ok(Self { datapath, recorder, hub, outlets, writer, saver, health, lost })
+        Ok(Self {
+            datapath,
+            recorder,
+            hub,
+            outlets,
+            writer,
+            saver,
+            health,
+            sampler: Sampler::default(),
+            lost,
+        })
     }
 
     /// Publishes up to [`BATCH`] events and returns how many.
@@ -133,6 +146,17 @@ impl Pump {
     fn publish_event(&mut self, event: &Event) {
         let record = self.recorder.record(&self.datapath, event);
         self.publish(record);
+    }
+
+    /// Measures how fast things happen. Nothing depends on it.
+    pub(super) fn measure(&mut self) {
+        match Totals::read(self.datapath.maps()) {
+            Ok(totals) => {
+                let rates = self.sampler.sample(Instant::now(), totals);
+                rates.into_iter().for_each(|rates| self.health.measured(rates));
+            }
+            Err(error) => log::warn!("the rates cannot be measured: {error}"),
+        }
     }
 
     /// Hands out a record.

@@ -115,6 +115,7 @@ async fn answer(
                 let _ = desk.reports.send(*record).await;
             }
             Ok(Request::Report(_)) => return refuse(writer, "only root may change anything").await,
+            Ok(Request::Status) => send(writer, &[desk.health.report()]).await?,
             Ok(Request::Events(wanted)) => {
                 let Desk { hub, past, reports, health } = desk;
                 // It must not keep the daemon from ending.

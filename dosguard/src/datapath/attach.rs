@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fs;
 use std::io;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use aya::programs::links::FdLink;
@@ -106,8 +107,9 @@ impl Datapath {
         Ok(links_in(&self.paths.pins())?.into_iter().map(guarded).collect())
     }
 
-    /// Attaches to an interface and pins the link. Nobody else's program is replaced.
-    pub fn attach(&self, name: &str, mode: AttachMode) -> Result<Attached, Error> {
+    /// Attaches to an interface. Nobody else's program is replaced. Unless it was attached before, the link is in the
+    /// caller's hands: the kernel detaches again if it is dropped and not [pinned](Held::pin).
+    pub fn attach(&self, name: &str, mode: AttachMode) -> Result<(Attached, Option<Held>), Error> {
         let interface = find(name)?;
         let link = LinkName { namespace: network_namespace()?, ifindex: interface.index };
         let (own, _) = self.program()?;
@@ -122,24 +124,36 @@ impl Datapath {
                         asked: mode,
                     });
                 }
-                return Ok(attached(on.mode, None, true));
+                return Ok((attached(on.mode, None, true), None));
             }
+            Some(on) if on.id == own => return Err(Error::AwaitsConfirmation { interface: name.to_owned() }),
             Some(on) => return Err(foreign(&interface, on)),
             None => {}
         }
-        let refused = self.link(&interface, link, mode)?;
-        let obtained = find(name).and_then(|interface| {
-            let on = interface.program.filter(|on| on.id == own);
-            on.map(|on| on.mode).ok_or_else(|| self.not_attached(name))
-        });
-        match obtained {
-            Ok(obtained) => Ok(attached(obtained, refused, false)),
-            Err(error) => {
-                // Nobody else knows of this link yet.
-                let _ = self.unlink(link);
-                Err(error)
-            }
+        let (held, refused) = self.link(&interface, mode)?;
+        let held = Held { link: held, path: self.paths.link(link), program: own, ifindex: interface.index };
+        let on_it = find(name)?.program.filter(|on| on.id == own);
+        let obtained = on_it.ok_or_else(|| self.not_attached(name))?.mode;
+        Ok((attached(obtained, refused, false), Some(held)))
+    }
+
+    /// Pins links, all of them or none. Refused if the instance was loaded anew since they were made.
+    pub fn pin(&self, held: Vec<Held>) -> Result<(), Error> {
+        let (program, _) = self.program()?;
+        if held.iter().any(|held| held.program != program) {
+            return Err(Error::LoadedAnew { instance: self.paths.instance().to_owned() });
         }
+        let mut pinned = Vec::new();
+        for held in held {
+            let path = held.path.clone();
+            if let Err(error) = held.pin() {
+                // The first error is the one to tell. What stays shows in `status`.
+                pinned.iter().for_each(|path| drop(fs::remove_file(path)));
+                return Err(error);
+            }
+            pinned.push(path);
+        }
+        Ok(())
     }
 
     fn not_attached(&self, name: &str) -> Error {
@@ -179,7 +193,7 @@ impl Datapath {
     }
 
     /// Attaches in the wanted mode; returns why native was refused if `auto` had to fall back.
-    fn link(&self, interface: &Interface, link: LinkName, mode: AttachMode) -> Result<Option<String>, Error> {
+    fn link(&self, interface: &Interface, mode: AttachMode) -> Result<(FdLink, Option<String>), Error> {
         let first = match mode {
             AttachMode::Auto | AttachMode::Native => XdpMode::Driver,
             AttachMode::Generic => XdpMode::Skb,
@@ -189,9 +203,9 @@ impl Datapath {
                 return Err(Error::ModeRefused { interface: interface.name.clone(), mode, source });
             }
         };
-        let error = match self.link_in(interface, link, first) {
-            Ok(()) => return Ok(None),
-            Err(LinkError::Pin(error)) => return Err(error),
+        let error = match self.link_in(interface, first) {
+            Ok(link) => return Ok((link, None)),
+            Err(LinkError::Kept(error)) => return Err(error),
             Err(LinkError::Kernel(error)) => error,
         };
         if let Some(on) = find(&interface.name)?.program {
@@ -204,29 +218,49 @@ impl Datapath {
                 source: Box::new(error),
             });
         }
-        match self.link_in(interface, link, XdpMode::Skb) {
-            Ok(()) => Ok(Some(reason(&error))),
-            Err(LinkError::Pin(error)) => Err(error),
+        match self.link_in(interface, XdpMode::Skb) {
+            Ok(link) => Ok((link, Some(reason(&error)))),
+            Err(LinkError::Kept(error)) => Err(error),
             Err(LinkError::Kernel(error)) => {
                 Err(Error::Attach { interface: interface.name.clone(), source: Box::new(error) })
             }
         }
     }
 
-    fn link_in(&self, interface: &Interface, link: LinkName, mode: XdpMode) -> Result<(), LinkError> {
+    fn link_in(&self, interface: &Interface, mode: XdpMode) -> Result<FdLink, LinkError> {
         let mut program = Xdp::from_pin(self.paths.program(), XdpAttachType::Interface)?;
         let id = program.attach_to_if_index(interface.index, mode)?;
         // Without BPF links aya attaches over netlink; such an attachment cannot be pinned, and goes with this value.
-        let attached = FdLink::try_from(program.take_link(id)?).map_err(|_| {
-            LinkError::Pin(Error::Attach {
+        FdLink::try_from(program.take_link(id)?).map_err(|_| {
+            LinkError::Kept(Error::Attach {
                 interface: interface.name.clone(),
                 source: "the kernel has no BPF links for XDP (Linux 5.9)".into(),
             })
-        })?;
-        let path = self.paths.link(link);
-        let pinned = attached.pin(&path);
-        pinned.map_err(|error| LinkError::Pin(Error::path("pin", path)(io::Error::other(error))))?;
-        Ok(())
+        })
+    }
+}
+
+/// A link that this process alone holds: when it ends, for whatever reason, the kernel detaches.
+#[derive(Debug)]
+pub struct Held {
+    link: FdLink,
+    path: PathBuf,
+    program: u32,
+    ifindex: u32,
+}
+
+impl Held {
+    /// Pins the link, which then outlives this process.
+    pub fn pin(self) -> Result<(), Error> {
+        let Self { link, path, .. } = self;
+        link.pin(&path).map(drop).map_err(|error| Error::path("pin", path)(io::Error::other(error)))
+    }
+
+    /// Detaches, and waits until the interface shows it.
+    pub fn detach(self) {
+        let Self { link, program, ifindex, .. } = self;
+        drop(link);
+        wait_until_off(&[program], Some(ifindex));
     }
 }
 
@@ -247,8 +281,8 @@ pub(super) fn wait_until_off(programs: &[u32], ifindex: Option<u32>) {
 enum LinkError {
     /// The kernel refused to attach.
     Kernel(ProgramError),
-    /// The link could not be kept.
-    Pin(Error),
+    /// The link cannot be kept.
+    Kept(Error),
 }
 
 impl From<ProgramError> for LinkError {

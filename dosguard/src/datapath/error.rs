@@ -47,6 +47,24 @@ pub enum Error {
         /// What to do.
         hint: String,
     },
+    /// It is attached by a command that waits to be confirmed.
+    #[error(
+        "`{interface}` is attached, and detaches again unless it is confirmed\n\
+         hint: `dosguard confirm` keeps it; `dosguard detach {interface}` gives it up"
+    )]
+    AwaitsConfirmation {
+        /// The interface.
+        interface: String,
+    },
+    /// The links are of a program that is no longer the instance's.
+    #[error(
+        "instance `{instance}` was loaded anew while its new interfaces awaited confirmation; they are detached\n\
+         hint: attach them again"
+    )]
+    LoadedAnew {
+        /// The instance.
+        instance: String,
+    },
     /// The driver refused.
     #[error(
         "`{interface}` refused {mode} mode: {source}\n\

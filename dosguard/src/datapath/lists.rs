@@ -38,8 +38,8 @@ impl List {
     }
 }
 
-/// Who put an entry on a list: the configuration file, somebody at the command line, or both. The entry's value in the
-/// map.
+/// Who put an entry on a list: the configuration file, somebody at the command line, the guards against being locked
+/// out, or several of them. The entry's value in the map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Origin(u32);
 
@@ -48,19 +48,34 @@ impl Origin {
     pub const FILE: Self = Self(1 << 0);
     /// Somebody at the command line.
     pub const HAND: Self = Self(1 << 1);
+    /// The [guards](crate::guards) against being locked out.
+    pub const GUARD: Self = Self(1 << 2);
 
     /// Whether the configuration file has it.
     pub const fn is_of_file(self) -> bool {
-        self.0 & Self::FILE.0 != 0
+        self.has(Self::FILE)
+    }
+
+    /// Whether the configuration file alone has it: it goes when the file no longer has it.
+    pub const fn is_of_file_alone(self) -> bool {
+        self.0 == Self::FILE.0
     }
 
     /// The name used in output.
     pub const fn name(self) -> &'static str {
-        match (self.0 & Self::FILE.0 != 0, self.0 & Self::HAND.0 != 0) {
-            (true, true) => "file and hand",
-            (true, false) => "file",
-            (false, _) => "hand",
+        match (self.has(Self::FILE), self.has(Self::HAND), self.has(Self::GUARD)) {
+            (true, true, true) => "file, hand and guard",
+            (true, true, false) => "file and hand",
+            (true, false, true) => "file and guard",
+            (true, false, false) => "file",
+            (false, true, true) => "hand and guard",
+            (false, false, true) => "guard",
+            (false, _, false) => "hand",
         }
+    }
+
+    const fn has(self, other: Self) -> bool {
+        self.0 & other.0 != 0
     }
 
     const fn with(self, other: Self) -> Self {
@@ -74,6 +89,12 @@ impl Origin {
 
 /// A prefix as the maps hold it: an address, and its length in bits of the 128-bit form.
 pub type Prefix = (Address, u32);
+
+/// Whether a prefix covers an address.
+pub fn covers((prefix, length): &Prefix, address: &Address) -> bool {
+    let differ = u128::from_be_bytes(address.to_bytes()) ^ u128::from_be_bytes(prefix.to_bytes());
+    differ.leading_zeros() >= *length
+}
 
 /// A list of prefixes in the kernel.
 pub struct PrefixList {
@@ -114,11 +135,8 @@ impl PrefixList {
         if !self.covers(address)? {
             return Ok(None);
         }
-        let bits = u128::from_be_bytes(address.to_bytes());
-        let covers = |(prefix, length): &Prefix| {
-            (bits ^ u128::from_be_bytes(prefix.to_bytes())).leading_zeros() >= *length
-        };
-        Ok(self.entries()?.into_keys().filter(covers).max_by_key(|(_, length)| *length))
+        let covering = self.entries()?.into_keys().filter(|prefix| covers(prefix, address));
+        Ok(covering.max_by_key(|(_, length)| *length))
     }
 
     /// Whether it has no entry.
@@ -202,7 +220,7 @@ fn require_room(maps: &Maps, list: List, wanted: usize) -> Result<(), Error> {
 }
 
 /// Makes the file's part of a list what the file has now. What is new is added before what is gone is removed: there is
-/// no moment in which the list is empty. What was put there by hand stays.
+/// no moment in which the list is empty. What others put there stays.
 pub(super) fn list_follow_file(
     maps: &mut Maps,
     list: List,

@@ -30,11 +30,11 @@ use dosguard_common::abi::{self, ABI_VERSION};
 use dosguard_common::config::Config;
 use dosguard_common::rule::RuleIndex;
 
-pub use attach::{AttachMode, Attached, Guarded};
+pub use attach::{AttachMode, Attached, Guarded, Held};
 pub use build::Build;
 pub use error::Error;
 pub use links::{AttachedProgram, Interface, interfaces};
-pub use lists::{List, Origin, Prefix, PrefixList, list_add, list_remove};
+pub use lists::{List, Origin, Prefix, PrefixList, covers, list_add, list_remove};
 pub use maps::{Fill, Maps};
 pub use migrate::{Fate, Migrated, Plan, migrate, plan, try_plan};
 pub use object::{LoadOptions, Loaded, SHIPPED, sees_peers};

@@ -41,6 +41,18 @@ impl Datapath {
         Ok(Policy { allow: of_file(List::Allow)?, deny: of_file(List::Deny)?, ..self.settings()? })
     }
 
+    /// Whether applying `policy` would change anything.
+    pub fn differs_from(&self, policy: &Policy) -> Result<bool, Error> {
+        let sorted = |policy: &Policy| {
+            let mut rules = policy.rules.clone();
+            rules.sort_by(|one, other| one.name.as_str().cmp(other.name.as_str()));
+            let lists =
+                listed(policy).map(|(_, list)| list.iter().map(Cidr::to_prefix).collect::<BTreeSet<_>>());
+            (policy.mode, policy.events_rate, policy.prefixes, rules, lists)
+        };
+        Ok(sorted(&self.policy()?) != sorted(policy))
+    }
+
     /// Brings settings and lists in line with `policy`, or leaves them as they were. Rules that stay the same keep their
     /// counters. Of the lists, what the file put there follows the file, and what was put there by hand stays. Source
     /// prefixes change only if nothing is counted under others, or with `reset`. Returns the bans that this ended.

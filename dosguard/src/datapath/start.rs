@@ -2,8 +2,10 @@
 
 use jiff::Timestamp;
 
-use super::attach::{AttachMode, Attached, check_interface};
-use super::{Datapath, Ended, Error, LoadOptions, Replaced, finish_interrupted};
+use super::attach::{AttachMode, Attached, Held, check_interface};
+use super::{
+    Datapath, Ended, Error, List, LoadOptions, Origin, Prefix, Replaced, finish_interrupted, list_add,
+};
 use crate::bans::Restored;
 use crate::config::policy::Policy;
 use crate::paths::Paths;
@@ -19,8 +21,12 @@ pub struct Request<'a> {
     pub mode: AttachMode,
     /// What the rules shall be; none leaves live ones alone and starts new ones from the built-in policy.
     pub policy: Option<&'a Policy>,
+    /// What is put on the allow-list when the instance is loaded, so that nobody is locked out.
+    pub guards: &'a [Prefix],
     /// Whether counters and bans may go, where the policy has other source prefixes than the live ones.
     pub reset: bool,
+    /// Whether the new links are kept in [`Started::held`] instead of being pinned.
+    pub hold: bool,
     /// How the program is loaded: that of an instance that is not loaded yet, and one that takes a live one's place.
     pub load: &'a LoadOptions,
     /// Bans and offences from before, for an instance that is loaded now.
@@ -33,6 +39,10 @@ pub struct Started {
     pub datapath: Datapath,
     /// What came of each interface that was asked for.
     pub attached: Vec<Attached>,
+    /// The new links, if they were to be held.
+    pub held: Vec<Held>,
+    /// The id of the program that they are of.
+    pub program: u32,
     /// The bans that applying the policy ended.
     pub ended: Ended,
     /// What became of the bans and offences from before; none if there were none, or the instance was loaded.
@@ -75,9 +85,12 @@ fn start_on(paths: &Paths, request: &Request<'_>, bpffs: Bpffs) -> Result<Starte
             (Datapath::create(paths, request.policy.unwrap_or(&built_in), request.load)?, true)
         }
     };
+    let (program, _) = datapath.program()?;
     let mut started = Started {
         datapath,
         attached: Vec::new(),
+        held: Vec::new(),
+        program,
         ended: Ended::new(),
         restored: None,
         created,
@@ -102,18 +115,29 @@ fn start_on(paths: &Paths, request: &Request<'_>, bpffs: Bpffs) -> Result<Starte
 }
 
 fn finish(started: &mut Started, request: &Request<'_>) -> Result<(), Error> {
+    if started.created {
+        let guards = request.guards.iter().copied();
+        list_add(started.datapath.maps_mut(), List::Allow, guards, Origin::GUARD)?;
+    }
     started.datapath.end_killed_sweep()?;
     started.ended = started.datapath.finish_reset()?;
     started.datapath.forget_stale_links()?;
     if !started.datapath.is_current(request.load)? {
         started.replaced = Some(started.datapath.replace_program(request.load));
+        (started.program, _) = started.datapath.program()?;
     }
     if let Some(saved) = request.saved.filter(|_| started.created) {
         // Before the first packet.
         started.restored = Some(started.datapath.restore(saved, Timestamp::now())?);
     }
     for interface in request.interfaces {
-        started.attached.push(started.datapath.attach(interface, request.mode)?);
+        let (attached, held) = started.datapath.attach(interface, request.mode)?;
+        started.attached.push(attached);
+        match held {
+            Some(held) if request.hold => started.held.push(held),
+            Some(held) => held.pin()?,
+            None => {}
+        }
     }
     match request.policy {
         Some(policy) if !started.created => {

@@ -1,0 +1,294 @@
+//! What `status` finds out.
+
+use dosguard_common::config::Mode;
+use dosguard_common::reason::{Reason, Tally};
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::config::field::RuleField;
+use crate::confirm::{Ask, Pending, Reply, ask};
+use crate::daemon::report::Rates;
+use crate::daemon::{SubscriptionError, ask_status};
+use crate::datapath::{Datapath, Guarded, List};
+use crate::lock::running_daemon;
+use crate::output::{SCHEMA, grouped};
+use crate::paths::Paths;
+use crate::system;
+
+/// A map that is fuller than this wants a look, in percent.
+pub(super) const FULL_PERCENT: u64 = 80;
+
+#[derive(Serialize)]
+pub(super) struct StatusRecord {
+    version: u32,
+    pub(super) instance: String,
+    pub(super) loaded: bool,
+    pub(super) daemon: DaemonRecord,
+    pub(super) warnings: Vec<String>,
+    #[serde(flatten)]
+    pub(super) state: Option<StateRecord>,
+}
+
+#[derive(Default, Serialize)]
+pub(super) struct DaemonRecord {
+    running: bool,
+    pub(super) pid: Option<u32>,
+    #[serde(flatten)]
+    pub(super) told: Option<ToldRecord>,
+}
+
+/// What the daemon tells of itself.
+#[derive(Serialize)]
+pub(super) struct ToldRecord {
+    pub(super) started: Timestamp,
+    pub(super) events: u64,
+    pub(super) losses: Vec<TallyRecord>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) rates: Option<Rates>,
+}
+
+#[derive(Serialize)]
+pub(super) struct StateRecord {
+    pub(super) mode: &'static str,
+    events_rate: u32,
+    pub(super) program: ProgramRecord,
+    pub(super) interfaces: Vec<InterfaceRecord>,
+    pub(super) rules: Vec<RuleRecord>,
+    pub(super) bans: FillRecord,
+    pub(super) bans_monitored: usize,
+    pub(super) sources: FillRecord,
+    pub(super) allowed: usize,
+    pub(super) denied: usize,
+    pub(super) counters: Vec<CounterRecord>,
+    pub(super) tallies: Vec<TallyRecord>,
+    #[serde(skip)]
+    resetting: bool,
+}
+
+#[derive(Serialize)]
+pub(super) struct ProgramRecord {
+    id: u32,
+    verified_instructions: Option<u32>,
+    pub(super) exact_over_cpus: bool,
+}
+
+#[derive(Serialize)]
+pub(super) struct InterfaceRecord {
+    pub(super) name: Option<String>,
+    pub(super) ifindex: u32,
+    pub(super) mode: Option<String>,
+    pub(super) detaches_in_s: Option<f64>,
+}
+
+#[derive(Serialize)]
+pub(super) struct RuleRecord {
+    pub(super) name: String,
+    pub(super) ports: String,
+    pub(super) limit: String,
+    pub(super) action: &'static str,
+    pub(super) mode: &'static str,
+    pub(super) under_limit: u64,
+    pub(super) over_limit: u64,
+    pub(super) banned: u64,
+    pub(super) monitored_over_limit: u64,
+    pub(super) monitored_banned: u64,
+}
+
+#[derive(Clone, Copy, Serialize)]
+pub(super) struct FillRecord {
+    pub(super) used: usize,
+    pub(super) capacity: u32,
+}
+
+#[derive(Serialize)]
+pub(super) struct CounterRecord {
+    pub(super) reason: &'static str,
+    pub(super) verdict: &'static str,
+    pub(super) packets: u64,
+    pub(super) bytes: u64,
+}
+
+#[derive(Serialize)]
+pub(super) struct TallyRecord {
+    pub(super) name: String,
+    pub(super) count: u64,
+}
+
+impl StatusRecord {
+    /// All that can be found out. `datapath` is none if the instance is not loaded.
+    pub(super) fn read(paths: &Paths, datapath: Option<&Datapath>) -> anyhow::Result<Self> {
+        let mut state = datapath.map(StateRecord::read).transpose()?;
+        if let (Some(state), Ok(Some(Reply::Pending(pending)))) = (&mut state, ask(paths, Ask::Pending)) {
+            state.await_confirmation(pending);
+        }
+        let pid = running_daemon(paths);
+        let mut daemon = DaemonRecord { running: pid.is_some(), pid, told: None };
+        let mut warnings = Vec::new();
+        if let Some(pid) = pid {
+            match ask_status(paths) {
+                Ok(report) => {
+                    warnings.extend(report.warnings);
+                    let losses = report.losses.into_iter().map(|(name, count)| TallyRecord { name, count });
+                    let (started, events, rates) = (report.started, report.events, report.rates);
+                    daemon.told = Some(ToldRecord { started, events, losses: losses.collect(), rates });
+                }
+                // It ends, or is just beginning.
+                Err(SubscriptionError::NoDaemon { .. }) => {}
+                Err(error) => {
+                    warnings.push(format!("the daemon (process {pid}) does not say how it does: {error}"));
+                }
+            }
+        }
+        if let Some(state) = &state {
+            warnings.extend(state.warnings(daemon.running));
+        }
+        let (instance, loaded) = (paths.instance().to_owned(), state.is_some());
+        Ok(Self { version: SCHEMA, instance, loaded, daemon, warnings, state })
+    }
+
+    /// Whether some interface is guarded.
+    pub(super) fn is_attached(&self) -> bool {
+        self.state.as_ref().is_some_and(|state| state.interfaces.iter().any(|on| on.mode.is_some()))
+    }
+}
+
+impl StateRecord {
+    fn read(datapath: &Datapath) -> anyhow::Result<Self> {
+        let maps = datapath.maps();
+        let (id, verified_instructions) = datapath.program()?;
+        let interface = |on: Guarded| InterfaceRecord {
+            name: on.name,
+            ifindex: on.link.ifindex,
+            mode: on.mode.map(str::to_owned),
+            detaches_in_s: None,
+        };
+        let mut rules = Vec::new();
+        for (index, rule) in datapath.rules()? {
+            rules.push(RuleRecord {
+                name: rule.name.to_string(),
+                ports: RuleField::Ports.get(&rule),
+                limit: RuleField::Limit.get(&rule),
+                action: rule.spec.action.name(),
+                mode: rule.spec.mode.name(),
+                under_limit: maps.rule_packets(index, Reason::UnderLimit)?,
+                over_limit: maps.rule_packets(index, Reason::OverLimit)?,
+                banned: maps.rule_packets(index, Reason::Banned)?,
+                monitored_over_limit: maps.rule_packets(index, Reason::MonitoredOverLimit)?,
+                monitored_banned: maps.rule_packets(index, Reason::MonitoredBanned)?,
+            });
+        }
+        let now_ns = system::boot_now_ns()?;
+        let mut bans: Vec<_> = maps.bans()?.into_values().collect();
+        bans.retain(|ban| ban.is_active(now_ns));
+        let sources = maps.sources_fill();
+        let mut counters = Vec::new();
+        for reason in Reason::ALL {
+            let count = maps.packets(*reason)?;
+            counters.push(CounterRecord {
+                reason: reason.name(),
+                verdict: reason.verdict().name(),
+                packets: count.packets,
+                bytes: count.bytes,
+            });
+        }
+        let mut tallies = Vec::new();
+        for tally in Tally::ALL {
+            tallies.push(TallyRecord { name: tally.name().to_owned(), count: maps.tallied(*tally)? });
+        }
+        let config = maps.config()?;
+        Ok(Self {
+            mode: config.mode().name(),
+            events_rate: config.events_rate(),
+            program: ProgramRecord {
+                id,
+                verified_instructions,
+                exact_over_cpus: crate::datapath::sees_peers(),
+            },
+            interfaces: datapath.guarded()?.into_iter().map(interface).collect(),
+            rules,
+            bans: FillRecord { used: bans.len(), capacity: maps.bans_capacity() },
+            bans_monitored: bans.iter().filter(|ban| ban.is_monitored()).count(),
+            sources: FillRecord { used: sources.used, capacity: sources.capacity },
+            allowed: maps.list(List::Allow).entries()?.len(),
+            denied: maps.list(List::Deny).entries()?.len(),
+            counters,
+            tallies,
+            resetting: config.is_resetting(),
+        })
+    }
+
+    /// Adds the interfaces that somebody else holds until they are confirmed.
+    fn await_confirmation(&mut self, pending: Pending) {
+        self.interfaces.extend(pending.interfaces.into_iter().map(|on| InterfaceRecord {
+            name: Some(on.name),
+            ifindex: on.ifindex,
+            mode: Some(on.mode),
+            detaches_in_s: Some(pending.left_s),
+        }));
+    }
+
+    /// What wants a look.
+    fn warnings(&self, daemon_runs: bool) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if self.is_monitored() {
+            let what = "monitor mode: everything is counted and reported, and nothing is dropped";
+            warnings.push(what.to_owned());
+        }
+        if self.interfaces.is_empty() {
+            warnings.push("not attached to any interface".to_owned());
+        }
+        for on in &self.interfaces {
+            match (&on.name, &on.mode) {
+                (Some(_), Some(_)) => {}
+                (Some(name), None) => {
+                    warnings.push(format!("the program is no longer on {name}: somebody detached it"));
+                }
+                (None, _) => warnings
+                    .push(format!("interface {} is gone, or in another network namespace", on.ifindex)),
+            }
+        }
+        if !daemon_runs {
+            warnings.push("no daemon runs: filtering goes on, events wait in the kernel".to_owned());
+        }
+        if self.resetting {
+            warnings.push("a change of source prefixes was interrupted: the next command ends it".to_owned());
+        }
+        if self.bans.percent() >= FULL_PERCENT {
+            warnings.push(format!("the map of bans is {} % full", self.bans.percent()));
+        }
+        if !self.program.exact_over_cpus {
+            let what =
+                "no sums over CPUs here (Linux 5.19, up to 384 CPUs): each CPU has its share of the limits";
+            warnings.push(what.to_owned());
+        }
+        warnings
+    }
+
+    pub(super) fn is_monitored(&self) -> bool {
+        self.mode == Mode::Monitor.name()
+    }
+
+    /// What the kernel lost, by name.
+    pub(super) fn losses(&self) -> impl Iterator<Item = &TallyRecord> {
+        const LOSSES: [Tally; 5] = [
+            Tally::BanTableFull,
+            Tally::BanDeferred,
+            Tally::OffenceLost,
+            Tally::EventLost,
+            Tally::EventSuppressed,
+        ];
+        self.tallies.iter().filter(|tally| LOSSES.iter().any(|loss| loss.name() == tally.name))
+    }
+}
+
+impl FillRecord {
+    /// How full it is, in whole percent.
+    pub(super) fn percent(self) -> u64 {
+        (self.used as u64 * 100).checked_div(self.capacity.into()).unwrap_or_default()
+    }
+
+    /// As people read it.
+    pub(super) fn text(self) -> String {
+        format!("{} of {}", grouped(self.used as u64), grouped(self.capacity.into()))
+    }
+}

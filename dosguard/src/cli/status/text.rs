@@ -1,0 +1,178 @@
+//! `status` for people.
+
+use std::io::Write;
+
+use comfy_table::Table;
+use dosguard_common::config::Mode;
+use jiff::Timestamp;
+
+use super::record::{DaemonRecord, FULL_PERCENT, FillRecord, InterfaceRecord, StateRecord, StatusRecord};
+use crate::config::units::Span;
+use crate::daemon::report::Rates;
+use crate::output::{BOLD, YELLOW, grouped, table, write_table};
+
+/// Writes it: what is guarded, what is wrong, how fast things happen, and what became of the packets.
+pub(super) fn write(
+    record: &StatusRecord,
+    state: &StateRecord,
+    rates: Option<Rates>,
+    out: &mut dyn Write,
+) -> anyhow::Result<()> {
+    writeln!(out, "{BOLD}instance {}{BOLD:#}: {}", record.instance, daemon_text(&record.daemon))?;
+    for on in &state.interfaces {
+        if let Some(line) = interface_text(on) {
+            writeln!(out, "{line}")?;
+        }
+    }
+    for warning in &record.warnings {
+        writeln!(out, "{YELLOW}warning:{YELLOW:#} {warning}")?;
+    }
+    if let Some(rates) = rates {
+        writeln!(out, "{}", rates_text(&rates))?;
+    }
+    let noted = match state.bans_monitored {
+        0 => String::new(),
+        noted => format!(" ({} only noted)", grouped(noted as u64)),
+    };
+    writeln!(
+        out,
+        "bans {}{noted}, sources counted {}, allowed networks {}, denied networks {}",
+        fill_text(state.bans),
+        fill_text(state.sources),
+        grouped(state.allowed as u64),
+        grouped(state.denied as u64)
+    )?;
+    write_losses(record, state, out)?;
+    writeln!(out)?;
+    write_table(out, &rules_table(state))?;
+    writeln!(out)?;
+    let mut counters = table(&["VERDICT", "REASON", "PACKETS", "BYTES"]);
+    for count in state.counters.iter().filter(|count| count.packets > 0) {
+        counters.add_row([
+            count.verdict.to_owned(),
+            count.reason.to_owned(),
+            grouped(count.packets),
+            grouped(count.bytes),
+        ]);
+    }
+    for verdict in ["pass", "drop"] {
+        let counts = || state.counters.iter().filter(|count| count.verdict == verdict);
+        let (packets, bytes) =
+            (counts().map(|count| count.packets).sum(), counts().map(|count| count.bytes).sum());
+        counters.add_row([verdict.to_owned(), "total".to_owned(), grouped(packets), grouped(bytes)]);
+    }
+    write_table(out, &counters)?;
+    Ok(())
+}
+
+fn daemon_text(daemon: &DaemonRecord) -> String {
+    let Some(pid) = daemon.pid else { return format!("{YELLOW}no daemon{YELLOW:#}") };
+    let since = daemon.told.as_ref().map(|told| {
+        let up = Timestamp::now().duration_since(told.started);
+        let up = Span::from_secs(u64::try_from(up.as_secs()).unwrap_or_default()).approx();
+        format!(", for {up}, {} events", grouped(told.events))
+    });
+    format!("daemon runs (process {pid}{})", since.unwrap_or_default())
+}
+
+/// What there is to say of an interface that is guarded; the others have a warning.
+fn interface_text(on: &InterfaceRecord) -> Option<String> {
+    let (name, mode) = (on.name.as_ref()?, on.mode.as_ref()?);
+    let line = format!("guarding {BOLD}{name}{BOLD:#} in {mode} mode");
+    Some(match on.detaches_in_s {
+        Some(left) => format!("{line}, {YELLOW}detaches in {left:.0} s unless confirmed{YELLOW:#}"),
+        None => line,
+    })
+}
+
+/// Rates on one line.
+pub(in crate::cli) fn rates_text(rates: &Rates) -> String {
+    format!(
+        "a second: {} packets passed, {} dropped; {} SYNs judged, {} bans",
+        rate(rates.passed),
+        rate(rates.dropped),
+        rate(rates.syns),
+        rate(rates.bans)
+    )
+}
+
+/// A number a second: small ones with a tenth.
+fn rate(rate: f64) -> String {
+    if rate > 0.0 && rate < 10.0 {
+        return format!("{rate:.1}");
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "no rate is negative or so large"
+    )]
+    grouped(rate.round() as u64)
+}
+
+fn fill_text(fill: FillRecord) -> String {
+    let (text, percent) = (fill.text(), fill.percent());
+    if percent >= FULL_PERCENT {
+        format!("{YELLOW}{text}, {percent} %{YELLOW:#}")
+    } else {
+        format!("{text}, {percent} %")
+    }
+}
+
+/// What was lost, if anything was.
+fn write_losses(record: &StatusRecord, state: &StateRecord, out: &mut dyn Write) -> anyhow::Result<()> {
+    let of_daemon = record.daemon.told.iter().flat_map(|told| &told.losses);
+    let lost = state.losses().chain(of_daemon).filter(|loss| loss.count > 0);
+    let lost: Vec<_> = lost.map(|loss| format!("{} {}", loss.name, grouped(loss.count))).collect();
+    if !lost.is_empty() {
+        writeln!(out, "{YELLOW}losses: {}{YELLOW:#}", lost.join(", "))?;
+    }
+    Ok(())
+}
+
+/// The rules and their counters; if any is only watched, or was, with what it would have dropped.
+fn rules_table(state: &StateRecord) -> Table {
+    let watched = state.is_monitored()
+        || state.rules.iter().any(|rule| {
+            rule.mode == Mode::Monitor.name() || rule.monitored_over_limit + rule.monitored_banned > 0
+        });
+    let mut header = vec!["RULE", "PORTS", "LIMIT", "ACTION", "SYNS PASSED", "OVER LIMIT", "BANNED"];
+    if watched {
+        header.extend(["MODE", "WATCHED OVER LIMIT", "WATCHED BANNED"]);
+    }
+    let mut rules = table(&header);
+    for rule in &state.rules {
+        let mut row = vec![
+            rule.name.clone(),
+            rule.ports.clone(),
+            rule.limit.clone(),
+            rule.action.to_owned(),
+            grouped(rule.under_limit),
+            grouped(rule.over_limit),
+            grouped(rule.banned),
+        ];
+        if watched {
+            let mode = if state.is_monitored() { state.mode } else { rule.mode };
+            row.push(mode.to_owned());
+            row.extend([rule.monitored_over_limit, rule.monitored_banned].map(grouped));
+        }
+        rules.add_row(row);
+    }
+    rules
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_as_exact_as_they_need_to_be() {
+        assert_eq!([0.0, 0.25, 9.96, 10.4, 391_302.7].map(rate), ["0", "0.2", "10.0", "10", "391,303"]);
+    }
+
+    #[test]
+    fn a_map_that_is_nearly_full_stands_out() {
+        let text = |used| fill_text(FillRecord { used, capacity: 1_000 });
+        assert_eq!(text(799), "799 of 1,000, 79 %");
+        assert_eq!(text(800), format!("{YELLOW}800 of 1,000, 80 %{YELLOW:#}"));
+    }
+}
