@@ -104,15 +104,21 @@ fn another_program_on_the_interface_is_named_and_left_alone() {
 fn pins_of_another_abi_are_refused() {
     let lab = Lab::new().unwrap();
     let dosguard = Dosguard::new(&lab).unwrap();
-    let foreign = lab.directory().bpffs().join("dosguard/lab/v999");
-    fs::create_dir_all(&foreign).unwrap();
-    for line in
-        [format!("run {GUARD_ATTACKER_SIDE}"), format!("attach {GUARD_ATTACKER_SIDE}"), "bans list".into()]
-    {
-        refused(&dosguard, &line, &["ABI version 999"]);
+    let hint = "`dosguard --instance lab detach --all`";
+    for (version, whose) in [(1, "use the dosguard that made them"), (999, "use the newer dosguard")] {
+        let foreign = lab.directory().bpffs().join(format!("dosguard/lab/v{version}"));
+        fs::create_dir_all(&foreign).unwrap();
+        let attach = format!("attach {GUARD_ATTACKER_SIDE}");
+        let run = format!("run {GUARD_ATTACKER_SIDE}");
+        for line in [&*run, &format!("{run} --migrate"), &attach, "bans list", "upgrade", "upgrade --migrate"]
+        {
+            refused(&dosguard, line, &[&format!("ABI version {version}"), whose, hint]);
+        }
+        assert_eq!(programs(lab.guard()).len(), 0);
+        assert!(foreign.is_dir(), "and left alone");
+        done(&dosguard, "detach --all");
+        assert_untouched(&lab);
     }
-    assert_eq!(programs(lab.guard()).len(), 0);
-    assert!(foreign.is_dir(), "and left alone");
 }
 
 #[test]

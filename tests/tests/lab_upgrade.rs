@@ -3,10 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail as the test itself does")]
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use std::process::{Child, Stdio};
-use std::time::Duration;
 
 use aya::maps::MapData;
 use aya::programs::Xdp;
@@ -14,132 +11,16 @@ use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::XdpLink;
 use aya_obj::programs::XdpAttachType;
 use dosguard::datapath::{Datapath, Error, LoadOptions, Loaded, SHIPPED};
-use dosguard::paths::Paths;
 use dosguard_common::abi;
-use dosguard_common::address::Address;
-use dosguard_common::ban::Ban;
-use dosguard_common::key::SourceKey;
-use dosguard_common::reason::Reason;
-use dosguard_common::rule::{RuleIndex, Scope};
-use dosguard_tests::addresses::{
-    FORGED_V4, GUARD_ATTACKER_SIDE, GUARD_CLIENT_SIDE, GUARD_V4, PEER, SECOND_FORGED_V4,
-};
+use dosguard_tests::addresses::{FORGED_V4, GUARD_ATTACKER_SIDE, GUARD_CLIENT_SIDE, PEER};
 use dosguard_tests::cli::{PATIENCE, done, pins, programs, refused, say, words};
-use dosguard_tests::counter::StackCounters;
 use dosguard_tests::daemon::Dosguard;
-
-use dosguard_tests::flood::{Flood, MAX_DURATION, RunningFlood};
+use dosguard_tests::killed::{changing_calls, kill_before};
 use dosguard_tests::lab::Lab;
-use dosguard_tests::netns::Namespace;
 use dosguard_tests::objects::FLOOD_OBJECT;
-use dosguard_tests::packet::{Frame, Packet};
+use dosguard_tests::siege::{LIMIT, Siege, attach, ids, kept, one_program, open, paths, syn};
 use dosguard_tests::transmit::send_frames;
 use dosguard_tests::wait::wait_until;
-
-const LIMIT: u64 = 20;
-const CONFIG: &str = "allow = ['192.0.2.0/24']\n[rule.default]\nlimit = '20/1s'\nban = '10m'\n";
-
-fn syn(source: Ipv4Addr) -> Frame {
-    Packet::eth().ipv4(source, GUARD_V4).tcp(40_000, 80).syn().build()
-}
-
-fn paths(lab: &Lab) -> Paths {
-    let directory = lab.directory();
-    Paths::new("lab", directory.bpffs(), directory.run_dir(), directory.state_dir()).unwrap()
-}
-
-fn open(lab: &Lab) -> Datapath {
-    Datapath::require(&paths(lab)).unwrap()
-}
-
-fn everywhere(source: Ipv4Addr) -> SourceKey {
-    SourceKey::everywhere(Address::from_ipv4(source.octets()))
-}
-
-/// The ids of the programs on a namespace's interfaces.
-fn ids(namespace: &Namespace) -> BTreeSet<u64> {
-    let id = |xdp: String| serde_json::from_str::<serde_json::Value>(&xdp).unwrap()["prog"]["id"].as_u64();
-    programs(namespace).into_iter().map(|xdp| id(xdp).unwrap()).collect()
-}
-
-/// The one program that is on all of them.
-fn one_program(namespaces: &[&Namespace]) -> u64 {
-    let all: BTreeSet<_> = namespaces.iter().flat_map(|namespace| ids(namespace)).collect();
-    assert_eq!(all.len(), 1, "one program on all interfaces: {all:?}");
-    all.into_iter().next().unwrap()
-}
-
-/// A flood from a source that is banned before long, with a count of what gets by, and fifty bans more.
-struct Siege<'a> {
-    lab: &'a Lab,
-    stack: StackCounters<'a>,
-    flood: Option<RunningFlood>,
-    sent: u64,
-}
-
-impl<'a> Siege<'a> {
-    fn begin(lab: &'a Lab) -> Self {
-        let stack = StackCounters::install(lab.guard(), &[GUARD_ATTACKER_SIDE], &[FORGED_V4.into()]).unwrap();
-        let mut siege = Self { lab, stack, flood: None, sent: 0 };
-        siege.go_on();
-        let mut datapath = open(lab);
-        let banned = || datapath.maps().ban(&everywhere(FORGED_V4)).unwrap().is_some();
-        wait_until("the ban", PATIENCE, || Ok(banned())).unwrap();
-        for host in 0..50 {
-            let ban = Ban::by_admin(Scope::All, RuleIndex::DEFAULT, 1, u64::MAX, "kept");
-            datapath.maps_mut().set_ban(&everywhere(Ipv4Addr::new(203, 0, 113, host)), &ban).unwrap();
-        }
-        // A source that is being counted: its window must survive, too.
-        send_frames(lab.attacker(), PEER, &vec![syn(SECOND_FORGED_V4); 15]).unwrap();
-        assert_eq!(siege.reached(), LIMIT);
-        siege
-    }
-
-    /// Starts another flood when the one before has ended: each has its bounds.
-    fn go_on(&mut self) {
-        if self.flood.as_ref().is_some_and(|flood| !flood.is_finished()) {
-            return;
-        }
-        self.sent += self.flood.take().map_or(0, |flood| flood.join().unwrap().sent);
-        let flood = Flood::new(syn(FORGED_V4)).rate(100_000).duration(MAX_DURATION);
-        self.flood = Some(flood.start(self.lab.attacker(), PEER).unwrap());
-    }
-
-    fn reached(&self) -> u64 {
-        self.stack.read().unwrap().packets(FORGED_V4.into()).unwrap()
-    }
-
-    fn dropped(&self, datapath: &Datapath) -> u64 {
-        [Reason::Banned, Reason::OverLimit]
-            .map(|reason| datapath.maps().packets(reason).unwrap().packets)
-            .iter()
-            .sum()
-    }
-
-    /// Offered less dropped is the limit: no packet got by, and no counter lost one.
-    fn end(mut self) {
-        let flood = self.flood.take().unwrap();
-        let offered = self.sent + flood.stop().unwrap().sent;
-        let datapath = open(self.lab);
-        wait_until("the last packets", PATIENCE, || Ok(self.dropped(&datapath) + LIMIT == offered)).unwrap();
-        assert_eq!(self.reached(), LIMIT, "of {offered} packets");
-        assert_eq!(datapath.maps().packets(Reason::UnderLimit).unwrap().packets, LIMIT + 15);
-        println!("{offered} packets offered, {} of them reached the stack", self.reached());
-    }
-}
-
-/// Bans, and what the source that was counted has in its windows.
-fn kept(datapath: &Datapath) -> impl PartialEq + std::fmt::Debug + use<> {
-    let maps = datapath.maps();
-    let counted = SourceKey::for_rule(Address::from_ipv4(SECOND_FORGED_V4.octets()), RuleIndex::DEFAULT);
-    let settings = datapath.settings().unwrap();
-    (maps.bans().unwrap(), maps.windows(&counted).unwrap().unwrap(), settings)
-}
-
-fn attach(dosguard: &Dosguard<'_>, interfaces: &str) {
-    let config = dosguard.write_config("c.toml", CONFIG).unwrap();
-    done(dosguard, &format!("attach -c {} {interfaces}", config.display()));
-}
 
 #[test]
 fn a_hundred_replacements_under_flood_let_not_one_packet_through_and_lose_nothing() {
@@ -273,36 +154,36 @@ fn give(link: &PathBuf, program: &PathBuf) {
     Xdp::from_pin(program, XdpAttachType::Interface).unwrap().attach_to_link(link).unwrap();
 }
 
-/// Starts a command and kills it after a while.
-fn kill_after(dosguard: &Dosguard<'_>, line: &str, time: Duration) {
-    let mut child: Child = dosguard.command(words(line)).stderr(Stdio::null()).spawn().unwrap();
-    std::thread::sleep(time);
-    // `nsenter` becomes the command. An error means that it has ended already.
-    drop(child.kill());
-    child.wait().unwrap();
-}
-
 #[test]
-fn upgrades_that_are_killed_at_any_moment_let_not_one_packet_through() {
+fn replacements_that_are_killed_at_any_step_let_not_one_packet_through() {
     let lab = Lab::new().unwrap();
     let dosguard = Dosguard::new(&lab).unwrap();
     attach(&dosguard, &format!("{GUARD_ATTACKER_SIDE} {GUARD_CLIENT_SIDE}"));
     let mut siege = Siege::begin(&lab);
     let before = kept(&open(&lab));
-    let (mut interrupted, mut replaced) = (0, 0);
-    for round in 0..40 {
+    let steps = changing_calls(&dosguard, "upgrade --force").unwrap();
+    let mut in_between = 0;
+    for step in &steps {
         siege.go_on();
-        kill_after(&dosguard, "upgrade --force", Duration::from_millis(fastrand::u64(10..250)));
+        kill_before(&dosguard, "upgrade --force", step).unwrap();
+        in_between += u32::from(ids(lab.guard()).len() == 2);
+        let interrupted = paths(&lab).next_program().exists();
+        let current = open(&lab).is_current(&LoadOptions::default()).unwrap();
+
         let said = say(&dosguard, words("upgrade"));
-        interrupted += u32::from(said.err.contains("an upgrade was interrupted"));
-        replaced += u32::from(said.err.contains("program replaced on up0, up1"));
-        assert!(matches!(said.code, Some(0 | 1)), "round {round}: {said:?}");
+        assert_eq!(said.code, Some(i32::from(current)), "{step:?}: {said:?}");
+        assert_eq!(said.err.contains("an upgrade was interrupted"), interrupted, "{step:?}: {said:?}");
         one_program(&[lab.guard()]);
+        assert_eq!(programs(lab.guard()).len(), 2, "{step:?}");
         assert!(!paths(&lab).next_program().exists());
         assert!(open(&lab).is_current(&LoadOptions::default()).unwrap());
-        assert_eq!(siege.reached(), LIMIT, "round {round}");
+        assert_eq!(siege.reached(), LIMIT, "{step:?}");
     }
-    println!("of 40 that were killed, {interrupted} had begun to change links, {replaced} were made again");
+    println!(
+        "killed before each of {} steps; {in_between} times the interfaces had different programs",
+        steps.len()
+    );
+    assert!(in_between > 0);
     assert_eq!(kept(&open(&lab)), before);
     siege.end();
 }

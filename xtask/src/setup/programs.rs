@@ -14,6 +14,7 @@ pub const LAB: &[Tool] = &[
     ("iproute2", &["ip", "tc"]),
     ("iptables", &["iptables-restore"]),
     ("nftables", &["nft"]),
+    ("strace", &["strace"]),
     ("tcpdump", &["tcpdump"]),
     ("util-linux", &["nsenter", "taskset"]),
 ];

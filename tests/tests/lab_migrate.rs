@@ -1,0 +1,166 @@
+//! Carrying an instance of an earlier ABI version over, under a flood: refused unless asked for, all of it or nothing.
+
+#![expect(clippy::unwrap_used, reason = "a test's helpers fail as the test itself does")]
+
+use std::fs;
+
+use aya::maps::MapData;
+use dosguard::datapath::Datapath;
+use dosguard::lock::DaemonLock;
+use dosguard_common::abi::{self, ABI_VERSION};
+use dosguard_tests::addresses::{GUARD_ATTACKER_SIDE, GUARD_CLIENT_SIDE};
+use dosguard_tests::cli::{assert_untouched, done, pins, programs, refused, say, words};
+use dosguard_tests::daemon::Dosguard;
+use dosguard_tests::earlier::become_abi_2;
+use dosguard_tests::killed::{changing_calls, kill_before};
+use dosguard_tests::lab::Lab;
+use dosguard_tests::siege::{LIMIT, Siege, attach, kept, one_program, open, paths};
+
+/// The names in the instance's folder.
+fn folders(lab: &Lab) -> Vec<String> {
+    let entries = fs::read_dir(paths(lab).instance_pins()).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn begin<'a>(lab: &'a Lab, dosguard: &Dosguard<'a>) -> Siege<'a> {
+    attach(dosguard, &format!("{GUARD_ATTACKER_SIDE} {GUARD_CLIENT_SIDE}"));
+    Siege::begin(lab)
+}
+
+fn now() -> String {
+    format!("v{ABI_VERSION}")
+}
+
+#[test]
+fn an_instance_of_abi_2_goes_on_with_all_that_it_had() {
+    let lab = Lab::new().unwrap();
+    let dosguard = Dosguard::new(&lab).unwrap();
+    let siege = begin(&lab, &dosguard);
+    let before = kept(&open(&lab));
+    become_abi_2(&paths(&lab)).unwrap();
+    let (old, pinned) = (one_program(&[lab.guard()]), pins(&lab));
+
+    let plan = ["ABI version 2", "carries over 13 of 14 maps, converts global settings and loses nothing"];
+    for line in
+        ["run", "attach up0", "status", "bans list", "upgrade", "upgrade --force", "run --kernel-log debug"]
+    {
+        refused(
+            &dosguard,
+            line,
+            &[&plan[..], &["`dosguard --instance lab upgrade --migrate` does it"]].concat(),
+        );
+    }
+    let shown = done(&dosguard, "upgrade --dry-run");
+    for line in ["instance lab is of ABI version 2", "CONFIG", "converted", "carried over", "nothing is lost"]
+    {
+        assert!(shown.contains(line), "{shown}");
+    }
+    let daemon = DaemonLock::acquire(&paths(&lab)).unwrap();
+    refused(&dosguard, "upgrade --migrate", &["the daemon of instance `lab` runs", "stop it first"]);
+    drop(daemon);
+    assert_eq!((one_program(&[lab.guard()]), pins(&lab)), (old, pinned));
+
+    let said = say(&dosguard, words("upgrade --migrate"));
+    assert_eq!(said.code, Some(0), "{said:?}");
+    assert!(said.err.contains("carried over from ABI version 2"), "{said:?}");
+    assert!(said.err.contains("program replaced on up0, up1: counters and bans go on"), "{said:?}");
+    assert_eq!(folders(&lab), [now()]);
+    assert_ne!(one_program(&[lab.guard()]), old);
+    assert_eq!(programs(lab.guard()).len(), 2);
+    assert_eq!(kept(&open(&lab)), before);
+    assert_eq!(say(&dosguard, words("upgrade --migrate")).code, Some(1), "once is enough");
+
+    // The same by `run`, with an interface more.
+    become_abi_2(&paths(&lab)).unwrap();
+    let daemon = dosguard.start(words("run --migrate lo")).unwrap();
+    let said = daemon.stderr().unwrap();
+    assert!(said.contains("carried over from ABI version 2") && said.contains("guarding lo"), "{said}");
+    assert_eq!(kept(&open(&lab)), before);
+    daemon.terminate().unwrap();
+    siege.end();
+    done(&dosguard, "detach --all");
+    assert_untouched(&lab);
+}
+
+#[test]
+fn a_migration_that_a_link_refuses_leaves_the_old_instance_whole() {
+    let lab = Lab::new().unwrap();
+    let dosguard = Dosguard::new(&lab).unwrap();
+    let siege = begin(&lab, &dosguard);
+    let before = kept(&open(&lab));
+    become_abi_2(&paths(&lab)).unwrap();
+    // To aya it is an XDP link, since the types have the same number; the kernel refuses to give it a program.
+    let v2 = paths(&lab).pins_of(2);
+    let odd = v2.join("links").join(format!("{}-1", u64::MAX));
+    MapData::from_pin(v2.join(abi::COUNTERS.name)).unwrap().pin(&odd).unwrap();
+    let (old, pinned) = (one_program(&[lab.guard()]), pins(&lab));
+    refused(
+        &dosguard,
+        "upgrade --migrate",
+        &["refused the new program", "every interface has the one from before"],
+    );
+    assert_eq!((one_program(&[lab.guard()]), pins(&lab)), (old, pinned));
+
+    fs::remove_file(odd).unwrap();
+    done(&dosguard, "upgrade --migrate");
+    assert_eq!(kept(&open(&lab)), before);
+    siege.end();
+}
+
+#[test]
+fn migrations_that_are_killed_at_any_step_leave_one_whole_instance() {
+    let lab = Lab::new().unwrap();
+    let dosguard = Dosguard::new(&lab).unwrap();
+    let mut siege = begin(&lab, &dosguard);
+    let before = kept(&open(&lab));
+    become_abi_2(&paths(&lab)).unwrap();
+    let steps = changing_calls(&dosguard, "upgrade --migrate").unwrap();
+    let (mut undone, mut finished) = (0, 0);
+    for step in &steps {
+        siege.go_on();
+        become_abi_2(&paths(&lab)).unwrap();
+        kill_before(&dosguard, "upgrade --migrate", step).unwrap();
+        let interrupted = folders(&lab).len() > 1;
+
+        // Without `--migrate` nothing is begun, but what was begun is put in order.
+        let said = say(&dosguard, ["upgrade"]);
+        assert_eq!(said.err.contains("an upgrade was interrupted"), interrupted, "{step:?}: {said:?}");
+        let folders = folders(&lab);
+        if folders == ["v2"] {
+            undone += u32::from(interrupted);
+            assert!(said.code == Some(2) && said.err.contains("ABI version 2"), "{step:?}: {said:?}");
+        } else {
+            finished += u32::from(interrupted);
+            assert_eq!(folders, [now()], "{step:?}: {said:?}");
+            assert_eq!(said.code, Some(1), "{step:?}: {said:?}");
+        }
+        one_program(&[lab.guard()]);
+        assert_eq!(programs(lab.guard()).len(), 2, "{step:?}");
+        let said = say(&dosguard, words("upgrade --migrate"));
+        assert!(matches!(said.code, Some(0 | 1)), "{step:?}: {said:?}");
+        assert_eq!(kept(&open(&lab)), before, "{step:?}");
+        assert_eq!(siege.reached(), LIMIT, "{step:?}");
+    }
+    println!("killed before each of {} steps: {undone} undone, {finished} finished", steps.len());
+    assert!(undone > 0 && finished > 0);
+    siege.end();
+}
+
+#[test]
+fn what_a_migration_left_behind_is_in_nobodys_way() {
+    let lab = Lab::new().unwrap();
+    let dosguard = Dosguard::new(&lab).unwrap();
+    let siege = begin(&lab, &dosguard);
+    // Killed after the new instance was whole: the old one is still there, or a part of it.
+    let v2 = paths(&lab).pins_of(2);
+    fs::create_dir_all(v2.join("links")).unwrap();
+    MapData::from_pin(paths(&lab).map(abi::BANS.name)).unwrap().pin(v2.join(abi::BANS.name)).unwrap();
+    assert_eq!(dosguard.status().unwrap()["bans"]["used"], 51);
+    assert!(v2.exists(), "looking changes nothing");
+    done(&dosguard, "attach lo");
+    assert_eq!(folders(&lab), [now()]);
+    assert!(Datapath::open(&paths(&lab)).unwrap().is_some());
+    siege.end();
+}
