@@ -103,7 +103,7 @@ fn dated(at: Timestamp, zone: TimeZone) -> String {
 
 /// The text with its control characters written out. Notes and names of interfaces come from elsewhere: they must not
 /// end a line early, nor tell a terminal what to do.
-fn printable(text: &str) -> Cow<'_, str> {
+pub(crate) fn printable(text: &str) -> Cow<'_, str> {
     if !text.contains(char::is_control) {
         return Cow::Borrowed(text);
     }

@@ -12,6 +12,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 use jiff::{SignedDuration, Timestamp, Unit, tz::TimeZone};
 use serde::Serialize;
 
+pub(crate) use line::printable;
 pub use record::{BanFields, BanRecord, EventRecord, PacketRecord};
 
 use crate::config::cidr::{Cidr, to_ip};

@@ -14,6 +14,8 @@ pub const LAB: &[Tool] = &[
     ("iproute2", &["ip", "tc"]),
     ("iptables", &["iptables-restore"]),
     ("nftables", &["nft"]),
+    ("prometheus", &["promtool"]),
+    ("shellcheck", &["shellcheck"]),
     ("strace", &["strace"]),
     ("tcpdump", &["tcpdump"]),
     ("util-linux", &["nsenter", "taskset"]),

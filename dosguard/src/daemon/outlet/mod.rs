@@ -1,6 +1,8 @@
 //! Where events go beside the socket: each outlet at its own pace, and none holds up the pump.
 
+mod behind;
 mod file;
+mod hook;
 mod journal;
 mod print;
 mod severity;
@@ -10,10 +12,11 @@ mod worker;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+pub use hook::HookRunner;
 pub use worker::{Sink, Worker};
 
 use super::health::{Health, Loss};
-use crate::config::services::{Log, LogFile, LogFormat, Services};
+use crate::config::services::{Hook, Log, LogFile, LogFormat, Services};
 use crate::output::EventRecord;
 
 /// How long all outlets together have at the end to tell what is still to be told.
@@ -44,6 +47,7 @@ pub struct Outlets {
     instance: String,
     health: Health,
     sinks: Vec<(Target, Worker)>,
+    hooks: Vec<HookRunner>,
     added: Vec<Box<dyn Outlet>>,
     /// Those that no configuration asks for any more, and that have something left to tell.
     retired: Vec<Box<dyn Outlet>>,
@@ -95,6 +99,7 @@ impl Outlets {
             instance: instance.to_owned(),
             health: health.clone(),
             sinks: Vec::new(),
+            hooks: Vec::new(),
             added: Vec::new(),
             retired: Vec::new(),
         };
@@ -120,10 +125,25 @@ impl Outlets {
             self.sinks.push((target, worker));
         }
         self.retired.retain(|outlet| !outlet.is_finished());
-        for (_, mut worker) in before {
-            worker.retire();
-            self.retired.push(Box::new(worker));
+        before.into_iter().for_each(|(_, worker)| self.retire(worker));
+        self.apply_hooks(&services.hooks);
+    }
+
+    fn apply_hooks(&mut self, wanted: &[Hook]) {
+        let mut before = std::mem::take(&mut self.hooks);
+        for hook in wanted {
+            let same = before.iter().position(|runner| runner.hook() == hook);
+            self.hooks.push(match same {
+                Some(at) => before.swap_remove(at),
+                None => HookRunner::start(hook, &self.instance, &self.health),
+            });
         }
+        before.into_iter().for_each(|runner| self.retire(runner));
+    }
+
+    fn retire(&mut self, mut outlet: impl Outlet + 'static) {
+        outlet.retire();
+        self.retired.push(Box::new(outlet));
     }
 
     /// Adds one, which stays as long as the daemon.
@@ -133,7 +153,8 @@ impl Outlets {
 
     fn each(&mut self) -> impl Iterator<Item = &mut (dyn Outlet + 'static)> {
         let sinks = self.sinks.iter_mut().map(|(_, worker)| worker as &mut (dyn Outlet + 'static));
-        sinks.chain(self.added.iter_mut().map(|outlet| &mut **outlet))
+        let hooks = self.hooks.iter_mut().map(|runner| runner as &mut (dyn Outlet + 'static));
+        sinks.chain(hooks).chain(self.added.iter_mut().map(|outlet| &mut **outlet))
     }
 
     /// Tells all of them.
@@ -151,7 +172,8 @@ impl Outlets {
         self.each().for_each(Outlet::retire);
         let until = Instant::now() + FAREWELL;
         let sinks = self.sinks.into_iter().map(|(_, worker)| Box::new(worker) as Box<dyn Outlet>);
-        for outlet in sinks.chain(self.added).chain(self.retired) {
+        let hooks = self.hooks.into_iter().map(|runner| Box::new(runner) as Box<dyn Outlet>);
+        for outlet in sinks.chain(hooks).chain(self.added).chain(self.retired) {
             outlet.finish(until);
         }
     }

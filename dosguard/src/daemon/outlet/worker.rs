@@ -2,20 +2,19 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, channel, sync_channel};
+use std::sync::mpsc::{
+    Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, channel, sync_channel,
+};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::super::health::{Health, Loss};
 use super::Outlet;
+use super::behind::Behind;
 use crate::output::EventRecord;
 
 /// Events that wait to be written.
 const QUEUE: usize = 4_096;
-/// Somebody who is slower than the events is told of this often.
-const QUIET: Duration = Duration::from_secs(10);
-/// A queue that stays full for so long is told of before it moves again.
-const STUCK: Duration = Duration::from_secs(1);
 
 /// Writes events, one after the other. It may block.
 pub trait Sink: Send + 'static {
@@ -115,39 +114,15 @@ impl Outlet for Worker {
     }
 
     fn is_finished(&self) -> bool {
-        self.jobs.is_none() && !matches!(self.finished.try_recv(), Err(std::sync::mpsc::TryRecvError::Empty))
+        self.jobs.is_none() && self.finished.try_recv() == Err(TryRecvError::Disconnected)
     }
 
     fn finish(mut self: Box<Self>, until: Instant) {
         self.retire();
         let rest = until.saturating_duration_since(Instant::now());
         let late = matches!(self.finished.recv_timeout(rest), Err(RecvTimeoutError::Timeout));
-        if late || self.behind.missed > 0 {
+        if late || self.behind.has_missed() {
             log::warn!("{} missed some of the last events: they came faster than it takes them", self.name);
-        }
-    }
-}
-
-/// Events that came faster than they were taken, and were not told of yet.
-#[derive(Default)]
-struct Behind {
-    missed: u64,
-    since: Option<Instant>,
-    told_at: Option<Instant>,
-}
-
-impl Behind {
-    fn note(&mut self, taken: bool, name: &str) {
-        if taken && self.missed == 0 {
-            return;
-        }
-        let now = Instant::now();
-        let since = *self.since.get_or_insert(now);
-        self.missed += u64::from(!taken);
-        let may_tell = self.told_at.is_none_or(|at| now - at >= QUIET);
-        if may_tell && (taken || now - since >= STUCK) {
-            log::warn!("{name} missed {} events: they came faster than it takes them", self.missed);
-            *self = Self { told_at: Some(now), ..Self::default() };
         }
     }
 }
