@@ -20,6 +20,7 @@ use crate::guards::Guard;
 use crate::lock::{DaemonLock, StateLock};
 use crate::output::YELLOW;
 use crate::paths::Paths;
+use crate::system;
 
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
@@ -118,6 +119,8 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
         let ended = names.map(|names| names.records(Kind::Unban, &started.ended)).transpose()?;
         report_attached(paths, &started, &guards)?;
         let kernel_log = kernel_log(args.kernel_log, &started)?;
+        // Before other threads begin, which would keep what this one gives up.
+        system::drop_capabilities()?;
         let mut log = Log::default();
         if args.json {
             log.stdout = Some(LogFormat::Json);

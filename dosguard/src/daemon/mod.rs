@@ -5,6 +5,7 @@
 
 mod events;
 pub mod health;
+pub mod notify;
 pub mod outlet;
 pub mod report;
 mod signals;
@@ -123,7 +124,9 @@ pub async fn serve(
     let mut clients = JoinSet::new();
     let (reporter, mut reports) = mpsc::channel(BATCH);
     let mut sweep_at = tokio::time::Instant::now();
-    let mut sample_at = sweep_at;
+    let (mut sample_at, mut alive_at) = (sweep_at, sweep_at);
+    let alive_every = notify::interval();
+    notify::ready();
     tokio::pin!(shutdown);
     loop {
         tokio::select! {
@@ -147,6 +150,10 @@ pub async fn serve(
                 pump.measure();
                 sample_at = tokio::time::Instant::now() + SAMPLE_INTERVAL;
             }
+            () = sleep_until(alive_at), if alive_every.is_some() => {
+                notify::alive(&pump.state());
+                alive_at = tokio::time::Instant::now() + alive_every.unwrap_or_default();
+            }
             accepted = server.accept() => match accepted {
                 Ok(_) if clients.len() >= MAX_CLIENTS => {
                     log::warn!("more than {MAX_CLIENTS} want to listen; one was turned away");
@@ -165,6 +172,7 @@ pub async fn serve(
             ready = log_ready(&mut kernel_log), if kernel_log.is_some() => ready?,
         }
     }
+    notify::stopping();
     pump.drain(ring.get_mut()).await?;
     // With the hub goes its end of every listener's queue: they read what is in it, and are done.
     let Pump { outlets, hub, .. } = pump;
@@ -257,6 +265,23 @@ impl Pump {
                 rates.into_iter().for_each(|rates| self.health.measured(rates));
             }
             Err(error) => log::warn!("the rates cannot be measured: {error}"),
+        }
+    }
+
+    /// How it does, in a line.
+    fn state(&self) -> String {
+        let names = self.datapath.guarded().map(|guarded| {
+            let names = guarded.into_iter().filter(|on| on.mode.is_some()).filter_map(|on| on.name);
+            names.collect::<Vec<_>>().join(", ")
+        });
+        let bans = system::boot_now_ns().ok().and_then(|now_ns| {
+            let bans = self.datapath.maps().bans().ok()?;
+            Some(bans.values().filter(|ban| ban.is_active(now_ns)).count())
+        });
+        match (names, bans) {
+            (Ok(names), _) if names.is_empty() => "no interface is guarded".to_owned(),
+            (Ok(names), Some(bans)) => format!("guarding {names}: bans {bans}"),
+            _ => "the kernel's maps cannot be read".to_owned(),
         }
     }
 

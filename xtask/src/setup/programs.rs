@@ -14,8 +14,9 @@ pub const LAB: &[Tool] = &[
     ("iproute2", &["ip", "tc"]),
     ("iptables", &["iptables-restore"]),
     ("nftables", &["nft"]),
+    ("systemd", &["systemd-analyze"]),
     ("tcpdump", &["tcpdump"]),
-    ("util-linux", &["nsenter", "taskset"]),
+    ("util-linux", &["nsenter", "setpriv", "taskset", "unshare"]),
 ];
 
 /// What it takes to boot Debian's kernels. Its package tools are not in the list: they are there on Debian, and
