@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use caps::{CapSet, Capability};
+use caps::{CapSet, Capability, CapsHashSet};
 use nix::mount::MsFlags;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use nix::time::{ClockId, clock_gettime};
@@ -26,6 +26,9 @@ pub enum SystemError {
         /// The names of the capabilities.
         names: Vec<String>,
     },
+    /// Privileges that are not needed could not be given up.
+    #[error("cannot give up the privileges that are not needed: {0}")]
+    KeptCapabilities(String),
     /// There is no BPF file system.
     #[error("no BPF file system at `{}`: {reason}\nhint: mount one with `mount -t bpf bpf {}`", path.display(), path.display())]
     NoBpffs {
@@ -39,6 +42,8 @@ pub enum SystemError {
     Clock(#[source] nix::Error),
 }
 
+const NEEDED: [Capability; 3] = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN, Capability::CAP_PERFMON];
+
 /// The privileges that loading and attaching need: `CAP_BPF` and `CAP_PERFMON` (both Linux 5.8, commits a17b53c4a4b5
 /// and 980737282232) for the program, `CAP_NET_ADMIN` for the interface.
 pub fn require_capabilities() -> Result<(), SystemError> {
@@ -47,12 +52,41 @@ pub fn require_capabilities() -> Result<(), SystemError> {
     if held.contains(&Capability::CAP_SYS_ADMIN) && held.contains(&Capability::CAP_NET_ADMIN) {
         return Ok(());
     }
-    let names: Vec<_> = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN, Capability::CAP_PERFMON]
+    let names: Vec<_> = NEEDED
         .into_iter()
         .filter(|capability| !held.contains(capability))
         .map(|capability| capability.to_string())
         .collect();
     if names.is_empty() { Ok(()) } else { Err(SystemError::MissingCapabilities { names }) }
+}
+
+/// Gives up every privilege but those that [`require_capabilities`] asks for, for good: programs that this process starts
+/// do not get them back, even as root. For this thread and those that it starts from now on.
+///
+/// # Errors
+///
+/// A set cannot be changed. What was given up before stays so.
+pub fn drop_capabilities() -> Result<(), SystemError> {
+    let failed = |error: caps::errors::CapsError| SystemError::KeptCapabilities(error.to_string());
+    let held = caps::read(None, CapSet::Permitted).map_err(failed)?;
+    let mut kept: CapsHashSet = NEEDED.into_iter().filter(|capability| held.contains(capability)).collect();
+    if !NEEDED.iter().all(|capability| kept.contains(capability)) {
+        // It stands for those that are missing.
+        kept.extend(held.contains(&Capability::CAP_SYS_ADMIN).then_some(Capability::CAP_SYS_ADMIN));
+    }
+    // Only who may may lower the bound; who is bound by systemd has less to lose.
+    if caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP).map_err(failed)? {
+        for capability in caps::read(None, CapSet::Bounding).map_err(failed)?.difference(&kept) {
+            caps::drop(None, CapSet::Bounding, *capability).map_err(failed)?;
+        }
+    }
+    caps::clear(None, CapSet::Ambient).map_err(failed)?;
+    for (set, capabilities) in
+        [(CapSet::Inheritable, &CapsHashSet::new()), (CapSet::Effective, &kept), (CapSet::Permitted, &kept)]
+    {
+        caps::set(None, set, capabilities).map_err(failed)?;
+    }
+    Ok(())
 }
 
 /// What became of the BPF file system.

@@ -22,6 +22,7 @@ use crate::lock::{DaemonLock, StateLock};
 use crate::output::YELLOW;
 use crate::paths::Paths;
 use crate::store::{EventFilter, Store, Writer};
+use crate::system;
 
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
@@ -129,6 +130,8 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
             "the kernel program that goes on has no such log\nhint: leave `--kernel-log` out"
         );
         let kernel_log = kernel_log(args.kernel_log, &started)?;
+        // Before other threads begin, which would keep what this one gives up.
+        system::drop_capabilities()?;
         let mut services = Services::default();
         if args.json {
             services.log.stdout = Some(LogFormat::Json);

@@ -6,6 +6,7 @@
 mod client;
 mod events;
 pub mod health;
+pub mod notify;
 pub mod outlet;
 mod past;
 mod protocol;
@@ -151,7 +152,9 @@ pub async fn serve(paths: &Paths, parts: Parts) -> Result<(), DaemonError> {
     let mut clients = JoinSet::new();
     let (mut reloads, mut reload_wanted) = (JoinSet::new(), false);
     let mut sweep_at = tokio::time::Instant::now();
-    let mut sample_at = sweep_at;
+    let (mut sample_at, mut alive_at) = (sweep_at, sweep_at);
+    let alive_every = notify::interval();
+    notify::ready();
     loop {
         tokio::select! {
             asked = signals.asked() => match asked {
@@ -181,6 +184,10 @@ pub async fn serve(paths: &Paths, parts: Parts) -> Result<(), DaemonError> {
                 pump.measure();
                 sample_at = tokio::time::Instant::now() + SAMPLE_INTERVAL;
             }
+            () = sleep_until(alive_at), if alive_every.is_some() => {
+                notify::alive(&pump.state());
+                alive_at = tokio::time::Instant::now() + alive_every.unwrap_or_default();
+            }
             accepted = server.accept() => match accepted {
                 Ok(_) if clients.len() >= MAX_CLIENTS => {
                     log::warn!("more than {MAX_CLIENTS} want to listen; one was turned away");
@@ -193,23 +200,27 @@ pub async fn serve(paths: &Paths, parts: Parts) -> Result<(), DaemonError> {
             },
             Some(_) = clients.join_next() => {}
             Some(record) = reported.recv() => pump.publish(record),
-            Some(reloaded) = reloads.join_next() => match reloaded {
-                Ok(Ok(reloaded)) => {
-                    health.recovered(CONFIGURATION);
-                    pump.reloaded(reloaded);
+            Some(reloaded) = reloads.join_next() => {
+                match reloaded.unwrap_or_else(|error| Err(format!("the configuration was not reloaded: {error}"))) {
+                    Ok(reloaded) => {
+                        health.recovered(CONFIGURATION);
+                        pump.reloaded(reloaded);
+                    }
+                    Err(error) => health.warn(CONFIGURATION, error),
                 }
-                Ok(Err(error)) => health.warn(CONFIGURATION, error),
-                Err(error) => health.warn(CONFIGURATION, format!("the configuration was not reloaded: {error}")),
-            },
+                notify::ready();
+            }
             ready = log_ready(&mut kernel_log), if kernel_log.is_some() => ready?,
         }
         // One at a time; a file that changed meanwhile is read once more.
         if reload_wanted && reloads.is_empty() {
             reload_wanted = false;
+            notify::reloading();
             let reload = Arc::clone(&parts.reload);
             reloads.spawn_blocking(move || reload());
         }
     }
+    notify::stopping();
     pump.drain(ring.get_mut()).await?;
     hub.close();
     drop(desk);

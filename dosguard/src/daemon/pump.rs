@@ -36,6 +36,8 @@ pub(super) struct Pump {
     saver: Saver,
     health: Health,
     sampler: Sampler,
+    /// How many bans held at the last sweep.
+    bans: usize,
     lost: u64,
 }
 
@@ -59,6 +61,7 @@ impl Pump {
             saver,
             health,
             sampler: Sampler::default(),
+            bans: 0,
             lost,
         })
     }
@@ -109,6 +112,7 @@ impl Pump {
             }
             None => self.datapath.look()?,
         };
+        self.bans = swept.bans.len();
         self.save(&swept)?;
         let lost = self.datapath.maps().tallied(Tally::EventLost)?;
         if lost > self.lost {
@@ -156,6 +160,19 @@ impl Pump {
                 rates.into_iter().for_each(|rates| self.health.measured(rates));
             }
             Err(error) => log::warn!("the rates cannot be measured: {error}"),
+        }
+    }
+
+    /// How it does, in a line.
+    pub(super) fn state(&self) -> String {
+        let names = self.datapath.guarded().map(|guarded| {
+            let names = guarded.into_iter().filter(|on| on.mode.is_some()).filter_map(|on| on.name);
+            names.collect::<Vec<_>>().join(", ")
+        });
+        match names {
+            Ok(names) if names.is_empty() => "no interface is guarded".to_owned(),
+            Ok(names) => format!("guarding {names}: bans {}", self.bans),
+            Err(_) => "the kernel's maps cannot be read".to_owned(),
         }
     }
 

@@ -17,8 +17,9 @@ pub const LAB: &[Tool] = &[
     ("prometheus", &["promtool"]),
     ("shellcheck", &["shellcheck"]),
     ("strace", &["strace"]),
+    ("systemd", &["systemd-analyze"]),
     ("tcpdump", &["tcpdump"]),
-    ("util-linux", &["nsenter", "taskset"]),
+    ("util-linux", &["nsenter", "setpriv", "taskset", "unshare"]),
 ];
 
 /// What it takes to boot Debian's kernels. Its package tools are not in the list: they are there on Debian, and
