@@ -1,17 +1,15 @@
 //! `dosguard attach` and `dosguard detach`.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use dosguard_common::config::Mode;
 use dosguard_common::event::Kind;
 
 use super::changes::{Names, say_ended};
-use super::{Answer, rule, talk};
-use crate::config::file;
-use crate::config::policy::Policy;
-use crate::datapath::{self, AttachMode, Datapath, LoadOptions, Request, Started};
+use super::{Answer, configured, rule, talk};
+use crate::datapath::{self, AttachMode, Datapath, Request, Started};
 use crate::lock::{StateLock, running_daemon};
 use crate::output::{BOLD, YELLOW};
 use crate::paths::Paths;
@@ -22,14 +20,15 @@ pub(super) struct AttachArgs {
     /// How to attach.
     #[arg(long, value_enum, default_value_t)]
     mode: AttachMode,
-    /// The configuration file. Without one, live settings stay and new ones are the built-in.
+    /// The configuration file. Without one, live settings stay; an instance that is not loaded yet takes its own files, or
+    /// the built-in settings.
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// If the file has other source prefixes than the live ones: end the bans and counters of those, instead of refusing.
     #[arg(long, requires = "config")]
     reset_counters: bool,
     /// Interfaces to guard, beside those of the file.
-    #[arg(value_name = "IFACE", required_unless_present = "config")]
+    #[arg(value_name = "IFACE")]
     interfaces: Vec<String>,
 }
 
@@ -45,29 +44,39 @@ pub(super) struct DetachArgs {
 }
 
 pub(super) fn attach(paths: &Paths, args: &AttachArgs, _out: &mut dyn Write) -> anyhow::Result<Answer> {
-    let policy = read_policy(args.config.as_deref())?;
-    let interfaces = wanted_interfaces(policy.as_ref(), &args.interfaces);
-    let load = LoadOptions::default();
-    let request = Request {
+    let is_loaded = || Ok::<_, datapath::Error>(Datapath::open(paths)?.is_some());
+    let configuration = match &args.config {
+        None if is_loaded()? => None,
+        named => configured::read(paths, named.as_deref())?,
+    };
+    let interfaces = configured::wanted_interfaces(configuration.as_ref(), &args.interfaces);
+    let load = configured::load_options(configuration.as_ref());
+    let mut request = Request {
         interfaces: &interfaces,
         mode: args.mode,
-        policy: policy.as_ref(),
+        policy: configured::policy(configuration.as_ref()),
         reset: args.reset_counters,
         load: &load,
     };
     // What can be refused is refused before anything is made.
     datapath::check(paths, &request)?;
     anyhow::ensure!(
-        !interfaces.is_empty() || Datapath::open(paths)?.is_some(),
+        !interfaces.is_empty() || (args.config.is_some() && is_loaded()?),
         "no interface to guard\nhint: name one, such as `dosguard attach eth0`, or set `interfaces` in the file"
     );
     let _lock = StateLock::acquire(paths)?;
+    if args.config.is_none() && is_loaded()? {
+        request.policy = None; // somebody else has loaded it in the meantime
+    }
     let names = Names::read_if_loaded(paths)?;
     let started = datapath::start(paths, &request)?;
     if let Some(names) = names {
         names.report(paths, Kind::Unban, &started.ended);
     }
     report_attached(paths, &started)?;
+    if let Some(configuration) = &configuration {
+        configured::report(paths, configuration, &started);
+    }
     Ok(Answer::Done)
 }
 
@@ -110,21 +119,6 @@ fn remove(paths: &Paths) -> anyhow::Result<Answer> {
     Datapath::remove(paths)?;
     talk::say(&format!("instance `{}` is gone: detached, and nothing left behind", paths.instance()));
     Ok(Answer::Done)
-}
-
-pub(super) fn read_policy(config: Option<&Path>) -> anyhow::Result<Option<Policy>> {
-    Ok(config.map(file::read).transpose()?)
-}
-
-/// The file's interfaces and the command line's, each once.
-pub(super) fn wanted_interfaces(policy: Option<&Policy>, named: &[String]) -> Vec<String> {
-    let mut wanted: Vec<String> = policy.map(|policy| policy.interfaces.clone()).unwrap_or_default();
-    for name in named {
-        if !wanted.contains(name) {
-            wanted.push(name.clone());
-        }
-    }
-    wanted
 }
 
 /// Says what is guarded now, how, and by which rules.

@@ -8,10 +8,10 @@ use aya_log::EbpfLogger;
 use clap::{Args, ValueEnum};
 use dosguard_common::event::Kind;
 
-use super::attach::{read_policy, report_attached, wanted_interfaces};
+use super::attach::report_attached;
 use super::changes::Names;
-use super::{Answer, talk};
-use crate::config::services::{Log, LogFormat};
+use super::{Answer, configured, talk};
+use crate::config::services::LogFormat;
 use crate::daemon::health::Health;
 use crate::daemon::outlet::Outlets;
 use crate::daemon::{self, KernelLog, Parts, Server, StopSignals};
@@ -22,11 +22,12 @@ use crate::paths::Paths;
 
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
-    /// The configuration file. Without one, live settings stay and new ones are the built-in.
+    /// The configuration file. Without one, the instance's own files. Without any, live settings stay and new ones are the
+    /// built-in.
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// If the file has other source prefixes than the live ones: end the bans and counters of those, instead of refusing.
-    #[arg(long, requires = "config")]
+    /// If a file has other source prefixes than the live ones: end the bans and counters of those, instead of refusing.
+    #[arg(long)]
     reset_counters: bool,
     /// How to attach.
     #[arg(long, value_enum, default_value_t)]
@@ -65,13 +66,14 @@ enum KernelLogLevel {
 }
 
 pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow::Result<Answer> {
-    let policy = read_policy(args.config.as_deref())?;
-    let interfaces = wanted_interfaces(policy.as_ref(), &args.interfaces);
-    let load = LoadOptions { log_level: args.kernel_log as u8, ..LoadOptions::default() };
+    let configuration = configured::read(paths, args.config.as_deref())?;
+    let interfaces = configured::wanted_interfaces(configuration.as_ref(), &args.interfaces);
+    let load =
+        LoadOptions { log_level: args.kernel_log as u8, ..configured::load_options(configuration.as_ref()) };
     let request = Request {
         interfaces: &interfaces,
         mode: args.mode,
-        policy: policy.as_ref(),
+        policy: configured::policy(configuration.as_ref()),
         reset: args.reset_counters,
         load: &load,
     };
@@ -109,8 +111,11 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
     let served = (|| {
         let ended = names.map(|names| names.records(Kind::Unban, &started.ended)).transpose()?;
         report_attached(paths, &started)?;
+        if let Some(configuration) = &configuration {
+            configured::report(paths, configuration, &started);
+        }
         let kernel_log = kernel_log(args.kernel_log, &started)?;
-        let mut log = Log::default();
+        let mut log = configuration.map(|configuration| configuration.services.log).unwrap_or_default();
         if args.json {
             log.stdout = Some(LogFormat::Json);
         }

@@ -17,6 +17,7 @@ use dosguard_common::window::Window;
 use super::Error;
 use super::lists::{List, PrefixList};
 use super::wire::Wire;
+use crate::config::sizes::{Size, Sizes};
 
 /// The maps of one instance.
 pub struct Maps {
@@ -275,6 +276,17 @@ impl Maps {
         // The map changes under the walk; more steps than it has room for mean that the walk began again.
         let keys = self.syns.keys().take(self.sources_capacity as usize);
         Fill { used: keys.filter(Result::is_ok).count(), capacity: self.sources_capacity }
+    }
+
+    /// How much each map holds whose size was chosen when the instance was loaded.
+    pub fn sizes(&self) -> Sizes {
+        Sizes::new(|size| match size {
+            Size::Bans => self.bans_capacity,
+            Size::Sources => self.sources_capacity,
+            Size::Offenders => self.offenders_capacity,
+            Size::Allow => self.allow.capacity(),
+            Size::Deny => self.deny.capacity(),
+        })
     }
 
     /// How many bans there is room for.

@@ -31,6 +31,17 @@ impl Datapath {
         })
     }
 
+    /// The live settings and what files have put on the lists: all that a policy has but its interfaces.
+    pub fn policy(&self) -> Result<Policy, Error> {
+        let of_file = |list| -> Result<Vec<Cidr>, Error> {
+            let entries = self.maps.list(list).entries()?.into_iter();
+            let entries = entries.filter(|(_, origin)| origin.is_of_file());
+            Ok(entries.map(|((address, bits), _)| Cidr::from_prefix(address, bits)).collect())
+        };
+        let (allow, deny) = (of_file(List::Allow)?, of_file(List::Deny)?);
+        Ok(Policy { allow, deny, ..self.settings()? })
+    }
+
     /// Brings settings and lists in line with `policy`. Rules that stay the same keep their counters. Of the lists, what
     /// the file put there follows the file, and what was put there by hand stays. Source prefixes change only if nothing
     /// is counted under others, or with `reset`. Returns the bans that this ended.
