@@ -12,14 +12,21 @@ pub const DEFAULT_BPFFS: &str = "/sys/fs/bpf";
 pub const DEFAULT_RUN_DIR: &str = "/run/dosguard";
 /// What survives a boot.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/dosguard";
+/// What the administrator writes.
+pub const DEFAULT_CONFIG_DIR: &str = "/etc/dosguard";
 /// The instance that is meant unless said otherwise.
 pub const DEFAULT_INSTANCE: &str = "default";
 
 const MAX_INSTANCE: usize = 32;
 
+/// The names of the default instance's main file and of its folder of drop-ins, without `.toml` and `.d`. No other instance
+/// may be called so: it would read them.
+const DEFAULT_CONFIG: [&str; 2] = ["dosguard", "conf"];
+
 /// An instance name that cannot be used.
 #[derive(Debug, Error)]
-#[error("`{0}` cannot name an instance\nhint: use 1 to {MAX_INSTANCE} letters, digits, `-` or `_`")]
+#[error("`{0}` cannot name an instance\nhint: use 1 to {MAX_INSTANCE} letters, digits, `-` or `_`; `{taken}` are taken \
+     by files of instance `{DEFAULT_INSTANCE}`", taken = DEFAULT_CONFIG.join("` and `"))]
 pub struct BadInstance(String);
 
 /// The paths of one instance.
@@ -29,10 +36,11 @@ pub struct Paths {
     bpffs: PathBuf,
     run_dir: PathBuf,
     state_dir: PathBuf,
+    config_dir: PathBuf,
 }
 
 impl Paths {
-    /// The paths of `instance` below these folders.
+    /// The paths of `instance` below these folders, and below [`DEFAULT_CONFIG_DIR`].
     pub fn new(
         instance: &str,
         bpffs: PathBuf,
@@ -41,10 +49,22 @@ impl Paths {
     ) -> Result<Self, BadInstance> {
         let fits = (1..=MAX_INSTANCE).contains(&instance.len())
             && instance.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
-        if !fits {
+        if !fits || DEFAULT_CONFIG.contains(&instance) {
             return Err(BadInstance(instance.to_owned()));
         }
-        Ok(Self { instance: instance.to_owned(), bpffs, run_dir, state_dir })
+        Ok(Self {
+            instance: instance.to_owned(),
+            bpffs,
+            run_dir,
+            state_dir,
+            config_dir: DEFAULT_CONFIG_DIR.into(),
+        })
+    }
+
+    /// The same with another folder of configurations.
+    #[must_use]
+    pub fn with_config_dir(self, config_dir: PathBuf) -> Self {
+        Self { config_dir, ..self }
     }
 
     /// The instance's name.
@@ -74,6 +94,18 @@ impl Paths {
     /// The folder of what survives a boot, 0750.
     pub fn state_dir(&self) -> &Path {
         &self.state_dir
+    }
+
+    /// The instance's main configuration file.
+    pub fn config_file(&self) -> PathBuf {
+        let name = if self.instance == DEFAULT_INSTANCE { DEFAULT_CONFIG[0] } else { &self.instance };
+        self.config_dir.join(format!("{name}.toml"))
+    }
+
+    /// The folder of the files that add to it.
+    pub fn config_drop_ins(&self) -> PathBuf {
+        let name = if self.instance == DEFAULT_INSTANCE { DEFAULT_CONFIG[1] } else { &self.instance };
+        self.config_dir.join(format!("{name}.d"))
     }
 
     /// The folder that holds one folder of pins per ABI version, 0700.
@@ -203,8 +235,18 @@ mod tests {
     }
 
     #[test]
+    fn an_instance_has_a_file_and_drop_ins_of_its_own() {
+        let mail = paths("mail").unwrap();
+        assert_eq!(mail.config_file(), Path::new("/etc/dosguard/mail.toml"));
+        assert_eq!(mail.config_drop_ins(), Path::new("/etc/dosguard/mail.d"));
+        let default = paths(DEFAULT_INSTANCE).unwrap().with_config_dir("/srv".into());
+        assert_eq!(default.config_file(), Path::new("/srv/dosguard.toml"));
+        assert_eq!(default.config_drop_ins(), Path::new("/srv/conf.d"));
+    }
+
+    #[test]
     fn an_instance_name_cannot_leave_its_folder() {
-        for bad in ["", "..", "a/b", "a.b", "ä", &"x".repeat(33)] {
+        for bad in ["", "..", "a/b", "a.b", "ä", "dosguard", "conf", &"x".repeat(33)] {
             assert!(paths(bad).is_err(), "{bad}");
         }
     }

@@ -80,7 +80,7 @@ impl<'a> Dosguard<'a> {
 
     /// The options that keep it to the lab's own directories.
     #[must_use]
-    pub fn global_arguments(&self) -> [OsString; 8] {
+    pub fn global_arguments(&self) -> [OsString; 10] {
         let Self { instance, directory, .. } = self;
         [
             "--instance".into(),
@@ -91,6 +91,8 @@ impl<'a> Dosguard<'a> {
             directory.run_dir().into(),
             "--state-dir".into(),
             directory.state_dir().into(),
+            "--config-dir".into(),
+            directory.config_dir().into(),
         ]
     }
 

@@ -27,6 +27,7 @@ const BASE: &str = "/run/dosguard-lab";
 /// How the name of every such directory begins; the process number ends it.
 pub const PREFIX: &str = "lab-";
 const BPFFS: &str = "bpffs";
+const CONFIG: &str = "etc";
 const CHILDREN: &str = "children";
 
 /// The folder that holds the directories of all runs, made when it is missing; an error for whoever is not root.
@@ -102,7 +103,7 @@ impl LabDirectory {
             .context("cannot make the lab's directory")?;
         let path = directory.path().to_owned();
         let made = Self { directory: Some(directory), path };
-        for name in [BPFFS, "run", "state", "log"] {
+        for name in [BPFFS, "run", "state", "log", CONFIG] {
             let path = made.path.join(name);
             fs::create_dir(&path).with_context(|| format!("cannot make `{}`", path.display()))?;
         }
@@ -135,6 +136,12 @@ impl LabDirectory {
     #[must_use]
     pub fn state_dir(&self) -> PathBuf {
         self.path.join("state")
+    }
+
+    /// For `--config-dir`: the machine's own configuration is never read.
+    #[must_use]
+    pub fn config_dir(&self) -> PathBuf {
+        self.path.join(CONFIG)
     }
 
     /// Where the output of the processes that the lab starts goes.

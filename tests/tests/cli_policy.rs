@@ -30,7 +30,7 @@ fn in_monitor_mode_everything_is_reported_and_nothing_is_dropped() {
     let dosguard = Dosguard::new(&lab).unwrap();
     let config = dosguard.write_config("m.toml", &format!("mode = 'monitor'\n{CONFIG}")).unwrap();
     let checked = done(&dosguard, &format!("check {}", config.display()));
-    assert!(checked.ends_with("is valid: 2 rules, monitor mode\n"), "{checked}");
+    assert!(checked.contains("is valid: 2 rules, monitor mode\n"), "{checked}");
     let daemon =
         dosguard.start(words(&format!("run -c {} {GUARD_ATTACKER_SIDE}", config.display()))).unwrap();
     let what = "monitor mode: everything is counted and reported";

@@ -24,6 +24,18 @@ fn settings_are_read_written_and_read_back() {
     done(&dosguard, &format!("sysctl -p {}", file.display()));
     assert_eq!(done(&dosguard, "sysctl -a"), all, "a dump read back changes nothing");
     assert_eq!(bans(&dosguard).len(), 1);
+    for line in ["core.abi = ", "size.bans = 65536\n", "size.sources = 131072\n", "size.deny = "] {
+        assert!(all.contains(line), "no `{line}` in {all}");
+    }
+    assert_eq!(done(&dosguard, "sysctl size.*s -n"), "65536\n131072\n65536\n");
+
+    // One bad line, and none of the file takes effect.
+    let file =
+        dosguard.write_config("sysctl", &all.replace("7/10s", "8/10s").replace("= syn", "= sin")).unwrap();
+    let line = all.lines().position(|line| line == "rule.smtp.scope = syn").unwrap() + 1;
+    let place = format!("`{}` line {line}: `rule.smtp.scope`: no such scope", file.display());
+    refused(&dosguard, &format!("sysctl -p {}", file.display()), &[&place]);
+    assert_eq!(done(&dosguard, "sysctl -a"), all);
 
     for (assignment, what) in [
         ("rule.default.limit=0/1s", "the count is zero"),
@@ -42,6 +54,10 @@ fn settings_are_read_written_and_read_back() {
         ("events.rate=-1", "from 0 to 1000000"),
         ("rule.smtp.mode=on", "`enforce`"),
         ("rule.smtp.refresh=1", "`true`"),
+        ("size.bans=65537", "`size.bans` cannot be set: it is chosen when the instance is loaded"),
+        ("core.abi=0", "`core.abi` cannot be set: it is the layout"),
+        ("size.banns=1", "did you mean `size.bans`"),
+        ("rule.*.limit=1/1s", "patterns are for reading"),
     ] {
         refused(&dosguard, &format!("sysctl rule.default.scope=syn {assignment}"), &[what]);
         assert_eq!(done(&dosguard, "sysctl -a"), all, "`{assignment}` changed something");

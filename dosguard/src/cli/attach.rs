@@ -1,7 +1,7 @@
 //! `dosguard attach` and `dosguard detach`.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use dosguard_common::config::Mode;
@@ -10,11 +10,10 @@ use dosguard_common::event::Kind;
 use super::changes::{Names, say_ended};
 use super::confirm::{self, Confirmation, patience};
 use super::upgrade::{say_interrupted, say_replaced};
-use super::{Answer, rule, survive, talk};
+use super::{Answer, configured, rule, survive, talk};
 use crate::config::cidr::Cidr;
-use crate::config::file;
 use crate::config::policy::Policy;
-use crate::datapath::{self, AttachMode, Datapath, LoadOptions, Request, Started};
+use crate::datapath::{self, AttachMode, Datapath, Request, Started};
 use crate::guards::{self, Change, Guard};
 use crate::lock::{StateLock, running_daemon};
 use crate::output::{BOLD, YELLOW};
@@ -26,7 +25,8 @@ pub(super) struct AttachArgs {
     /// How to attach.
     #[arg(long, value_enum, default_value_t)]
     mode: AttachMode,
-    /// The configuration file. Without one, live settings stay and new ones are the built-in.
+    /// The configuration file. Without one, live settings stay; an instance that is not loaded yet takes its own files, or
+    /// the built-in settings.
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// If the file has other source prefixes than the live ones: end the bans and counters of those, instead of refusing.
@@ -39,7 +39,7 @@ pub(super) struct AttachArgs {
     #[command(flatten)]
     guards: GuardArgs,
     /// Interfaces to guard, beside those of the file.
-    #[arg(value_name = "IFACE", required_unless_present = "config")]
+    #[arg(value_name = "IFACE")]
     interfaces: Vec<String>,
 }
 
@@ -68,16 +68,20 @@ pub(super) struct DetachArgs {
 
 pub(super) fn attach(paths: &Paths, args: &AttachArgs, _out: &mut dyn Write) -> anyhow::Result<Answer> {
     let patience = args.confirm.as_deref().map(patience).transpose()?;
-    let policy = read_policy(args.config.as_deref())?;
-    let interfaces = wanted_interfaces(policy.as_ref(), &args.interfaces);
-    let load = LoadOptions::default();
+    let is_loaded = || Ok::<_, datapath::Error>(Datapath::open(paths)?.is_some());
+    let configuration = match &args.config {
+        None if is_loaded()? => None,
+        named => configured::read(paths, named.as_deref())?,
+    };
+    let interfaces = configured::wanted_interfaces(configuration.as_ref(), &args.interfaces);
+    let load = configured::load_options(configuration.as_ref());
     let saved = survive::saved(paths);
     let guards = args.guards.find();
     let prefixes: Vec<_> = guards.iter().map(Guard::prefix).collect();
-    let request = Request {
+    let mut request = Request {
         interfaces: &interfaces,
         mode: args.mode,
-        policy: policy.as_ref(),
+        policy: configured::policy(configuration.as_ref()),
         guards: &prefixes,
         reset: args.reset_counters,
         hold: patience.is_some(),
@@ -87,13 +91,16 @@ pub(super) fn attach(paths: &Paths, args: &AttachArgs, _out: &mut dyn Write) -> 
     // What can be refused is refused before anything is made.
     datapath::check(paths, &request)?;
     anyhow::ensure!(
-        !interfaces.is_empty() || Datapath::open(paths)?.is_some(),
+        !interfaces.is_empty() || (args.config.is_some() && is_loaded()?),
         "no interface to guard\nhint: name one, such as `dosguard attach eth0`, or set `interfaces` in the file"
     );
     let lock = StateLock::acquire(paths)?;
-    args.guards.refuse_cut(paths, policy.as_ref(), &guards)?;
+    if args.config.is_none() && is_loaded()? {
+        request.policy = None; // somebody else has loaded it in the meantime
+    }
+    args.guards.refuse_cut(paths, request.policy, &guards)?;
     if patience.is_some() {
-        refuse_change(paths, policy.as_ref())?;
+        refuse_change(paths, request.policy)?;
     }
     let confirmation = patience.map(|patience| Confirmation::prepare(paths, patience)).transpose()?;
     let names = Names::read_if_loaded(paths)?;
@@ -102,6 +109,9 @@ pub(super) fn attach(paths: &Paths, args: &AttachArgs, _out: &mut dyn Write) -> 
         names.report(paths, Kind::Unban, &started.ended);
     }
     report_attached(paths, &started, &guards)?;
+    if let Some(configuration) = &configuration {
+        configured::report(paths, configuration, &started);
+    }
     drop(lock);
     match confirmation {
         Some(confirmation) => confirmation.wait(paths, started),
@@ -204,21 +214,6 @@ pub(super) fn warn_of(denied: &[Cidr]) {
     for warning in guards::warnings(denied) {
         log::warn!("{warning}");
     }
-}
-
-pub(super) fn read_policy(config: Option<&Path>) -> anyhow::Result<Option<Policy>> {
-    Ok(config.map(file::read).transpose()?)
-}
-
-/// The file's interfaces and the command line's, each once.
-pub(super) fn wanted_interfaces(policy: Option<&Policy>, named: &[String]) -> Vec<String> {
-    let mut wanted: Vec<String> = policy.map(|policy| policy.interfaces.clone()).unwrap_or_default();
-    for name in named {
-        if !wanted.contains(name) {
-            wanted.push(name.clone());
-        }
-    }
-    wanted
 }
 
 /// Says what is guarded now, how, and by which rules.

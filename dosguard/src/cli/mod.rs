@@ -6,6 +6,7 @@ mod attach;
 mod bans;
 mod changes;
 mod check;
+mod configured;
 mod confirm;
 mod events;
 mod explain;
@@ -28,7 +29,9 @@ use std::process::ExitCode;
 use clap::{Args, ColorChoice, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum as _};
 
 use crate::datapath::List;
-use crate::paths::{DEFAULT_BPFFS, DEFAULT_INSTANCE, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, Paths};
+use crate::paths::{
+    DEFAULT_BPFFS, DEFAULT_CONFIG_DIR, DEFAULT_INSTANCE, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, Paths,
+};
 
 /// Stops connection floods at the network card.
 ///
@@ -58,6 +61,10 @@ struct Global {
     /// Where what survives a boot will be. Nothing does yet.
     #[arg(long, global = true, value_name = "DIR", default_value = DEFAULT_STATE_DIR)]
     state_dir: PathBuf,
+    /// Where the configuration is: `dosguard.toml` and `conf.d/*.toml`, or `NAME.toml` and `NAME.d/*.toml` of another
+    /// instance than `default`.
+    #[arg(long, global = true, value_name = "DIR", default_value = DEFAULT_CONFIG_DIR)]
+    config_dir: PathBuf,
     /// Say more; twice, say everything.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
@@ -99,7 +106,7 @@ enum Verb {
     Replay(replay::ReplayArgs),
     /// Show what would become of a SYN from an address, and why. Changes nothing.
     Explain(explain::ExplainArgs),
-    /// Validate a configuration file.
+    /// Validate the configuration, and show what it comes to.
     Check(check::CheckArgs),
 }
 
@@ -155,8 +162,8 @@ fn parse(arguments: Vec<OsString>) -> Result<Cli, clap::Error> {
 }
 
 fn dispatch(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Answer> {
-    let Global { instance, bpffs, run_dir, state_dir, .. } = cli.global;
-    let paths = Paths::new(&instance, bpffs, run_dir, state_dir)?;
+    let Global { instance, bpffs, run_dir, state_dir, config_dir, .. } = cli.global;
+    let paths = Paths::new(&instance, bpffs, run_dir, state_dir)?.with_config_dir(config_dir);
     match cli.verb {
         Verb::Run(args) => run::run(&paths, &args, out),
         Verb::Attach(args) => attach::attach(&paths, &args, out),
@@ -172,7 +179,7 @@ fn dispatch(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Answer> {
         Verb::Events(args) => events::events(&paths, &args, out),
         Verb::Replay(args) => replay::replay(&args, out),
         Verb::Explain(args) => explain::explain(&paths, &args, out),
-        Verb::Check(args) => check::check(&args, out),
+        Verb::Check(args) => check::check(&paths, &args, out),
     }
 }
 

@@ -10,8 +10,8 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::Answer;
-use super::attach::read_policy;
 use crate::config::cidr::Cidr;
+use crate::config::file;
 use crate::output::write_json;
 use crate::replay::judge::Options;
 use crate::replay::{input, replay as replay_capture, text};
@@ -65,7 +65,7 @@ impl FromStr for Top {
 }
 
 pub(super) fn replay(args: &ReplayArgs, out: &mut dyn Write) -> anyhow::Result<Answer> {
-    let policy = read_policy(args.config.as_deref())?.unwrap_or_default();
+    let configuration = args.config.as_deref().map(file::read).transpose()?.unwrap_or_default();
     let to = args.to.iter().map(|text| text.parse()).collect::<Result<Vec<Cidr>, _>>()?;
     let list = match args.top {
         Some(Top::First(most)) => Some(most),
@@ -82,7 +82,10 @@ pub(super) fn replay(args: &ReplayArgs, out: &mut dyn Write) -> anyhow::Result<A
     };
     let start = Instant::now();
     let bytes = input::decompressed(bytes).with_context(cannot)?;
-    let result = replay_capture(bytes, Options { policy: &policy, to: &to, list });
+    let result = replay_capture(
+        bytes,
+        Options { policy: &configuration.policy, sizes: configuration.sizes, to: &to, list },
+    );
     let elapsed = start.elapsed();
     if let Some(bar) = progress {
         bar.finish_and_clear();

@@ -9,10 +9,10 @@ use aya_log::EbpfLogger;
 use clap::{Args, ValueEnum};
 use dosguard_common::event::Kind;
 
-use super::attach::{GuardArgs, read_policy, report_attached, wanted_interfaces};
+use super::attach::{GuardArgs, report_attached};
 use super::changes::Names;
-use super::{Answer, survive, talk, upgrade};
-use crate::config::services::{LogFormat, Services};
+use super::{Answer, configured, survive, talk, upgrade};
+use crate::config::services::LogFormat;
 use crate::daemon::health::Health;
 use crate::daemon::outlet::Outlets;
 use crate::daemon::{self, BACKLOG, KernelLog, Parts, Reload, Server, Signals};
@@ -26,11 +26,12 @@ use crate::system;
 
 #[derive(Debug, Args)]
 pub(super) struct RunArgs {
-    /// The configuration file. Without one, live settings stay and new ones are the built-in.
+    /// The configuration file. Without one, the instance's own files. Without any, live settings stay and new ones are the
+    /// built-in.
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// If the file has other source prefixes than the live ones: end the bans and counters of those, instead of refusing.
-    #[arg(long, requires = "config")]
+    /// If a file has other source prefixes than the live ones: end the bans and counters of those, instead of refusing.
+    #[arg(long)]
     reset_counters: bool,
     /// How to attach.
     #[arg(long, value_enum, default_value_t)]
@@ -74,16 +75,19 @@ pub(super) enum KernelLogLevel {
 }
 
 pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow::Result<Answer> {
-    let policy = read_policy(args.config.as_deref())?;
-    let interfaces = wanted_interfaces(policy.as_ref(), &args.interfaces);
-    let load = LoadOptions { log_level: Some(args.kernel_log as u8), ..LoadOptions::default() };
+    let configuration = configured::read(paths, args.config.as_deref())?;
+    let interfaces = configured::wanted_interfaces(configuration.as_ref(), &args.interfaces);
+    let load = LoadOptions {
+        log_level: Some(args.kernel_log as u8),
+        ..configured::load_options(configuration.as_ref())
+    };
     let saved = survive::saved(paths);
     let guards = args.guards.find();
     let prefixes: Vec<_> = guards.iter().map(Guard::prefix).collect();
     let request = Request {
         interfaces: &interfaces,
         mode: args.mode,
-        policy: policy.as_ref(),
+        policy: configured::policy(configuration.as_ref()),
         guards: &prefixes,
         reset: args.reset_counters,
         hold: false,
@@ -118,13 +122,16 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
         {
             upgrade::say_migrated(&migrated);
         }
-        args.guards.refuse_cut(paths, policy.as_ref(), &guards)?;
+        args.guards.refuse_cut(paths, request.policy, &guards)?;
         let (names, started) = (Names::read_if_loaded(paths)?, datapath::start(paths, &request)?);
         (names, started, survive::open_history(paths))
     };
     let served = (|| {
         let ended = names.map(|names| names.records(Kind::Unban, &started.ended)).transpose()?;
         report_attached(paths, &started, &guards)?;
+        if let Some(configuration) = &configuration {
+            configured::report(paths, configuration, &started);
+        }
         anyhow::ensure!(
             args.kernel_log == KernelLogLevel::Off || !matches!(started.replaced, Some(Err(_))),
             "the kernel program that goes on has no such log\nhint: leave `--kernel-log` out"
@@ -132,7 +139,7 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
         let kernel_log = kernel_log(args.kernel_log, &started)?;
         // Before other threads begin, which would keep what this one gives up.
         system::drop_capabilities()?;
-        let mut services = Services::default();
+        let mut services = configuration.map(|configuration| configuration.services).unwrap_or_default();
         if args.json {
             services.log.stdout = Some(LogFormat::Json);
         }

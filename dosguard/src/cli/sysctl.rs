@@ -63,12 +63,12 @@ pub(super) fn sysctl(paths: &Paths, args: &SysctlArgs, out: &mut dyn Write) -> a
     require_capabilities()?;
     let _lock = if assignments.is_empty() { None } else { Some(StateLock::acquire(paths)?) };
     let mut datapath = Datapath::require(paths)?;
-    let live = datapath.settings()?;
+    let (live, sizes) = (datapath.settings()?, datapath.maps().sizes());
     let mut selected = Vec::new();
     for pattern in patterns {
-        selected.extend(keys::select(&live, pattern)?);
+        selected.extend(keys::select(&live, &sizes, pattern)?);
     }
-    let wanted = apply(&live, &assignments)?;
+    let wanted = apply(&live, &sizes, &assignments)?;
     if wanted != live {
         let names = Names::read(&datapath)?;
         let ended = datapath.apply_settings(&wanted, args.reset_counters)?;
@@ -81,7 +81,7 @@ pub(super) fn sysctl(paths: &Paths, args: &SysctlArgs, out: &mut dyn Write) -> a
     let live = datapath.settings()?;
     let written =
         assignments.iter().map(|assignment| assignment.key().parse()).collect::<Result<Vec<Key>, _>>()?;
-    let written = written.into_iter().filter_map(|key| key.get(&live).map(|value| (key, value)));
+    let written = written.into_iter().filter_map(|key| key.get(&live, &sizes).map(|value| (key, value)));
     for (key, value) in written.chain(selected) {
         if args.values {
             writeln!(out, "{value}")?;

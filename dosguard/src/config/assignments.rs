@@ -9,6 +9,7 @@ use thiserror::Error;
 
 use super::keys::{self, Key, KeyError};
 use super::policy::{Policy, PolicyError, RuleName};
+use super::sizes::Sizes;
 
 /// A key, the value that it shall have, and who says so.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +59,14 @@ pub enum AssignmentProblem {
     /// There is no such key.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// The key is only for reading, and the value is not the one that it has.
+    #[error("`{key}` cannot be set: {reason}")]
+    Fixed {
+        /// The key.
+        key: Key,
+        /// Why, and what there is to do.
+        reason: &'static str,
+    },
     /// The key does not take the value.
     #[error("`{key}`: {error}")]
     Value {
@@ -113,12 +122,13 @@ pub fn parse_lines(text: &str, file: &Path) -> Result<Vec<Assignment>, Assignmen
         .collect()
 }
 
-/// The settings with all assignments, of which the last one of a key counts.
+/// The settings with all assignments, of which the last one of a key counts. What is only for reading may be assigned the
+/// value that it has: so a dump can be read back.
 ///
 /// # Errors
 ///
 /// An assignment is wrong, or what they come to together.
-pub fn apply(live: &Policy, assignments: &[Assignment]) -> Result<Policy, AssignmentError> {
+pub fn apply(live: &Policy, sizes: &Sizes, assignments: &[Assignment]) -> Result<Policy, AssignmentError> {
     let mut wanted = live.clone();
     let mut set = Vec::new();
     for Assignment { key: text, value, place } in assignments {
@@ -127,7 +137,10 @@ pub fn apply(live: &Policy, assignments: &[Assignment]) -> Result<Policy, Assign
             return Err(failed(AssignmentProblem::Pattern { text: text.clone() }));
         }
         // Not parsed alone, so that an unknown rule is named with its nearest neighbour.
-        for (key, _) in keys::select(live, text).map_err(|error| failed(error.into()))? {
+        for (key, now) in keys::select(live, sizes, text).map_err(|error| failed(error.into()))? {
+            if let Some(reason) = key.fixed().filter(|_| now != *value) {
+                return Err(failed(AssignmentProblem::Fixed { key, reason }));
+            }
             key.assign(&mut wanted, value)
                 .map_err(|error| failed(AssignmentProblem::Value { key: key.clone(), error }))?;
             set.push((key, place));
@@ -174,12 +187,15 @@ mod tests {
 
     fn wanted(text: &str) -> Result<Policy, String> {
         let lines = parse_lines(text, Path::new("f")).map_err(|error| error.to_string())?;
-        apply(&live(), &lines).map_err(|error| error.to_string())
+        apply(&live(), &Sizes::default(), &lines).map_err(|error| error.to_string())
     }
 
     #[test]
     fn a_dump_read_back_changes_nothing() {
-        let dump: Vec<_> = keys::all(&live()).iter().map(|(key, value)| format!("{key} = {value}")).collect();
+        let dump: Vec<_> = keys::all(&live(), &Sizes::default())
+            .iter()
+            .map(|(key, value)| format!("{key} = {value}"))
+            .collect();
         assert_eq!(wanted(&dump.join("\n")), Ok(live()));
     }
 
@@ -204,6 +220,17 @@ mod tests {
             ("core.*=1", "`f` line 1: `core.*` cannot be set\nhint: patterns are for reading; name one key"),
             ("core.mood=1", "`f` line 1: no such key as `core.mood`\nhint: did you mean `core.mode`?"),
             ("rule.wed.ban=1s", "`f` line 1: no such rule as `wed`\nhint: did you mean `web`?"),
+            (
+                "core.abi=0",
+                "`f` line 1: `core.abi` cannot be set: it is the layout of what is loaded into the kernel\nhint: a version of \
+                 dosguard has one, and another version may have another",
+            ),
+            (
+                "size.bans = 65536\nsize.deny = 7",
+                "`f` line 2: `size.deny` cannot be set: it is chosen when the instance is loaded\nhint: set it under `[size]` in \
+                 the configuration file; then `dosguard detach --all`, with which bans and counters go, and attach or run it \
+                 again",
+            ),
             (
                 "core.mode=off",
                 "`f` line 1: `core.mode`: no such mode as `off`\nhint: `enforce`, or `monitor` to count and report and drop \

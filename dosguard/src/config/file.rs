@@ -1,169 +1,112 @@
-//! The configuration file.
+//! The configuration: one file, or several of which a later one overrides single keys of those before it.
 //!
-//! ```toml
-//! interfaces = ["eth0"]            # or on the command line
-//! mode  = "enforce"                # or "monitor"
-//! allow = ["192.0.2.0/24", "2001:db8::/32"]
-//! deny  = ["203.0.113.0/24"]
+//! What may stand in them, and what is assumed of what does not, is in `docs/configuration.md`, whose example a test reads.
 //!
-//! [source]
-//! ipv4_prefix = 32                 # 1 to 32
-//! ipv6_prefix = 64                 # 1 to 128
-//!
-//! [events]
-//! rate = 1000                      # of each kind, a second and CPU; 0 to 1000000
-//!
-//! [rule.default]                   # every TCP port that no other rule names
-//! limit = "100/1s"
-//! ban   = "1m"
-//!
-//! [rule.smtp]
-//! ports   = ["tcp/25", "tcp/587"]  # required, except in default, which has none
-//! limit   = "3/60s"                # required, except in default
-//! action  = "ban"                  # or "drop": only the excess SYNs
-//! ban     = "10m"
-//! ban_max = "1d"                   # left out: 1d, or `ban` if that is longer
-//! forget  = "1d"
-//! scope   = "all"                  # or "syn"
-//! refresh = false
-//! mode    = "enforce"              # or "monitor"
-//! ```
-//!
-//! Whatever is left out is as in [`Policy::default`] and [`default_spec`](super::policy::default_spec).
+//! An instance's own files are `dosguard.toml` and `conf.d/*.toml` in the folder of configurations, or `NAME.toml` and
+//! `NAME.d/*.toml` for an instance that is not `default`.
+
+mod error;
+mod own;
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use thiserror::Error;
+pub use error::{FileError, Problem};
+pub use own::own_files;
 
-use super::cidr::CidrError;
 use super::document;
-use super::field::{FieldError, RuleField};
-use super::policy::{Policy, PolicyError, RuleName};
-use super::ports::PortError;
+use super::policy::Policy;
+use super::services::Services;
+use super::sizes::Sizes;
+use crate::paths::Paths;
 
 /// Largest file that is read, in bytes: several times what the fullest allow-list takes.
 const MAX_BYTES: u64 = 16 << 20;
 
-/// Why there is no policy in a file.
-#[derive(Debug, Error)]
-pub enum FileError {
-    /// There is no such file.
-    #[error("there is no file `{path}`\nhint: a path from here, or one that begins with `/`", path = path.display())]
-    Missing {
-        /// The file.
-        path: PathBuf,
-    },
-    /// It is a directory.
-    #[error("`{path}` is a directory\nhint: name the file in it", path = path.display())]
-    Directory {
-        /// The directory.
-        path: PathBuf,
-    },
-    /// It could not be read.
-    #[error("cannot read `{path}`", path = path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// What the system said; not part of the message.
-        source: io::Error,
-    },
-    /// It is too large to be a configuration.
-    #[error("`{path}` is too large to be a configuration\nhint: at most {} MiB", MAX_BYTES >> 20, path = path.display())]
-    TooLarge {
-        /// The file.
-        path: PathBuf,
-    },
-    /// It is not text.
-    #[error("`{path}` line {line}, column {column}: not UTF-8 text\nhint: is this the configuration file?", path = path.display())]
-    NotText {
-        /// The file.
-        path: PathBuf,
-        /// The line of the first byte that is no text, from 1.
-        line: usize,
-        /// Its column in characters, from 1.
-        column: usize,
-    },
-    /// What it says is wrong.
-    #[error("`{path}` line {line}, column {column}: {problem}", path = path.display())]
-    Invalid {
-        /// The file.
-        path: PathBuf,
-        /// The line, from 1.
-        line: usize,
-        /// The column in characters, from 1.
-        column: usize,
-        /// What is wrong there.
-        problem: Problem,
-    },
+/// The most that is read of all files together, in bytes.
+const MAX_TOTAL_BYTES: u64 = 64 << 20;
+
+/// All that an instance is told by files.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Configuration {
+    /// What the filter shall do.
+    pub policy: Policy,
+    /// What the daemon does beside the filter.
+    pub services: Services,
+    /// How much the kernel's maps hold.
+    pub sizes: Sizes,
+    /// The files that say so, in the order in which they were read.
+    pub files: Vec<PathBuf>,
 }
 
-/// What is wrong at some place of a file.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum Problem {
-    /// It is not TOML.
-    #[error("{message}\nhint: the file is TOML: each key once, texts in quotes, such as `{}`", RuleField::Ban.example())]
-    Syntax {
-        /// What the parser said.
-        message: String,
-    },
-    /// A key has no meaning here.
-    #[error("unknown key `{key}` in {place}\nhint: {hint}")]
-    UnknownKey {
-        /// The key.
-        key: String,
-        /// The table it is in.
-        place: String,
-        /// The nearest key, or those that have a meaning.
-        hint: String,
-    },
-    /// A key or a table stands there a second time.
-    #[error(
-        "{what} is named twice, first in line {line}\nhint: name it once; another rule needs another name"
-    )]
-    Twice {
-        /// The rule or the key.
-        what: String,
-        /// The line where it stands first, from 1.
-        line: usize,
-    },
-    /// A value is of the wrong type.
-    #[error("{what} cannot be {found}\nhint: such as `{example}`")]
-    WrongType {
-        /// Whose value.
-        what: String,
-        /// The type it has, with an article.
-        found: String,
-        /// How it would be right.
-        example: &'static str,
-    },
-    /// A rule other than `default` has no limit.
-    #[error("rule `{name}` has no limit\nhint: such as `{}`", RuleField::Limit.example())]
-    NoLimit {
-        /// The rule.
-        name: RuleName,
-    },
-    /// A network is malformed.
-    #[error(transparent)]
-    Cidr(#[from] CidrError),
-    /// A port is malformed.
-    #[error(transparent)]
-    Port(#[from] PortError),
-    /// A rule's setting is malformed or out of range.
-    #[error(transparent)]
-    Field(#[from] FieldError),
-    /// The parts are at odds with each other.
-    #[error(transparent)]
-    Policy(#[from] PolicyError),
+/// What `file` alone says, or without one the instance's own files; none if it has no file of its own.
+///
+/// # Errors
+///
+/// A file cannot be read, is not text, or says something wrong: the first such place is reported.
+pub fn load(paths: &Paths, file: Option<&Path>) -> Result<Option<Configuration>, FileError> {
+    let files = match file {
+        Some(file) => vec![file.to_owned()],
+        None => own_files(paths)?,
+    };
+    if files.is_empty() { Ok(None) } else { read_all(&files).map(Some) }
 }
 
-/// The policy in the file at `path`.
+/// What the file at `path` says.
 ///
 /// # Errors
 ///
 /// The file cannot be read, is not text, or says something wrong: the first such place is reported.
-pub fn read(path: &Path) -> Result<Policy, FileError> {
+pub fn read(path: &Path) -> Result<Configuration, FileError> {
+    read_all(&[path.to_owned()])
+}
+
+/// What the files say, a later one over those before it.
+///
+/// # Errors
+///
+/// A file cannot be read, is not text, or says something wrong: the first such place is reported, and before what only shows
+/// once all of them are read.
+pub fn read_all(files: &[PathBuf]) -> Result<Configuration, FileError> {
+    let mut texts = Vec::new();
+    let mut room = MAX_TOTAL_BYTES;
+    for path in files {
+        let text = read_text(path, room.min(MAX_BYTES))?;
+        room -= text.len() as u64;
+        texts.push((text, path.as_path()));
+    }
+    let texts: Vec<_> = texts.iter().map(|(text, path)| (text.as_str(), *path)).collect();
+    parse_all(&texts)
+}
+
+/// What `text` says; `path` is only for the messages.
+///
+/// # Errors
+///
+/// The text says something wrong: the first such place is reported.
+pub fn parse(text: &str, path: &Path) -> Result<Configuration, FileError> {
+    parse_all(&[(text, path)])
+}
+
+/// What the texts say, a later one over those before it; the paths are only for the messages.
+///
+/// # Errors
+///
+/// A text says something wrong: the first such place is reported, and before what only shows once all of them are read.
+pub fn parse_all(files: &[(&str, &Path)]) -> Result<Configuration, FileError> {
+    let (policy, services, sizes) =
+        document::merged(files).map_err(|document::Located { at, problem }| {
+            let (text, path) = files[at.file];
+            let (line, column) = position(text, at.byte);
+            FileError::Invalid { path: path.to_owned(), line, column, problem }
+        })?;
+    let files = files.iter().map(|(_, path)| (*path).to_owned()).collect();
+    Ok(Configuration { policy, services, sizes, files })
+}
+
+/// The text of a file of at most `room` bytes.
+fn read_text(path: &Path, room: u64) -> Result<String, FileError> {
     let owned = || path.to_owned();
     let failed = |source: io::Error| match source.kind() {
         io::ErrorKind::NotFound => FileError::Missing { path: owned() },
@@ -173,34 +116,20 @@ pub fn read(path: &Path) -> Result<Policy, FileError> {
     let file = File::open(path).map_err(failed)?;
     let mut bytes = Vec::new();
     // One byte more than allowed, to see that there is one.
-    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > MAX_BYTES {
+    file.take(room + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > room {
         return Err(FileError::TooLarge { path: owned() });
     }
-    match str::from_utf8(&bytes) {
-        Ok(text) => parse(text, path),
-        Err(error) => {
-            let text = String::from_utf8_lossy(&bytes[..error.valid_up_to()]);
-            let (line, column) = position(&text, text.len());
-            Err(FileError::NotText { path: owned(), line, column })
-        }
-    }
-}
-
-/// The policy in `text`; `path` is only for the messages.
-///
-/// # Errors
-///
-/// The text says something wrong: the first such place is reported.
-pub fn parse(text: &str, path: &Path) -> Result<Policy, FileError> {
-    document::policy(text).map_err(|document::Located { at, problem }| {
-        let (line, column) = position(text, at);
-        FileError::Invalid { path: path.to_owned(), line, column, problem }
+    String::from_utf8(bytes).map_err(|error| {
+        let valid = error.utf8_error().valid_up_to();
+        let text = String::from_utf8_lossy(&error.as_bytes()[..valid]);
+        let (line, column) = position(&text, text.len());
+        FileError::NotText { path: owned(), line, column }
     })
 }
 
 /// Line and column, both from 1, of the character that byte `at` belongs to.
-fn position(text: &str, at: usize) -> (usize, usize) {
+pub(super) fn position(text: &str, at: usize) -> (usize, usize) {
     let before = &text[..text.floor_char_boundary(at)];
     let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
     // A byte order mark has no width.
@@ -244,13 +173,95 @@ mod tests {
 
         assert!(said().starts_with(&format!("there is no file `{shown}`\nhint: ")));
         fs::write(&path, "interfaces = [\"eth0\"]\n").unwrap();
-        assert_eq!(read(&path).unwrap().interfaces, ["eth0"]);
+        assert_eq!(read(&path).unwrap().policy.interfaces, ["eth0"]);
         fs::write(&path, b"# one\n# tw\xff\n").unwrap();
         let not_text = "not UTF-8 text\nhint: is this the configuration file?";
         assert_eq!(said(), format!("`{shown}` line 2, column 5: {not_text}"));
         fs::remove_file(&path).unwrap();
         fs::create_dir(&path).unwrap();
         assert_eq!(said(), format!("`{shown}` is a directory\nhint: name the file in it"));
+    }
+
+    #[test]
+    fn an_instance_reads_its_own_files_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let paths = |instance| {
+            let paths = Paths::new(instance, "/b".into(), "/r".into(), "/s".into()).unwrap();
+            paths.with_config_dir(dir.path().to_owned())
+        };
+        assert_eq!(load(&paths("default"), None).unwrap(), None);
+        assert_eq!(load(&paths("default").with_config_dir(at("nowhere")), None).unwrap(), None);
+
+        fs::create_dir(at("conf.d")).unwrap();
+        fs::write(at("conf.d/20-b.toml"), "mode = 'enforce'\ninterfaces = ['b']\n").unwrap();
+        fs::write(at("conf.d/10-a.toml"), "mode = 'monitor'\ninterfaces = ['a']\n").unwrap();
+        for ignored in [".30-c.toml", "30-c.toml~", "30-c.toml.dpkg-new", "README", "toml", ".toml"] {
+            fs::write(at("conf.d").join(ignored), "neither read\nnor = [wrong").unwrap();
+        }
+        let drop_ins = load(&paths("default"), None).unwrap().unwrap();
+        assert_eq!(drop_ins.policy.interfaces, ["a", "b"]);
+        assert_eq!(drop_ins.policy.mode.name(), "enforce", "the later file counts");
+        fs::write(at("dosguard.toml"), "interfaces = ['m']\n").unwrap();
+        let all = load(&paths("default"), None).unwrap().unwrap();
+        assert_eq!(all.policy.interfaces, ["m", "a", "b"]);
+        assert_eq!(all.files, ["dosguard.toml", "conf.d/10-a.toml", "conf.d/20-b.toml"].map(at));
+        let alone = load(&paths("default"), Some(&at("conf.d/10-a.toml"))).unwrap().unwrap();
+        assert_eq!(alone.policy.interfaces, ["a"]);
+
+        assert_eq!(load(&paths("mail"), None).unwrap(), None);
+        fs::create_dir(at("mail.d")).unwrap();
+        fs::write(at("mail.d/x.toml"), "interfaces = ['x']\n").unwrap();
+        fs::write(at("mail.toml"), "interfaces = ['y']\n").unwrap();
+        assert_eq!(load(&paths("mail"), None).unwrap().unwrap().policy.interfaces, ["y", "x"]);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_spoils_all_of_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = Paths::new("default", "/b".into(), "/r".into(), "/s".into()).unwrap();
+        let paths = paths.with_config_dir(dir.path().to_owned());
+        let bad = dir.path().join("conf.d/50-bad.toml");
+        let said = || load(&paths, None).unwrap_err().to_string();
+        fs::write(dir.path().join("dosguard.toml"), "mode = 'monitor'\n").unwrap();
+        fs::write(dir.path().join("conf.d"), "no folder").unwrap();
+        assert!(said().starts_with("cannot read `") && said().ends_with("/conf.d`"), "{}", said());
+        fs::remove_file(dir.path().join("conf.d")).unwrap();
+        fs::create_dir(dir.path().join("conf.d")).unwrap();
+
+        fs::create_dir(&bad).unwrap();
+        assert_eq!(said(), format!("`{}` is a directory\nhint: name the file in it", bad.display()));
+        fs::remove_dir(&bad).unwrap();
+        std::os::unix::fs::symlink("nowhere", &bad).unwrap();
+        assert!(said().starts_with(&format!("there is no file `{}`\n", bad.display())), "{}", said());
+        fs::remove_file(&bad).unwrap();
+        nix::unistd::mkfifo(&bad, nix::sys::stat::Mode::S_IRUSR).unwrap();
+        assert!(said().starts_with(&format!("`{}` is a pipe\nhint: ", bad.display())), "{}", said());
+        fs::remove_file(&bad).unwrap();
+        for (bytes, what) in [
+            (&b"\x7fELF\x02\x01\x01\x00\xff"[..], "line 1, column 9: not UTF-8 text"),
+            (b"mode = 'enforce'\n[rule.default]\nlimit = '5/1", "line 3, column "),
+            (b"mode = 'enforce'\n\x00\x00\x00\x00", "line 2, column "),
+        ] {
+            fs::write(&bad, bytes).unwrap();
+            assert!(said().starts_with(&format!("`{}` {what}", bad.display())), "{}", said());
+        }
+        std::os::unix::fs::symlink("/dev/null", dir.path().join("conf.d/60-off.toml")).unwrap();
+        fs::write(&bad, "").unwrap();
+        assert_eq!(load(&paths, None).unwrap().unwrap().files.len(), 3, "an empty file is fine");
+    }
+
+    #[test]
+    fn all_files_together_have_a_largest_size() {
+        let dir = tempfile::tempdir().unwrap();
+        let files: Vec<_> = (0..5).map(|number| dir.path().join(format!("{number}.toml"))).collect();
+        for file in &files {
+            fs::write(file, " ".repeat(15 << 20)).unwrap();
+        }
+        let said = read_all(&files).unwrap_err().to_string();
+        let what =
+            "is too large to be a configuration\nhint: at most 16 MiB, and 64 MiB with all other files";
+        assert_eq!(said, format!("`{}` {what}", files[4].display()));
     }
 
     #[test]

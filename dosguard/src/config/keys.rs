@@ -1,17 +1,30 @@
 //! sysctl-style dotted keys over live settings: `core.mode`, `rule.smtp.limit`.
 //!
-//! Reading gives text that can be written back. Writing several at once is for [`assignments`](super::assignments).
+//! Reading gives text that can be written back. Writing several at once is for [`assignments`](super::assignments). Some
+//! keys are only for reading: what was fixed when the instance was loaded.
 
 use std::fmt;
 use std::str::FromStr;
 
+use dosguard_common::abi::ABI_VERSION;
 use thiserror::Error;
 
 use super::field::{RuleField, parse_mode};
 use super::policy::{NamedRule, Policy, PolicyError, RuleName, parse_events_rate, parse_source_prefix};
+use super::sizes::{Size, Sizes};
 
-/// The keys that are no rule's, in the order in which they are listed.
+/// The settings that are no rule's, in the order in which they are listed.
 const GLOBAL: [Key; 4] = [Key::Mode, Key::SourceIpv4Prefix, Key::SourceIpv6Prefix, Key::EventsRate];
+
+/// The keys that are only for reading, which are listed next.
+const FIXED: [Key; 6] = [
+    Key::Abi,
+    Key::Size(Size::Bans),
+    Key::Size(Size::Sources),
+    Key::Size(Size::Offenders),
+    Key::Size(Size::Allow),
+    Key::Size(Size::Deny),
+];
 
 /// One setting of a running instance.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -24,6 +37,10 @@ pub enum Key {
     SourceIpv6Prefix,
     /// `events.rate`: events of one kind that each CPU reports in a second.
     EventsRate,
+    /// `core.abi`: the version of the layout that the program and its maps have. Only for reading.
+    Abi,
+    /// `size.<name>`: how many entries a map holds. Only for reading.
+    Size(Size),
     /// `rule.<name>.<field>`: a setting of a rule.
     Rule {
         /// The rule.
@@ -62,8 +79,18 @@ pub enum KeyError {
 
 impl Key {
     /// Its value as text; none if there is no such rule.
-    pub fn get(&self, policy: &Policy) -> Option<String> {
+    pub fn get(&self, policy: &Policy, sizes: &Sizes) -> Option<String> {
         match self {
+            Self::Abi => Some(ABI_VERSION.to_string()),
+            Self::Size(size) => Some(sizes.get(*size).to_string()),
+            _ => self.setting(policy),
+        }
+    }
+
+    /// The value of a setting as text; none for what is only for reading, and if there is no such rule.
+    pub fn setting(&self, policy: &Policy) -> Option<String> {
+        match self {
+            Self::Abi | Self::Size(_) => None,
             Self::Mode => Some(policy.mode.name().to_owned()),
             Self::SourceIpv4Prefix => Some(policy.prefixes.ipv4.to_string()),
             Self::SourceIpv6Prefix => Some(policy.prefixes.ipv6.to_string()),
@@ -72,17 +99,33 @@ impl Key {
         }
     }
 
-    /// Sets it from text. What [`get`](Self::get) gave changes nothing. [`Policy::check_rules`] must follow. A key of a
-    /// rule that is not there sets nothing.
+    /// Why it is only for reading, and behind `hint: ` what there is to do; none for a setting.
+    pub const fn fixed(&self) -> Option<&'static str> {
+        match self {
+            Self::Abi => Some(
+                "it is the layout of what is loaded into the kernel\nhint: a version of dosguard has one, and another version \
+                 may have another",
+            ),
+            Self::Size(_) => Some(
+                "it is chosen when the instance is loaded\nhint: set it under `[size]` in the configuration file; then \
+                 `dosguard detach --all`, with which bans and counters go, and attach or run it again",
+            ),
+            _ => None,
+        }
+    }
+
+    /// Sets it from text. What [`setting`](Self::setting) gave changes nothing. [`Policy::check_rules`] must follow. A key
+    /// of a rule that is not there sets nothing, nor does one that is only for reading.
     ///
     /// # Errors
     ///
     /// The value is malformed or out of range. Then `policy` is as it was.
     pub fn assign(&self, policy: &mut Policy, text: &str) -> Result<(), PolicyError> {
-        if self.get(policy).is_some_and(|value| value == text) {
+        if self.setting(policy).is_some_and(|value| value == text) {
             return Ok(());
         }
         match self {
+            Self::Abi | Self::Size(_) => {}
             Self::Mode => policy.mode = parse_mode(text)?,
             Self::SourceIpv4Prefix => policy.prefixes.ipv4 = parse_source_prefix("IPv4", 32, text)?,
             Self::SourceIpv6Prefix => policy.prefixes.ipv6 = parse_source_prefix("IPv6", 128, text)?,
@@ -107,6 +150,8 @@ impl fmt::Display for Key {
             Self::SourceIpv4Prefix => f.pad("core.ipv4_prefix"),
             Self::SourceIpv6Prefix => f.pad("core.ipv6_prefix"),
             Self::EventsRate => f.pad("events.rate"),
+            Self::Abi => f.pad("core.abi"),
+            Self::Size(size) => f.pad(&format!("size.{}", size.name())),
             Self::Rule { rule, field } => f.pad(&format!("rule.{rule}.{field}")),
         }
     }
@@ -117,14 +162,15 @@ impl FromStr for Key {
 
     /// From its name. Whether the rule exists is not looked at.
     fn from_str(text: &str) -> Result<Self, KeyError> {
-        let global = GLOBAL.map(|key| key.to_string());
-        if let Some(found) = GLOBAL.into_iter().zip(&global).find(|(_, name)| *name == text) {
-            return Ok(found.0);
+        if let Some(key) = GLOBAL.into_iter().chain(FIXED).find(|key| key.to_string() == text) {
+            return Ok(key);
         }
+        let global = GLOBAL.map(|key| key.to_string());
         let unknown = |hint| KeyError::Unknown { text: text.to_owned(), hint };
         let parts = text.strip_prefix("rule.").and_then(|rest| rest.split_once('.'));
         let Some((rule, field)) = parts else {
-            let near = nearest(text, global.iter().map(String::as_str));
+            let fixed = FIXED.map(|key| key.to_string());
+            let near = nearest(text, global.iter().chain(&fixed).map(String::as_str));
             let forms = format!("`{}` or `rule.<name>.{}`", global.join("`, `"), RuleField::Limit);
             return Err(unknown(near.map_or(forms, |key| format!("did you mean `{key}`?"))));
         };
@@ -143,10 +189,20 @@ impl FromStr for Key {
 }
 
 /// Every key with its value, in the order in which they are listed: the global ones, then each rule's.
-pub fn all(policy: &Policy) -> Vec<(Key, String)> {
-    let of_rule = |rule: &NamedRule| RuleField::ALL.map(|field| Key::Rule { rule: rule.name.clone(), field });
-    let keys = GLOBAL.into_iter().chain(policy.rules.iter().flat_map(of_rule));
-    keys.filter_map(|key| key.get(policy).map(|value| (key, value))).collect()
+pub fn all(policy: &Policy, sizes: &Sizes) -> Vec<(Key, String)> {
+    let rules = policy.rules.iter().flat_map(of_rule);
+    let keys = GLOBAL.into_iter().chain(FIXED).chain(rules);
+    keys.filter_map(|key| key.get(policy, sizes).map(|value| (key, value))).collect()
+}
+
+/// Every setting that is no rule's, with its value.
+pub(super) fn global(policy: &Policy) -> Vec<(Key, String)> {
+    GLOBAL.into_iter().filter_map(|key| key.setting(policy).map(|value| (key, value))).collect()
+}
+
+/// The keys of a rule.
+pub(super) fn of_rule(rule: &NamedRule) -> [Key; RuleField::ALL.len()] {
+    RuleField::ALL.map(|field| Key::Rule { rule: rule.name.clone(), field })
 }
 
 /// The key of this name, or all that match a pattern with `*` or `?`, with their values.
@@ -154,15 +210,15 @@ pub fn all(policy: &Policy) -> Vec<(Key, String)> {
 /// # Errors
 ///
 /// There is no such key or rule, or nothing matches.
-pub fn select(policy: &Policy, pattern: &str) -> Result<Vec<(Key, String)>, KeyError> {
+pub fn select(policy: &Policy, sizes: &Sizes, pattern: &str) -> Result<Vec<(Key, String)>, KeyError> {
     if !is_pattern(pattern) {
         let key: Key = pattern.parse()?;
-        return match (key.get(policy), key) {
+        return match (key.get(policy, sizes), key) {
             (None, Key::Rule { rule, .. }) => Err(unknown_rule(policy, rule)),
             (value, key) => Ok(vec![(key, value.unwrap_or_default())]),
         };
     }
-    let mut keys = all(policy);
+    let mut keys = all(policy, sizes);
     keys.retain(|(key, _)| matches(pattern, &key.to_string()));
     if keys.is_empty() { Err(KeyError::NoMatch { pattern: pattern.to_owned() }) } else { Ok(keys) }
 }
@@ -258,23 +314,30 @@ mod tests {
     }
 
     fn list(pattern: &str) -> Result<Vec<String>, String> {
-        let keys = select(&policy(), pattern).map_err(|error| error.to_string())?;
+        let keys = select(&policy(), &Sizes::default(), pattern).map_err(|error| error.to_string())?;
         Ok(keys.into_iter().map(|(key, value)| format!("{key} = {value}")).collect())
     }
 
     #[test]
     fn every_key_is_listed_in_order_and_parses() {
         let policy = policy();
-        let keys = all(&policy);
+        let sizes = Sizes::default();
+        let keys = all(&policy, &sizes);
         let shown: Vec<_> = keys.iter().map(|(key, value)| format!("{key} = {value}")).collect();
-        assert_eq!(shown.len(), 4 + 2 * RuleField::ALL.len());
+        assert_eq!(shown.len(), 4 + 6 + 2 * RuleField::ALL.len());
         assert_eq!(
-            shown[..14],
+            shown[..20],
             [
                 "core.mode = enforce",
                 "core.ipv4_prefix = 32",
                 "core.ipv6_prefix = 64",
                 "events.rate = 1000",
+                &format!("core.abi = {ABI_VERSION}"),
+                "size.bans = 65536",
+                "size.sources = 131072",
+                "size.offenders = 65536",
+                "size.allow = 262144",
+                "size.deny = 262144",
                 "rule.default.ports = every other",
                 "rule.default.limit = 100/1s",
                 "rule.default.action = ban",
@@ -289,7 +352,8 @@ mod tests {
         );
         for (key, value) in keys {
             assert_eq!(key.to_string().parse(), Ok(key.clone()));
-            assert_eq!(key.get(&policy), Some(value));
+            assert_eq!(key.get(&policy, &sizes), Some(value));
+            assert_eq!(key.fixed().is_none(), key.setting(&policy).is_some());
         }
     }
 
@@ -297,7 +361,7 @@ mod tests {
     fn everything_listed_can_be_set_again_and_changes_nothing() {
         let before = policy();
         let mut after = before.clone();
-        for (key, value) in all(&before) {
+        for (key, value) in all(&before, &Sizes::default()) {
             key.assign(&mut after, &value).unwrap();
         }
         assert_eq!(after, before);
@@ -311,12 +375,13 @@ mod tests {
             ["rule.default.limit = 100/1s", "rule.smtp.limit = 100/1s"]
         );
         assert_eq!(list("rule.smtp.ban*").unwrap(), ["rule.smtp.ban = 1m", "rule.smtp.ban_max = 1d"]);
-        assert_eq!(list("*").unwrap().len(), 22);
+        assert_eq!(list("*").unwrap().len(), 28);
     }
 
     #[test]
     fn unknown_keys_get_a_hint() {
         let cases = [
+            ("size.ban", "no such key as `size.ban`\nhint: did you mean `size.bans`?"),
             ("core.ipv4_prefx", "no such key as `core.ipv4_prefx`\nhint: did you mean `core.ipv4_prefix`?"),
             ("rule.smtp.lmit", "no such key as `rule.smtp.lmit`\nhint: did you mean `rule.smtp.limit`?"),
             (

@@ -20,9 +20,6 @@ use super::units::Span;
 /// How many rules there may be besides `default`.
 pub const MAX_RULES: usize = abi::RULES.entries as usize - 1;
 
-/// How many networks a file may have on each list: half of what the kernel holds, so that any file can replace any other.
-pub const MAX_LISTED: usize = abi::ALLOW.entries as usize / 2;
-
 /// The most events of one kind that each CPU may be asked to report in a second.
 pub const MAX_EVENTS_RATE: u32 = 1_000_000;
 

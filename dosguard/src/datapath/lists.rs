@@ -108,6 +108,11 @@ impl PrefixList {
         Ok(Self { spec, capacity: capacity(&map, spec)?, trie: typed(spec, map)? })
     }
 
+    /// How many prefixes there is room for.
+    pub const fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
     /// Its entries.
     pub fn entries(&self) -> Result<BTreeMap<Prefix, Origin>, Error> {
         let mut found = BTreeMap::new();

@@ -17,6 +17,7 @@ use dosguard_common::window::Window;
 use super::Error;
 use super::lists::{List, PrefixList};
 use super::wire::Wire;
+use crate::config::sizes::{Size, Sizes};
 
 /// The maps of one instance.
 pub struct Maps {
@@ -303,6 +304,17 @@ impl Maps {
     /// How many offenders there is room for.
     pub const fn offenders_capacity(&self) -> u32 {
         self.offenders_capacity
+    }
+
+    /// How much each map holds whose size was chosen when the instance was loaded.
+    pub fn sizes(&self) -> Sizes {
+        Sizes::new(|size| match size {
+            Size::Bans => self.bans_capacity,
+            Size::Sources => self.sources_capacity,
+            Size::Offenders => self.offenders_capacity,
+            Size::Allow => self.allow.capacity(),
+            Size::Deny => self.deny.capacity(),
+        })
     }
 
     /// How many bans there is room for.

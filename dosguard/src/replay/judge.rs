@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use dosguard_common::abi;
 use dosguard_common::address::{Address, SourceMask};
 use dosguard_common::config::{Config, Mode};
 use dosguard_common::engine::decide;
@@ -20,6 +19,7 @@ use super::direction::{BothWays, destination};
 use super::offered::{MAX_FOLLOWED, Offered};
 use crate::config::cidr::Cidr;
 use crate::config::policy::{NamedRule, Policy};
+use crate::config::sizes::{Size, Sizes};
 
 /// What every rule starts with.
 const GENERATION: u32 = 1;
@@ -29,6 +29,8 @@ const GENERATION: u32 = 1;
 pub struct Options<'a> {
     /// The rules, the allow-list and what makes a source.
     pub policy: &'a Policy,
+    /// How much the tables hold.
+    pub sizes: Sizes,
     /// Judge only packets to these; if there are none, whatever came in.
     pub to: &'a [Cidr],
     /// How many bans to keep for the list, the first ones; none for all.
@@ -78,7 +80,7 @@ impl<'a> Judge<'a> {
         let mask = SourceMask::new(prefixes.ipv4, prefixes.ipv6);
         let to = (!options.to.is_empty()).then(|| options.to.iter().map(Cidr::to_prefix).collect());
         Self {
-            tables: tables(options.policy, mask),
+            tables: tables(options.policy, &options.sizes, mask),
             options,
             clock: Clock::default(),
             packets: 0,
@@ -175,7 +177,7 @@ impl<'a> Judge<'a> {
 }
 
 /// Tables as the kernel would have them, sizes included.
-fn tables(policy: &Policy, mask: SourceMask) -> MemoryTables {
+fn tables(policy: &Policy, sizes: &Sizes, mask: SourceMask) -> MemoryTables {
     let config = Config::new(mask)
         .with_allow_list(!policy.allow.is_empty())
         .with_deny_list(!policy.deny.is_empty())
@@ -191,9 +193,9 @@ fn tables(policy: &Policy, mask: SourceMask) -> MemoryTables {
         tables.rules.insert(index, Rule::new(rule.name.as_str(), &spec, GENERATION));
         rule.ports.iter().for_each(|port| tables.ports.insert(port, index));
     }
-    tables.source_capacity = abi::SYNS.entries as usize;
-    tables.ban_capacity = abi::BANS.entries as usize;
-    tables.offender_capacity = abi::OFFENDERS.entries as usize;
+    tables.source_capacity = sizes.get(Size::Sources) as usize;
+    tables.ban_capacity = sizes.get(Size::Bans) as usize;
+    tables.offender_capacity = sizes.get(Size::Offenders) as usize;
     tables
 }
 

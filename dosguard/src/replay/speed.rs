@@ -10,6 +10,7 @@ use super::capture::sample::{Pcap, syn};
 use super::judge::Options;
 use super::{input, replay};
 use crate::config::policy::Policy;
+use crate::config::sizes::Sizes;
 
 const PACKETS: u32 = 5_000_000;
 /// Nanoseconds between packets: 500,000 a second.
@@ -31,7 +32,8 @@ fn write(path: &Path, source: impl Fn(u32) -> u32) {
 fn seconds(path: &Path, policy: &Policy) -> Duration {
     let start = Instant::now();
     let bytes = input::decompressed(input::open(path).unwrap().bytes).unwrap();
-    let (report, damage) = replay(bytes, Options { policy, to: &[], list: Some(20) }).unwrap();
+    let (report, damage) =
+        replay(bytes, Options { policy, sizes: Sizes::default(), to: &[], list: Some(20) }).unwrap();
     assert!(damage.is_none() && report.packets == u64::from(PACKETS));
     start.elapsed()
 }

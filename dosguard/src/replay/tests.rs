@@ -9,6 +9,7 @@ use super::capture::sample::{Order, Pcap, PcapNg, segment, syn, syn_v6};
 use super::*;
 use crate::config::file;
 use crate::config::policy::Policy;
+use crate::config::sizes::Sizes;
 
 const SECOND: u64 = 1_000_000_000;
 const MS: u64 = SECOND / 1_000;
@@ -19,12 +20,14 @@ fn policy(text: &str) -> Policy {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("p.toml");
     std::fs::write(&path, text).unwrap();
-    file::read(&path).unwrap()
+    file::read(&path).unwrap().policy
 }
 
 fn run_to(bytes: &[u8], text: &str, to: &[&str]) -> Report {
     let to: Vec<_> = to.iter().map(|text| text.parse().unwrap()).collect();
-    let (report, damage) = replay(bytes, Options { policy: &policy(text), to: &to, list: None }).unwrap();
+    let (report, damage) =
+        replay(bytes, Options { policy: &policy(text), sizes: Sizes::default(), to: &to, list: None })
+            .unwrap();
     assert!(damage.is_none(), "{damage:?}");
     report
 }
@@ -126,7 +129,7 @@ fn a_long_list_of_bans_is_cut_and_says_so() {
         }
     }
     let policy = policy(SMTP);
-    let options = Options { policy: &policy, to: &[], list: Some(3) };
+    let options = Options { policy: &policy, sizes: Sizes::default(), to: &[], list: Some(3) };
     let (report, _) = replay(capture.bytes.as_slice(), options).unwrap();
     assert_eq!((report.bans.len(), report.sources_banned), (3, 10));
     assert!(printed(&report).contains("\nand 7 more; `--top all` lists them\n"));
@@ -233,7 +236,7 @@ fn a_damaged_capture_is_judged_up_to_the_damage() {
     let mut capture = attack();
     capture.bytes.extend([1, 2, 3]);
     let policy = policy(SMTP);
-    let options = Options { policy: &policy, to: &[], list: None };
+    let options = Options { policy: &policy, sizes: Sizes::default(), to: &[], list: None };
     let (report, damage) = replay(capture.bytes.as_slice(), options).unwrap();
     assert_eq!((report.packets, report.bans.len()), (6, 1));
     let damage = damage.unwrap().to_string();
@@ -247,7 +250,7 @@ fn a_damaged_capture_is_judged_up_to_the_damage() {
 #[test]
 fn links_that_are_not_understood_are_skipped_unless_there_is_nothing_else() {
     let policy = policy(SMTP);
-    let options = Options { policy: &policy, to: &[], list: None };
+    let options = Options { policy: &policy, sizes: Sizes::default(), to: &[], list: None };
     let usb = PcapNg::new(Order::Little).interface(220, 0, &[]).packet(0, AT / 1_000, &[0; 64]);
     let error = replay(usb.bytes.as_slice(), options).unwrap_err().to_string();
     assert!(error.starts_with("its packets are of link type 220 (USB)"), "{error}");
@@ -276,7 +279,7 @@ fn every_key_of_the_document_is_documented() {
     let mut capture = attack();
     capture.bytes.push(0);
     let policy = policy(SMTP);
-    let options = Options { policy: &policy, to: &[], list: None };
+    let options = Options { policy: &policy, sizes: Sizes::default(), to: &[], list: None };
     let (report, _) = replay(capture.bytes.as_slice(), options).unwrap();
     let mut found = BTreeSet::new();
     keys(&serde_json::to_value(&report).unwrap(), &mut found);

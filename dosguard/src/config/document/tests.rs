@@ -1,6 +1,10 @@
 //! Documents, right and wrong.
 
+mod merging;
+mod services;
+
 use super::*;
+use crate::config::field::RuleField;
 use crate::config::file::parse;
 use dosguard_common::config::Mode;
 use std::path::Path;
@@ -38,7 +42,7 @@ limit = "5/1s"
 "#;
 
 fn read(text: &str) -> Result<Policy, String> {
-    parse(text, Path::new("f")).map_err(|error| error.to_string())
+    parse(text, Path::new("f")).map(|read| read.policy).map_err(|error| error.to_string())
 }
 
 #[test]

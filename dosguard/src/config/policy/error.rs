@@ -3,7 +3,7 @@
 use dosguard_common::rule::MAX_NAME;
 use thiserror::Error;
 
-use super::{MAX_EVENTS_RATE, MAX_LISTED, MAX_RULES, RuleName};
+use super::{MAX_EVENTS_RATE, MAX_RULES, RuleName};
 use crate::config::field::FieldError;
 
 /// Why a policy cannot be.
@@ -55,12 +55,16 @@ pub enum PolicyError {
         name: RuleName,
     },
     /// There are more networks than the kernel's map holds.
-    #[error("{count} networks are too many for the {list}-list\nhint: at most {MAX_LISTED}")]
+    #[error(
+        "{count} networks are too many for the {list}-list\nhint: at most {most}, which is half of what the list holds; `[size]` can give it more"
+    )]
     TooManyListed {
         /// `allow` or `deny`.
         list: &'static str,
         /// How many there are.
         count: usize,
+        /// How many there may be.
+        most: usize,
     },
     /// The rate of events is out of range.
     #[error(

@@ -1,0 +1,50 @@
+//! What verbs do with the configuration: where it comes from, and what is said of it.
+
+use std::path::Path;
+
+use super::talk;
+use crate::config::file::{self, Configuration};
+use crate::config::policy::Policy;
+use crate::datapath::{LoadOptions, Started};
+use crate::output::YELLOW;
+use crate::paths::Paths;
+
+/// What the file that was named says, or without one the instance's own files; none if it has none.
+pub(super) fn read(paths: &Paths, named: Option<&Path>) -> anyhow::Result<Option<Configuration>> {
+    Ok(file::load(paths, named)?)
+}
+
+/// The policy of a configuration, if there is one.
+pub(super) fn policy(configuration: Option<&Configuration>) -> Option<&Policy> {
+    configuration.map(|configuration| &configuration.policy)
+}
+
+/// How an instance of this configuration is loaded.
+pub(super) fn load_options(configuration: Option<&Configuration>) -> LoadOptions {
+    let sizes = configuration.map(|configuration| configuration.sizes.to_load()).unwrap_or_default();
+    LoadOptions { sizes, ..LoadOptions::default() }
+}
+
+/// The configured interfaces and the command line's, each once.
+pub(super) fn wanted_interfaces(configuration: Option<&Configuration>, named: &[String]) -> Vec<String> {
+    let mut wanted = policy(configuration).map(|policy| policy.interfaces.clone()).unwrap_or_default();
+    for name in named {
+        if !wanted.contains(name) {
+            wanted.push(name.clone());
+        }
+    }
+    wanted
+}
+
+/// Says which files were read, and where the live maps are of another size than they ask for.
+pub(super) fn report(paths: &Paths, configuration: &Configuration, started: &Started) {
+    let files: Vec<_> = configuration.files.iter().map(|file| format!("`{}`", file.display())).collect();
+    log::info!("configured by {}", files.join(", "));
+    for (size, wanted, live) in configuration.sizes.differing(&started.datapath.maps().sizes()) {
+        let name = size.name();
+        talk::say(&format!(
+            "{YELLOW}size.{name} stays {live}:{YELLOW:#} {wanted} takes effect when instance `{}` is next loaded",
+            paths.instance()
+        ));
+    }
+}
