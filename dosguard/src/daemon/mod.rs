@@ -4,6 +4,7 @@
 //! ring buffer, and expired bans no longer hold anyway.
 
 mod events;
+pub mod export;
 pub mod health;
 pub mod outlet;
 pub mod saver;
