@@ -42,6 +42,11 @@ impl Naming {
         self.rules.get(&index).cloned().unwrap_or_else(|| "(removed)".to_owned())
     }
 
+    /// What makes a source.
+    pub const fn prefixes(&self) -> SourcePrefixes {
+        self.prefixes
+    }
+
     /// A source and the rule under which something is kept of it, if it is not everywhere.
     pub fn place(&self, key: &SourceKey) -> (String, Option<String>) {
         (source_text(key.source(), self.prefixes), key.rule().map(|index| self.rule(index)))

@@ -14,7 +14,7 @@ use crate::datapath::{self, Maps};
 use crate::output::{BanFields, source_text};
 
 /// What a record is read against: how sources and rules are called in the live instance.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Live {
     mask: SourceMask,
     rules: Vec<(RuleIndex, Rule)>,
@@ -62,7 +62,10 @@ pub enum Unfit {
         accepted: &'static str,
     },
     /// The ban is kept under a rule that is not there.
-    #[error("`{source_text}` was banned under rule `{rule}`, and there is no such rule")]
+    #[error(
+        "`{source_text}` was banned under rule `{rule}`, and there is no such rule\n\
+         hint: `dosguard rule add {rule}` first, or leave it out"
+    )]
     NoRule {
         /// Whose.
         source_text: String,
@@ -70,7 +73,10 @@ pub enum Unfit {
         rule: String,
     },
     /// The rule drops nothing any more.
-    #[error("`{source_text}` was banned by rule `{rule}`, which is only watched now")]
+    #[error(
+        "`{source_text}` was banned by rule `{rule}`, which is only watched now\n\
+         hint: `dosguard sysctl rule.{rule}.mode=enforce` first, or leave it out"
+    )]
     Watched {
         /// Whose.
         source_text: String,

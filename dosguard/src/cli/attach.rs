@@ -44,7 +44,7 @@ pub(super) struct AttachArgs {
 }
 
 /// How not to be locked out.
-#[derive(Debug, Args)]
+#[derive(Clone, Copy, Debug, Args)]
 pub(super) struct GuardArgs {
     /// Do not put the gateways, the name servers and the address of this ssh session on the allow-list when the instance
     /// is loaded.

@@ -11,6 +11,7 @@ mod confirm;
 mod events;
 mod explain;
 mod list;
+mod reload;
 mod replay;
 mod rule;
 mod run;

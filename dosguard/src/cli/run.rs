@@ -2,7 +2,6 @@
 
 use std::io::Write;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use anyhow::Context as _;
 use aya_log::EbpfLogger;
@@ -11,11 +10,11 @@ use dosguard_common::event::Kind;
 
 use super::attach::{GuardArgs, report_attached};
 use super::changes::Names;
+use super::reload::Reloader;
 use super::{Answer, configured, survive, talk, upgrade};
 use crate::config::services::LogFormat;
 use crate::daemon::health::Health;
-use crate::daemon::outlet::Outlets;
-use crate::daemon::{self, BACKLOG, KernelLog, Parts, Reload, Server, Signals};
+use crate::daemon::{self, BACKLOG, KernelLog, Parts, RunningServices, Server, Signals};
 use crate::datapath::{self, AttachMode, Datapath, LoadOptions, Request, Started};
 use crate::guards::Guard;
 use crate::lock::{DaemonLock, StateLock};
@@ -29,31 +28,31 @@ pub(super) struct RunArgs {
     /// The configuration file. Without one, the instance's own files. Without any, live settings stay and new ones are the
     /// built-in.
     #[arg(short, long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    pub(super) config: Option<PathBuf>,
     /// If a file has other source prefixes than the live ones: end the bans and counters of those, instead of refusing.
     #[arg(long)]
     reset_counters: bool,
     /// How to attach.
     #[arg(long, value_enum, default_value_t)]
-    mode: AttachMode,
+    pub(super) mode: AttachMode,
     /// Take the filter along at the end. Without this it goes on.
     #[arg(long)]
     detach_on_exit: bool,
     /// Print events as JSON, one object a line.
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     /// If the instance is of an earlier ABI version, carry it over, instead of refusing.
     #[arg(long)]
     migrate: bool,
     /// Keep the kernel program's log statements up to this level, and print them. Costs time on packets that are
     /// dropped. A live program is replaced by one that has them.
     #[arg(long, value_enum, default_value_t)]
-    kernel_log: KernelLogLevel,
+    pub(super) kernel_log: KernelLogLevel,
     #[command(flatten)]
-    guards: GuardArgs,
+    pub(super) guards: GuardArgs,
     /// Interfaces to guard, beside those of the file and those that are guarded already.
     #[arg(value_name = "IFACE")]
-    interfaces: Vec<String>,
+    pub(super) interfaces: Vec<String>,
 }
 
 /// Which of the kernel program's log statements stay in it. In the order of aya-log's levels.
@@ -156,9 +155,9 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
             writer,
             last_seq,
             backlog,
-            reload: reload(paths, args),
+            reload: Reloader::new(paths, args, services.clone()).into_reload(),
             kernel_log,
-            outlets: Outlets::start(&services, paths.instance(), &health),
+            services: RunningServices::start(&services, paths.instance(), &health),
             health,
             first: ended.unwrap_or_default(),
         };
@@ -178,11 +177,6 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
         talk::say(&format!("{YELLOW}the daemon ends, and the filter goes on{YELLOW:#}"));
     }
     served.map(|()| Answer::Done)
-}
-
-fn reload(paths: &Paths, args: &RunArgs) -> Reload {
-    let (paths, config) = (paths.clone(), args.config.clone());
-    Arc::new(move || Err(format!("{} {:?}", paths.instance(), config)))
 }
 
 /// Whether some interface is guarded. What cannot be told counts as such: the filter goes on by itself.

@@ -70,6 +70,12 @@ pub(super) fn error(error: &anyhow::Error) {
     tell(&format!("{RED}error:{RED:#} {message}"), &hints);
 }
 
+/// An error as text, with its hints on lines of their own.
+pub(super) fn text(error: &anyhow::Error) -> String {
+    let (message, hints) = message_and_hints(error.chain());
+    hints.into_iter().fold(message, |text, hint| text + "\nhint: " + &hint)
+}
+
 /// The same of an error that was not fatal; `about` says what became of it.
 pub(super) fn warning(about: &str, error: &(dyn Error + 'static)) {
     let (message, hints) = message_and_hints(anyhow::Chain::new(error));

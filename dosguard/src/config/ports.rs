@@ -97,7 +97,8 @@ impl Ports {
         self.0.intersection(&other.0).next().copied()
     }
 
-    fn runs(&self) -> Vec<RangeInclusive<u16>> {
+    /// Its ports as ranges in rising order, neighbours in one.
+    pub fn runs(&self) -> Vec<RangeInclusive<u16>> {
         let mut runs: Vec<RangeInclusive<u16>> = Vec::new();
         for port in self.iter() {
             match runs.last_mut() {

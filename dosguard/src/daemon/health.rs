@@ -149,6 +149,13 @@ impl Health {
         subject.warning = Some(text);
     }
 
+    /// The same of something that whoever reads the log has been told already.
+    pub fn note(&self, about: impl Into<String>, text: impl Into<String>) {
+        let mut subjects = self.subjects();
+        let subject = subjects.entry(about.into()).or_default();
+        (subject.warning, subject.is_logged) = (Some(text.into()), false);
+    }
+
     /// What was wrong with `about` is right again. Logged if the warning was.
     pub fn recovered(&self, about: &str) {
         if let Some(subject) = self.subjects().get_mut(about)

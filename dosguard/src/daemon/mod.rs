@@ -5,6 +5,7 @@
 
 mod client;
 mod events;
+mod export;
 pub mod health;
 pub mod notify;
 pub mod outlet;
@@ -13,6 +14,7 @@ mod protocol;
 mod pump;
 pub mod report;
 pub mod saver;
+mod services;
 mod signals;
 mod socket;
 
@@ -31,10 +33,10 @@ use tokio::time::{sleep_until, timeout};
 pub use client::{Subscription, SubscriptionError, ask_status, report, subscribe};
 pub use events::EventHub;
 use health::Health;
-use outlet::Outlets;
 use past::Past;
 pub use protocol::Wanted;
 use pump::Pump;
+pub use services::RunningServices;
 pub use signals::{Asked, Signals};
 use socket::Desk;
 pub use socket::Server;
@@ -105,8 +107,8 @@ pub struct Parts {
     pub signals: Signals,
     /// The kernel program's log, if it has one.
     pub kernel_log: Option<KernelLog>,
-    /// Where events go beside the socket.
-    pub outlets: Outlets,
+    /// What it does beside the filter.
+    pub services: RunningServices,
     /// The history.
     pub writer: Writer,
     /// The number of the last event in it.
@@ -137,13 +139,13 @@ pub struct Reloaded {
 /// Runs until a signal ends it. Every event goes to the history, to the outlets and to those who listen at the
 /// instance's socket.
 pub async fn serve(paths: &Paths, parts: Parts) -> Result<(), DaemonError> {
-    let Parts { datapath, server, mut signals, kernel_log, outlets, health, first, .. } = parts;
+    let Parts { datapath, server, mut signals, kernel_log, services, health, first, .. } = parts;
     let mut ring = watch(datapath.events()?).map_err(io_error("wait for events"))?;
     let mut kernel_log =
         kernel_log.map(|log| watch(log).map_err(io_error("wait for the kernel's log"))).transpose()?;
     let hub = EventHub::new(parts.last_seq, parts.backlog);
     let past = Past::new(paths.clone(), parts.writer.flusher());
-    let mut pump = Pump::new(datapath, hub.clone(), outlets, parts.writer, health.clone())?;
+    let mut pump = Pump::new(datapath, hub.clone(), services, parts.writer, health.clone())?;
     for record in first {
         pump.publish(record);
     }
@@ -206,7 +208,7 @@ pub async fn serve(paths: &Paths, parts: Parts) -> Result<(), DaemonError> {
                         health.recovered(CONFIGURATION);
                         pump.reloaded(reloaded);
                     }
-                    Err(error) => health.warn(CONFIGURATION, error),
+                    Err(error) => health.note(CONFIGURATION, error),
                 }
                 notify::ready();
             }

@@ -12,9 +12,9 @@ use tokio::task::yield_now;
 
 use super::events::{EventHub, Recorder};
 use super::health::Health;
-use super::outlet::Outlets;
 use super::report::{Sampler, Totals};
 use super::saver::Saver;
+use super::services::RunningServices;
 use super::{BATCH, DaemonError, Reloaded};
 use crate::datapath::{Datapath, Swept};
 use crate::lock::StateLock;
@@ -31,7 +31,7 @@ pub(super) struct Pump {
     datapath: Datapath,
     recorder: Recorder,
     hub: EventHub,
-    outlets: Outlets,
+    services: RunningServices,
     writer: Writer,
     saver: Saver,
     health: Health,
@@ -45,7 +45,7 @@ impl Pump {
     pub(super) fn new(
         datapath: Datapath,
         hub: EventHub,
-        outlets: Outlets,
+        services: RunningServices,
         writer: Writer,
         health: Health,
     ) -> Result<Self, DaemonError> {
@@ -56,7 +56,7 @@ impl Pump {
             datapath,
             recorder,
             hub,
-            outlets,
+            services,
             writer,
             saver,
             health,
@@ -113,6 +113,7 @@ impl Pump {
             None => self.datapath.look()?,
         };
         self.bans = swept.bans.len();
+        self.services.show(&swept.bans, self.datapath.maps().source_mask()?.into());
         self.save(&swept)?;
         let lost = self.datapath.maps().tallied(Tally::EventLost)?;
         if lost > self.lost {
@@ -181,7 +182,7 @@ impl Pump {
         let record = self.hub.publish(record);
         self.health.published(1);
         self.writer.tell(Arc::clone(&record));
-        self.outlets.tell(&record);
+        self.services.tell(&record);
     }
 
     /// Takes over what a reload brought.
@@ -189,16 +190,20 @@ impl Pump {
         for record in reloaded.events {
             self.publish(record);
         }
+        if let Some(services) = &reloaded.services {
+            self.services.apply(services);
+            self.writer.keep(services.history.clone());
+        }
     }
 
     /// Opens log files anew.
     pub(super) fn reopen(&mut self) {
-        self.outlets.reopen();
+        self.services.reopen();
     }
 
     /// Waits a moment for what is still to be told.
     pub(super) fn finish(self) {
-        self.outlets.finish();
+        self.services.finish();
         self.writer.finish();
     }
 }

@@ -58,6 +58,9 @@ pub struct BanRecord {
     pub ban: BanFields,
     /// Seconds that remain.
     pub remaining_s: f64,
+    /// How long it was imposed for, such as `10m`; with each refresh it begins to last so long anew.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub length: Option<String>,
 }
 
 impl BanRecord {
@@ -75,6 +78,7 @@ impl BanRecord {
             version: SCHEMA,
             ban: BanFields::new(&event, rule, prefixes, clock),
             remaining_s: Span::from_ns(remaining_ns).duration().as_secs_f64(),
+            length: Some(Span::from_ns(ban.length_ns).to_string()),
         }
     }
 }

@@ -1,0 +1,319 @@
+//! A file that follows the bans: its block is kept current, and the file is replaced as a whole, so that whoever reads it
+//! finds the old lines or the new ones and nothing between.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use thiserror::Error;
+
+use super::block::{self, MarkerError};
+
+/// The largest file that is kept.
+const MAX_BYTES: u64 = 64 * 1024 * 1024;
+/// How often it is begun again because somebody else has changed the file meanwhile.
+const TRIES: usize = 5;
+/// A temporary file that is older was left by a process that is gone.
+const STALE: Duration = Duration::from_secs(60);
+/// A file that was changed longer ago than this before it was looked at has got another stamp since if it was changed again.
+const SETTLED: Duration = Duration::from_secs(2);
+/// What a file gets that was not there.
+const NEW_MODE: u32 = 0o644;
+
+/// Why a file could not be brought in line with the bans. It is as it was.
+#[derive(Debug, Error)]
+pub enum FollowError {
+    /// A step failed.
+    #[error("cannot {action} `{}`", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// There is something else.
+    #[error("`{}` is {what}\nhint: name a file of text, such as `/etc/hosts.deny`", path.display())]
+    NoFile {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+    },
+    /// Its markers are damaged.
+    #[error("`{}` was left alone", path.display())]
+    Markers {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        #[source]
+        source: MarkerError,
+    },
+    /// Somebody else keeps changing it.
+    #[error("`{}` was changed by somebody else each time it was to be written", path.display())]
+    Busy {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// A file that follows the bans of an instance.
+#[derive(Debug)]
+pub struct Followed {
+    path: PathBuf,
+    instance: String,
+    left: Option<Left>,
+}
+
+/// How the file was left.
+#[derive(Debug)]
+struct Left {
+    stamp: Stamp,
+    /// When that was looked at.
+    at: SystemTime,
+    /// The block's lines in it.
+    lines: Vec<u8>,
+}
+
+impl Left {
+    fn new(stamp: Stamp, lines: &[u8]) -> Self {
+        Self { stamp, at: SystemTime::now(), lines: lines.to_vec() }
+    }
+
+    /// Whether it is still so. A stamp alone cannot tell a change that comes within a tick of the file system's clock: what
+    /// was looked at just after it had changed is read again.
+    fn holds(&self, file: &fs::Metadata) -> bool {
+        let changed = u64::try_from(self.stamp.changed.0).unwrap_or(0);
+        let changed = SystemTime::UNIX_EPOCH + Duration::from_secs(changed);
+        let settled = self.at.duration_since(changed).is_ok_and(|age| age > SETTLED);
+        settled && Stamp::of(file) == self.stamp
+    }
+}
+
+/// What changes with the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(file: &fs::Metadata) -> Self {
+        Self {
+            device: file.dev(),
+            inode: file.ino(),
+            bytes: file.len(),
+            modified: (file.mtime(), file.mtime_nsec()),
+            changed: (file.ctime(), file.ctime_nsec()),
+        }
+    }
+}
+
+/// A file's content, and what goes with it.
+struct Found {
+    content: Vec<u8>,
+    file: Option<(File, fs::Metadata)>,
+}
+
+impl Followed {
+    /// The file at `path`, in which the lines between this instance's markers follow its bans.
+    pub fn new(path: PathBuf, instance: &str) -> Self {
+        Self { path, instance: instance.to_owned(), left: None }
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Brings the block in line with `lines`. Says whether anything had to be written: the file is replaced only if it
+    /// differs.
+    pub fn update(&mut self, lines: &[u8]) -> Result<bool, FollowError> {
+        let target = self.target()?;
+        if let Some(left) = &self.left
+            && left.lines == lines
+            && fs::metadata(&target).is_ok_and(|file| left.holds(&file))
+        {
+            return Ok(false);
+        }
+        self.left = None;
+        for _ in 0..TRIES {
+            let found = read(&target)?;
+            let content = block::replace(&found.content, &self.instance, lines)
+                .map_err(|source| FollowError::Markers { path: target.clone(), source })?;
+            if content == found.content
+                && let Some((_, file)) = &found.file
+            {
+                self.left = Some(Left::new(Stamp::of(file), lines));
+                return Ok(false);
+            }
+            if let Some(stamp) = self.write(&target, &found, &content)? {
+                self.left = Some(Left::new(stamp, lines));
+                return Ok(true);
+            }
+        }
+        Err(FollowError::Busy { path: target })
+    }
+
+    /// Replaces all that is in the file.
+    pub fn replace(&self, content: &[u8]) -> Result<(), FollowError> {
+        let target = self.target()?;
+        for _ in 0..TRIES {
+            let found = read(&target)?;
+            if self.write(&target, &found, content)?.is_some() {
+                return Ok(());
+            }
+        }
+        Err(FollowError::Busy { path: target })
+    }
+
+    /// The file itself: what a symbolic link leads to is replaced, and the link stays.
+    fn target(&self) -> Result<PathBuf, FollowError> {
+        match fs::canonicalize(&self.path) {
+            Ok(target) => Ok(target),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if self.path.is_symlink() {
+                    let what = "a symbolic link that leads nowhere";
+                    return Err(FollowError::NoFile { path: self.path.clone(), what });
+                }
+                Ok(self.path.clone())
+            }
+            Err(error) => Err(at("open", &self.path)(error)),
+        }
+    }
+
+    /// Replaces the file, unless it is no longer what was found; then none is returned.
+    fn write(&self, target: &Path, found: &Found, content: &[u8]) -> Result<Option<Stamp>, FollowError> {
+        let (folder, temporary) = self.beside(target)?;
+        let mut file = create(&temporary)?;
+        let written = (|| {
+            prepare(&file, found, target)?;
+            file.write_all(content).and_then(|()| file.sync_all()).map_err(at("write", &temporary))?;
+            // As late as can be: between this look and the next line nobody may change it unseen.
+            if !is_still(target, found)? {
+                return Ok(None);
+            }
+            fs::rename(&temporary, target).map_err(at("replace", target))?;
+            let stamp = file.metadata().map_err(at("look at", target))?;
+            // Without this the rename may be lost in a power cut, and the old file is there: which is whole, too.
+            let _ = File::open(&folder).and_then(|folder| folder.sync_all());
+            Ok(Some(Stamp::of(&stamp)))
+        })();
+        if !matches!(written, Ok(Some(_))) {
+            let _ = fs::remove_file(&temporary);
+        }
+        written
+    }
+
+    /// The folder that the file is in, and a name in it that is nobody else's.
+    fn beside(&self, target: &Path) -> Result<(PathBuf, PathBuf), FollowError> {
+        let Some(name) = target.file_name() else {
+            return Err(FollowError::NoFile { path: target.to_owned(), what: "no name of a file" });
+        };
+        let folder = match target.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        let name = format!(".{}.dosguard-{}", name.to_string_lossy(), self.instance);
+        Ok((folder.to_owned(), folder.join(name)))
+    }
+}
+
+fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FollowError {
+    let path = path.to_owned();
+    move |source| FollowError::Io { action, path, source }
+}
+
+/// What there is, or nothing if there is no file.
+fn read(target: &Path) -> Result<Found, FollowError> {
+    // Whoever opens a pipe would wait for its other end.
+    let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(target);
+    let mut file = match opened {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Ok(Found { content: Vec::new(), file: None });
+        }
+        Err(error) => return Err(at("open", target)(error)),
+    };
+    let metadata = file.metadata().map_err(at("look at", target))?;
+    let no_file = |what| Err(FollowError::NoFile { path: target.to_owned(), what });
+    if metadata.is_dir() {
+        return no_file("a folder");
+    }
+    if !metadata.is_file() {
+        return no_file("no ordinary file");
+    }
+    let mut content = Vec::new();
+    let mut limited = (&mut file).take(MAX_BYTES + 1);
+    limited.read_to_end(&mut content).map_err(at("read", target))?;
+    if content.len() as u64 > MAX_BYTES {
+        return no_file("larger than 64 MiB");
+    }
+    Ok(Found { content, file: Some((file, metadata)) })
+}
+
+/// A new file, in place of one that was left by a process that is gone.
+fn create(temporary: &Path) -> Result<File, FollowError> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600);
+    match options.open(temporary) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let left = fs::symlink_metadata(temporary).and_then(|file| file.modified());
+            let age = left.map(|left| SystemTime::now().duration_since(left).unwrap_or_default());
+            if age.is_ok_and(|age| age < STALE) {
+                return Err(at("create", temporary)(io::Error::other(
+                    "another process is writing it, or was stopped a moment ago",
+                )));
+            }
+            fs::remove_file(temporary).map_err(at("remove", temporary))?;
+            options.open(temporary).map_err(at("create", temporary))
+        }
+        opened => opened.map_err(at("create", temporary)),
+    }
+}
+
+/// The same owner, mode and attributes as the file that it is to replace.
+fn prepare(file: &File, found: &Found, target: &Path) -> Result<(), FollowError> {
+    let Some((old, metadata)) = &found.file else {
+        return file.set_permissions(Permissions::from_mode(NEW_MODE)).map_err(at("give a mode to", target));
+    };
+    let own = file.metadata().map_err(at("look at", target))?;
+    if (own.uid(), own.gid()) != (metadata.uid(), metadata.gid()) {
+        // Not the same owner's would be another file to those who read it.
+        fchown(file, Some(metadata.uid()), Some(metadata.gid())).map_err(at("keep the owner of", target))?;
+    }
+    let mode = Permissions::from_mode(metadata.mode() & 0o7777);
+    file.set_permissions(mode).map_err(at("keep the mode of", target))?;
+    copy_attributes(old, file);
+    Ok(())
+}
+
+/// Access lists and labels. What a file system does not have, or the process may not set, the new file gets from its folder.
+fn copy_attributes(old: &File, new: &File) {
+    use xattr::FileExt as _;
+    let Ok(names) = old.list_xattr() else { return };
+    for name in names {
+        if let Ok(Some(value)) = old.get_xattr(&name)
+            && let Err(error) = new.set_xattr(&name, &value)
+        {
+            log::debug!("the attribute {} was not kept: {error}", name.to_string_lossy());
+        }
+    }
+}
+
+/// Whether the file is still the one that was found, with the same content.
+fn is_still(target: &Path, found: &Found) -> Result<bool, FollowError> {
+    let now = read(target)?;
+    let stamp = |found: &Found| found.file.as_ref().map(|(_, file)| Stamp::of(file));
+    Ok(stamp(&now) == stamp(found) && now.content == found.content)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,143 @@
+//! `dosguard bans`.
+
+mod change;
+mod export;
+mod import;
+
+use std::io::Write;
+
+use clap::{Args, Subcommand, ValueEnum};
+use dosguard_common::rule::Scope;
+use jiff::Timestamp;
+
+use super::{Answer, talk};
+use crate::config::units::Span;
+use crate::datapath::Datapath;
+use crate::output::{BanRecord, WallClock, table, write_json, write_table};
+use crate::paths::Paths;
+use crate::system::boot_now_ns;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum BansVerb {
+    /// List the bans that hold.
+    List(ListArgs),
+    /// Ban sources, or extend their bans.
+    Add(AddArgs),
+    /// End bans of sources.
+    Del(DelArgs),
+    /// End all bans.
+    Flush,
+    /// Write the bans that hold for other programs, or keep a file in line with them.
+    Export(export::ExportArgs),
+    /// Ban the sources of a list, or put back what was exported as JSON. All of it or, if a line is bad, nothing.
+    Import(import::ImportArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ListArgs {
+    /// Print JSON, one object a line.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct AddArgs {
+    /// The sources: addresses, or networks as `bans list` shows them.
+    #[arg(value_name = "ADDR", required = true)]
+    sources: Vec<String>,
+    /// For how long, from now.
+    #[arg(long = "for", value_name = "DURATION", default_value = "10m", allow_hyphen_values = true)]
+    length: String,
+    /// Every packet, or only SYNs to the ports of a rule. Without it every packet, unless a rule is named.
+    #[arg(long, value_enum)]
+    scope: Option<ScopeArg>,
+    /// The rule whose ports are meant with `--scope syn`; `default` unless said.
+    #[arg(long, value_name = "NAME")]
+    rule: Option<String>,
+    /// Why: a note that is listed with the ban, of up to 24 bytes.
+    #[arg(long = "reason", value_name = "TEXT", default_value = "")]
+    note: String,
+    /// Go on even if it cuts off the ssh session that this is said in.
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DelArgs {
+    /// The sources: addresses, or networks as `bans list` shows them.
+    #[arg(value_name = "ADDR", required = true)]
+    sources: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ScopeArg {
+    /// Every packet from the source.
+    All,
+    /// Only its SYNs to the rule's ports.
+    Syn,
+}
+
+impl From<ScopeArg> for Scope {
+    fn from(scope: ScopeArg) -> Self {
+        match scope {
+            ScopeArg::All => Self::All,
+            ScopeArg::Syn => Self::Syn,
+        }
+    }
+}
+
+pub(super) fn bans(paths: &Paths, verb: &BansVerb, out: &mut dyn Write) -> anyhow::Result<Answer> {
+    match verb {
+        BansVerb::List(args) => list(paths, args, out),
+        BansVerb::Add(args) => change::add(paths, args),
+        BansVerb::Del(args) => change::del(paths, args),
+        BansVerb::Flush => change::flush(paths),
+        BansVerb::Export(args) => export::export(paths, args, out),
+        BansVerb::Import(args) => import::import(paths, args),
+    }
+}
+
+fn list(paths: &Paths, args: &ListArgs, out: &mut dyn Write) -> anyhow::Result<Answer> {
+    let datapath = Datapath::require(paths)?;
+    let clock = WallClock::new(Timestamp::now(), boot_now_ns()?);
+    let prefixes = datapath.maps().source_mask()?.into();
+    let mut bans: Vec<_> = datapath.maps().bans()?.into_iter().collect();
+    bans.retain(|(_, ban)| ban.is_active(clock.boot_now_ns()));
+    // The latest first: that is what one looks for.
+    bans.sort_by_key(|(_, ban)| std::cmp::Reverse(ban.since_ns));
+    let mut lines = table(&["SOURCE", "REMAINING", "REASON", "RULE", "SCOPE", "SYNS", "LIMIT", "OFFENCE"]);
+    for (key, ban) in &bans {
+        let rule = |index| datapath.rule_name(index);
+        let record = BanRecord::new(key, ban, rule, prefixes, &clock);
+        if args.json {
+            write_json(out, &record)?;
+            continue;
+        }
+        let remaining = Span::from_ns(ban.until_ns.saturating_sub(clock.boot_now_ns())).approx();
+        let dash = || "-".to_owned();
+        let count = if ban.count == 0 { dash() } else { ban.count.to_string() };
+        let fields = record.ban;
+        let said = |text: Option<String>| text.unwrap_or_else(dash);
+        let limit = fields.window.map_or_else(dash, |window| format!("{}/{window}", ban.limit));
+        let offence = if ban.offence == 0 { dash() } else { ban.offence.to_string() };
+        // A ban of everything by hand has nothing to do with a rule.
+        let rule = if ban.window_ns == 0 && key.is_everywhere() { dash() } else { said(fields.rule) };
+        let mut reason = said(fields.reason);
+        if let Some(note) = fields.note {
+            reason = format!("{reason}: {note}");
+        }
+        if fields.monitor {
+            reason += " (monitor)";
+        }
+        lines.add_row([fields.source, remaining, reason, rule, said(fields.scope), count, limit, offence]);
+    }
+    if args.json {
+        return Ok(Answer::Done);
+    }
+    if bans.is_empty() {
+        talk::say("no bans");
+    } else {
+        write_table(out, &lines)?;
+    }
+    Ok(Answer::Done)
+}

@@ -1,0 +1,206 @@
+//! Files that follow the bans, each written by a thread of its own: a disk that takes its time holds nobody up.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use dosguard_common::address::Address;
+use dosguard_common::ban::Ban;
+use dosguard_common::key::SourceKey;
+
+use super::health::{Health, Loss};
+use crate::bans::export::followed_lines;
+use crate::bans::follow::{FollowError, Followed};
+use crate::config::policy::SourcePrefixes;
+use crate::config::services::{Export, ExportFormat};
+
+/// How often it is looked whether somebody else has changed the file.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// How long after a failure it is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+/// How long the last write may take at the end.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// Keeps one file in line with the bans. When it ends, the lines stay as they are: the bans go on.
+#[derive(Debug)]
+pub struct Exporter {
+    wanted: Arc<(Mutex<Wanted>, Condvar)>,
+    /// What it was shown last: the sources that are banned altogether, hashed, and what makes a source.
+    shown: Option<(u64, SourcePrefixes)>,
+    ended: Receiver<()>,
+}
+
+#[derive(Debug, Default)]
+struct Wanted {
+    bans: Option<(Vec<Address>, SourcePrefixes)>,
+    stop: bool,
+}
+
+impl Exporter {
+    /// Starts its thread. Nothing is written until it is shown bans.
+    pub fn new(export: &Export, instance: &str, health: &Health) -> io::Result<Self> {
+        let wanted = Arc::<(Mutex<Wanted>, Condvar)>::default();
+        let (end, ended) = mpsc::channel();
+        let writer = Writer {
+            followed: Followed::new(export.path.clone(), instance),
+            format: export.format,
+            about: format!("export `{}`", export.path.display()),
+            health: health.clone(),
+            lines: None,
+            retry_at: None,
+        };
+        let theirs = Arc::clone(&wanted);
+        thread::Builder::new().name("export".to_owned()).spawn(move || {
+            writer.run(&theirs);
+            drop(end);
+        })?;
+        Ok(Self { wanted, shown: None, ended })
+    }
+
+    /// Shows it the bans that hold. Cheap if they are the same as before, and never waits for the disk.
+    pub fn update(&mut self, bans: &BTreeMap<SourceKey, Ban>, prefixes: SourcePrefixes) {
+        use std::hash::BuildHasher as _;
+        let hasher = foldhash::fast::FixedState::with_seed(0);
+        let sources = || bans.keys().filter(|key| key.is_everywhere()).map(SourceKey::source);
+        let hash = sources().fold(1_u64, |sum, source| {
+            sum.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(hasher.hash_one(source.to_bytes()))
+        });
+        if self.shown == Some((hash, prefixes)) {
+            return;
+        }
+        self.shown = Some((hash, prefixes));
+        lock(&self.wanted.0).bans = Some((sources().collect(), prefixes));
+        self.wanted.1.notify_one();
+    }
+
+    /// Lets it write what it was shown last, for a moment.
+    pub fn finish(self) {
+        lock(&self.wanted.0).stop = true;
+        self.wanted.1.notify_one();
+        // It sends nothing: it is gone when this returns, or takes too long.
+        let _ = self.ended.recv_timeout(FAREWELL);
+    }
+}
+
+fn lock(wanted: &Mutex<Wanted>) -> MutexGuard<'_, Wanted> {
+    // Whole values are put in and taken out: one that panicked between left nothing half done.
+    wanted.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the thread has.
+struct Writer {
+    followed: Followed,
+    format: ExportFormat,
+    about: String,
+    health: Health,
+    lines: Option<Vec<u8>>,
+    /// The last time failed, and when it is tried again.
+    retry_at: Option<Instant>,
+}
+
+impl Writer {
+    fn run(mut self, wanted: &(Mutex<Wanted>, Condvar)) {
+        loop {
+            let (bans, stop) = {
+                let idle = |wanted: &mut Wanted| wanted.bans.is_none() && !wanted.stop;
+                let waited = wanted.1.wait_timeout_while(lock(&wanted.0), CHECK_INTERVAL, idle);
+                let mut wanted = waited.unwrap_or_else(PoisonError::into_inner).0;
+                (wanted.bans.take(), wanted.stop)
+            };
+            if let Some((sources, prefixes)) = bans {
+                let lines = followed_lines(&sources, self.format, prefixes);
+                if self.lines.as_ref() != Some(&lines) {
+                    self.retry_at = None;
+                }
+                self.lines = Some(lines);
+            }
+            self.write();
+            if stop {
+                return;
+            }
+        }
+    }
+
+    fn write(&mut self) {
+        let Some(lines) = &self.lines else { return };
+        if self.retry_at.is_some_and(|retry_at| Instant::now() < retry_at) {
+            return;
+        }
+        match self.followed.update(lines) {
+            Ok(_) => {
+                self.retry_at = None;
+                self.health.recovered(&self.about);
+            }
+            Err(error) => {
+                self.retry_at = Some(Instant::now() + RETRY_INTERVAL);
+                self.health.lost(Loss::Export, 1);
+                self.health.warn(&self.about, said(error));
+            }
+        }
+    }
+}
+
+/// What went wrong and why, on one line.
+fn said(error: FollowError) -> String {
+    let error = anyhow::Error::from(error);
+    format!("{error:#}").split("\nhint: ").collect::<Vec<_>>().join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dosguard_common::rule::{RuleIndex, Scope};
+    use std::fs;
+
+    fn bans(count: u8) -> BTreeMap<SourceKey, Ban> {
+        let ban = Ban::by_admin(Scope::All, RuleIndex::DEFAULT, 1, 2, "");
+        let key = |last| SourceKey::everywhere(Address::from_ipv4([192, 0, 2, last]));
+        (1..=count).map(|last| (key(last), ban)).collect()
+    }
+
+    fn wait_until(what: impl Fn() -> bool) {
+        let end = Instant::now() + Duration::from_secs(20);
+        while !what() {
+            assert!(Instant::now() < end);
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    #[test]
+    fn a_file_follows_and_stays_when_it_ends() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("bad");
+        let export = Export { path: path.clone(), format: ExportFormat::Plain };
+        let health = Health::default();
+        let mut exporter = Exporter::new(&export, "lab", &health).unwrap();
+        let has =
+            |count: usize| fs::read_to_string(&path).is_ok_and(|text| text.lines().count() == count + 2);
+        exporter.update(&bans(2), SourcePrefixes::default());
+        wait_until(|| has(2));
+        exporter.update(&bans(3), SourcePrefixes::default());
+        exporter.finish();
+        assert!(has(3), "what it was shown last is written");
+        assert_eq!((health.losses(Loss::Export), health.warned()), (0, Vec::new()));
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_counted_told_and_tried_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("none").join("bad");
+        let export = Export { path: path.clone(), format: ExportFormat::HostsDeny };
+        let health = Health::default();
+        let mut exporter = Exporter::new(&export, "lab", &health).unwrap();
+        exporter.update(&bans(1), SourcePrefixes::default());
+        wait_until(|| health.losses(Loss::Export) == 1);
+        wait_until(|| health.warned().iter().any(|text| text.starts_with("cannot create")));
+        fs::create_dir(path.parent().unwrap()).unwrap();
+        // A change is tried at once.
+        exporter.update(&bans(2), SourcePrefixes::default());
+        wait_until(|| fs::read_to_string(&path).is_ok_and(|text| text.contains("\nALL: 192.0.2.2\n")));
+        wait_until(|| health.warned().is_empty());
+        exporter.finish();
+    }
+}
