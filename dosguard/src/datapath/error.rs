@@ -122,6 +122,12 @@ pub enum Error {
     /// The object cannot be read.
     #[error("the XDP program cannot be prepared, or its maps cannot be made")]
     Object(#[source] Box<aya::EbpfError>),
+    /// Its maps are too large for the machine.
+    #[error(
+        "the XDP program's maps cannot be made in the sizes that are asked for\n\
+         hint: ask for fewer entries in `[size]` of the configuration file, or leave it out"
+    )]
+    Sizes(#[source] Box<aya::EbpfError>),
     /// The kernel refused the program.
     #[error(
         "the kernel refused the XDP program\nhint: Linux 5.10 or later is needed; if this is one, please report it"
