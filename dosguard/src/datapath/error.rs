@@ -147,7 +147,8 @@ pub enum Error {
     /// A list has no room.
     #[error(
         "the {list}-list has room for {room} networks, and there would be {wanted} on it; nothing was changed\n\
-         hint: new ones are added before old ones are removed; remove some first, or name wider networks"
+         hint: new ones are added before old ones are removed; remove some first, name wider networks, or give the \
+         list more room with `[size]` when the instance is next loaded"
     )]
     ListFull {
         /// `allow` or `deny`.
