@@ -142,6 +142,9 @@ fn check_shows_what_the_files_come_to() {
     }
 }
 
+/// How to make the file, what `check` comes to, and what it says.
+type Case<'a> = (&'a dyn Fn(), Option<i32>, &'a str);
+
 #[test]
 fn files_that_cannot_be_are_refused_and_change_nothing() {
     let lab = Lab::new().unwrap();
@@ -154,7 +157,7 @@ fn files_that_cannot_be_are_refused_and_change_nothing() {
     let clear =
         |path: &Path| if path.is_dir() { fs::remove_dir(path) } else { fs::remove_file(path) }.unwrap();
 
-    let cases: [(&dyn Fn(), Option<i32>, &str); 7] = [
+    let cases: [Case<'_>; 7] = [
         (&|| fs::write(&bad, "[rule.smtp]\nlimmit = '3/60s'\n").unwrap(), Some(1), "did you mean `limit`?"),
         (&|| fs::write(&bad, b"\x7fELF\x02\x01\xff").unwrap(), Some(1), "line 1, column 7: not UTF-8 text"),
         (

@@ -29,6 +29,11 @@ fn settings_are_read_written_and_read_back() {
     }
     assert_eq!(done(&dosguard, "sysctl size.*s -n"), "65536\n131072\n65536\n");
 
+    refused(&dosguard, "sysctl -w", &["nothing to write"]);
+    refused(&dosguard, "sysctl -w rule.default.limit", &["`rule.default.limit` is no assignment"]);
+    refused(&dosguard, "sysctl rule.imap.*", &["no key matches `rule.imap.*`"]);
+    refused(&dosguard, "sysctl -p /nowhere", &["cannot read `/nowhere`"]);
+
     // One bad line, and none of the file takes effect.
     let file =
         dosguard.write_config("sysctl", &all.replace("7/10s", "8/10s").replace("= syn", "= sin")).unwrap();

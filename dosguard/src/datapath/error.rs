@@ -195,6 +195,12 @@ pub enum Error {
     /// The object cannot be read.
     #[error("the XDP program cannot be prepared, or its maps cannot be made")]
     Object(#[source] Box<aya::EbpfError>),
+    /// Its maps are too large for the machine.
+    #[error(
+        "the XDP program's maps cannot be made in the sizes that are asked for\n\
+         hint: ask for fewer entries in `[size]` of the configuration file, or leave it out"
+    )]
+    Sizes(#[source] Box<aya::EbpfError>),
     /// The kernel refused the program.
     #[error(
         "the kernel refused the XDP program\nhint: Linux 5.10 or later is needed; if this is one, please report it"
@@ -214,7 +220,8 @@ pub enum Error {
     /// A list has no room.
     #[error(
         "the {list}-list has room for {room} networks, and there would be {wanted} on it; nothing was changed\n\
-         hint: new ones are added before old ones are removed; remove some first, or name wider networks"
+         hint: new ones are added before old ones are removed; remove some first, name wider networks, or give the \
+         list more room with `[size]` when the instance is next loaded"
     )]
     ListFull {
         /// `allow` or `deny`.

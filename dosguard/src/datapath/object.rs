@@ -89,7 +89,12 @@ impl Loaded {
         for (map, path) in pinned {
             loader.map_pin_path(map, path.as_path());
         }
-        let ebpf = loader.load(object).map_err(|error| Error::Object(Box::new(error)))?;
+        let ebpf = loader.load(object).map_err(|error| match &error {
+            EbpfError::MapError(MapError::CreateError { .. }) if !options.sizes.is_empty() => {
+                Error::Sizes(Box::new(error))
+            }
+            _ => Error::Object(Box::new(error)),
+        })?;
         let mut loaded = Self { ebpf };
         loaded.program()?.load().map_err(|error| Error::Verifier(Box::new(error)))?;
         Ok(loaded)

@@ -248,6 +248,23 @@ fn a_damaged_capture_is_judged_up_to_the_damage() {
 }
 
 #[test]
+fn the_tables_are_as_large_as_the_file_makes_them() {
+    let sources = (0..1_100_u16).map(|number| {
+        let [high, low] = number.to_be_bytes();
+        [20, 0, high, low]
+    });
+    let capture = sources.fold(Pcap::ethernet(), |capture, source| {
+        (0..4).fold(capture, |capture, _| capture.packet(AT, &syn(source, 25)))
+    });
+    assert_eq!(run(&capture.bytes, SMTP).bans.len(), 1_100);
+    let path = std::path::Path::new("f");
+    let read = file::parse(&format!("{SMTP}[size]\nbans = 1024\n"), path).unwrap();
+    let options = Options { policy: &read.policy, sizes: read.sizes, to: &[], list: None };
+    let (report, _) = replay(capture.bytes.as_slice(), options).unwrap();
+    assert_eq!((report.bans.len(), packets(&report, "over-limit")), (1_024, 1_100));
+}
+
+#[test]
 fn links_that_are_not_understood_are_skipped_unless_there_is_nothing_else() {
     let policy = policy(SMTP);
     let options = Options { policy: &policy, sizes: Sizes::default(), to: &[], list: None };

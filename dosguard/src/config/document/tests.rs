@@ -62,6 +62,27 @@ fn everything_that_can_be_said_is_understood() {
     assert_eq!(names, ["default", "smtp", "game"], "default first, then as in the file");
 }
 
+/// Whoever copies the example from the documentation gets what it says.
+#[test]
+fn the_documented_example_says_everything_that_can_be_said() {
+    let document = include_str!("../../../../docs/configuration.md");
+    let (_, rest) = document.split_once("```toml\n").unwrap();
+    let (example, _) = rest.split_once("```").unwrap();
+    let read = parse(example, Path::new("example")).unwrap();
+    assert_eq!(read.policy.rules.len(), 2);
+    assert!(read.services.log.file.is_some() && read.services.metrics.is_some());
+    assert_eq!((read.services.hooks.len(), read.services.exports.len()), (1, 1));
+    let keys = TOP.iter().copied().chain(RuleField::ALL.map(RuleField::name));
+    for key in
+        keys.chain(["stdout", "journald", "syslog", "format", "max_size", "keep", "timeout", "at_most"])
+    {
+        assert!(example.contains(key), "`{key}` is missing");
+    }
+    for size in Size::ALL {
+        assert!(document.contains(&format!("`{}`", size.name())), "`{}` is missing", size.name());
+    }
+}
+
 #[test]
 fn what_is_left_out_is_as_by_default() {
     for text in ["", "# nothing\r\n", "[rule.default]", "[rule]\n[source]", "allow = []\ninterfaces = []"] {
