@@ -5,6 +5,7 @@
 
 mod events;
 pub mod health;
+pub mod metrics;
 pub mod outlet;
 mod signals;
 mod socket;
