@@ -157,7 +157,7 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
             backlog,
             reload: Reloader::new(paths, args, services.clone()).into_reload(),
             kernel_log,
-            services: RunningServices::start(&services, paths.instance(), &health),
+            services: RunningServices::start(&services, paths, &health),
             health,
             first: ended.unwrap_or_default(),
         };

@@ -7,6 +7,7 @@ mod client;
 mod events;
 mod export;
 pub mod health;
+pub mod metrics;
 pub mod notify;
 pub mod outlet;
 mod past;

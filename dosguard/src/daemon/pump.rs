@@ -153,8 +153,9 @@ impl Pump {
         self.publish(record);
     }
 
-    /// Measures how fast things happen. Nothing depends on it.
+    /// Measures how fast things happen, and tries again what could not be had. Nothing depends on it.
     pub(super) fn measure(&mut self) {
+        self.services.tend();
         match Totals::read(self.datapath.maps()) {
             Ok(totals) => {
                 let rates = self.sampler.sample(Instant::now(), totals);

@@ -1,6 +1,7 @@
 //! What the daemon does beside the filter, as its files say: outlets, and files that follow the bans.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use dosguard_common::ban::Ban;
@@ -8,26 +9,39 @@ use dosguard_common::key::SourceKey;
 
 use super::export::Exporter;
 use super::health::{Health, Loss};
+use super::metrics;
 use super::outlet::Outlets;
 use crate::config::policy::SourcePrefixes;
 use crate::config::services::{Export, Services};
 use crate::output::EventRecord;
+use crate::paths::Paths;
 
 /// What runs.
 pub struct RunningServices {
-    instance: String,
+    paths: Paths,
     health: Health,
     outlets: Outlets,
     exporters: Vec<(Export, Exporter)>,
+    metrics_wanted: Option<SocketAddr>,
+    metrics: Option<metrics::Exporter>,
 }
+
+/// What the warning is about.
+const METRICS: &str = "serving metrics";
 
 impl RunningServices {
     /// Starts what `services` asks for.
-    pub fn start(services: &Services, instance: &str, health: &Health) -> Self {
-        let outlets = Outlets::start(services, instance, health);
-        let (instance, health) = (instance.to_owned(), health.clone());
-        let mut running = Self { instance, health, outlets, exporters: Vec::new() };
+    pub fn start(services: &Services, paths: &Paths, health: &Health) -> Self {
+        let mut running = Self {
+            paths: paths.clone(),
+            health: health.clone(),
+            outlets: Outlets::start(services, paths.instance(), health),
+            exporters: Vec::new(),
+            metrics_wanted: services.metrics,
+            metrics: None,
+        };
         running.apply_exports(&services.exports);
+        running.tend();
         running
     }
 
@@ -35,6 +49,17 @@ impl RunningServices {
     pub(super) fn apply(&mut self, services: &Services) {
         self.outlets.apply(services);
         self.apply_exports(&services.exports);
+        self.metrics_wanted = services.metrics;
+        self.tend();
+    }
+
+    /// Looks after what could not be had: another program may have let go of the port.
+    pub(super) fn tend(&mut self) {
+        let Self { paths, health, metrics_wanted, metrics, .. } = self;
+        match metrics::Exporter::apply(metrics, *metrics_wanted, paths, health) {
+            Ok(()) => health.recovered(METRICS),
+            Err(error) => health.warn(METRICS, error.to_string()),
+        }
     }
 
     fn apply_exports(&mut self, wanted: &[Export]) {
@@ -48,7 +73,7 @@ impl RunningServices {
             if let Some(other) = before.iter().position(|(old, _)| old.path == export.path) {
                 before.swap_remove(other).1.finish();
             }
-            match Exporter::new(export, &self.instance, &self.health) {
+            match Exporter::new(export, self.paths.instance(), &self.health) {
                 Ok(exporter) => self.exporters.push((export.clone(), exporter)),
                 Err(error) => {
                     self.health.lost(Loss::Export, 1);

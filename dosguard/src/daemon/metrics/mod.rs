@@ -1,0 +1,153 @@
+//! Numbers for Prometheus, over HTTP, at an address that is off unless configured.
+//!
+//! They are read from the kernel's maps by a thread that has nothing to do with the pump.
+
+mod read;
+mod render;
+mod serve;
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+use tokio::runtime::Builder;
+use tokio::sync::oneshot;
+
+use super::health::Health;
+use crate::paths::Paths;
+use read::Reader;
+
+/// How long an exporter takes to end at most.
+const ENDING: Duration = Duration::from_secs(1);
+
+/// Why there are no metrics.
+#[derive(Debug, Error)]
+pub enum MetricsError {
+    /// The address is not to be had.
+    #[error(
+        "cannot serve metrics at {address}: {source}\nhint: `listen` of `[metrics]` takes an address of this machine and a \
+         port that nobody uses; `ss -ltnp` shows who does"
+    )]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The thread cannot be started.
+    #[error("cannot start the thread that serves metrics")]
+    Thread(#[source] io::Error),
+}
+
+/// Serves metrics as long as it lives.
+#[derive(Debug)]
+pub struct Exporter {
+    wanted: SocketAddr,
+    local: SocketAddr,
+    /// Dropped to end the thread.
+    _stop: oneshot::Sender<()>,
+}
+
+impl Exporter {
+    /// Serves the metrics of an instance at an address. That it is taken is an error now, and not with the first request.
+    pub fn start(address: SocketAddr, paths: &Paths, health: &Health) -> Result<Self, MetricsError> {
+        let mut reader = Reader::new(paths, health);
+        Self::serve(address, move || reader.text())
+    }
+
+    fn serve(
+        address: SocketAddr,
+        source: impl FnMut() -> Result<String, String> + Send + 'static,
+    ) -> Result<Self, MetricsError> {
+        let failed = |source| MetricsError::Listen { address, source };
+        let listener = TcpListener::bind(address).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        let local = listener.local_addr().map_err(failed)?;
+        let runtime = Builder::new_current_thread().enable_all().build().map_err(MetricsError::Thread)?;
+        let (stop, stopped) = oneshot::channel();
+        let work = move || runtime.block_on(serve::until(listener, source, stopped));
+        thread::Builder::new().name("metrics".to_owned()).spawn(work).map_err(MetricsError::Thread)?;
+        Ok(Self { wanted: address, local, _stop: stop })
+    }
+
+    /// Where it serves: the address that was asked for, with the port that it got if that was 0.
+    pub const fn address(&self) -> SocketAddr {
+        self.local
+    }
+
+    /// Makes `exporter` what is wanted now. If that cannot be, it stays as it is.
+    pub fn apply(
+        exporter: &mut Option<Self>,
+        wanted: Option<SocketAddr>,
+        paths: &Paths,
+        health: &Health,
+    ) -> Result<(), MetricsError> {
+        let before = exporter.as_ref().map(|exporter| exporter.wanted);
+        let Some(address) = wanted.filter(|_| before != wanted) else {
+            if wanted.is_none() {
+                *exporter = None;
+            }
+            return Ok(());
+        };
+        let start = |address| Self::start(address, paths, health);
+        let mut started = start(address);
+        if let Some(before) = before
+            && before.port() == address.port()
+            && started.is_err()
+        {
+            // It may be ourselves who have the port, at another address.
+            *exporter = None;
+            started = patiently(|| start(address));
+            if started.is_err() {
+                *exporter = Some(patiently(|| start(before))?);
+            }
+        }
+        *exporter = Some(started?);
+        Ok(())
+    }
+}
+
+/// Tries again for as long as an exporter takes to end.
+fn patiently(start: impl Fn() -> Result<Exporter, MetricsError>) -> Result<Exporter, MetricsError> {
+    let end = Instant::now() + ENDING;
+    loop {
+        match start() {
+            Err(_) if Instant::now() < end => thread::sleep(Duration::from_millis(5)),
+            started => return started,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_wanted_is_served_and_what_cannot_be_had_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = || folder.path().to_owned();
+        let paths = Paths::new("default", path(), path(), path()).unwrap();
+        let (mut exporter, health) = (None, Health::default());
+        let mut apply = |wanted: Option<SocketAddr>| {
+            let applied =
+                Exporter::apply(&mut exporter, wanted, &paths, &health).map_err(|error| error.to_string());
+            (applied, exporter.as_ref().map(Exporter::address))
+        };
+        assert_eq!(apply(None), (Ok(()), None));
+        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        assert_eq!(apply(Some(free)), (Ok(()), Some(free)));
+        assert_eq!(apply(Some(free)), (Ok(()), Some(free)));
+        let everywhere = SocketAddr::from(([0, 0, 0, 0], free.port()));
+        assert_eq!(apply(Some(everywhere)), (Ok(()), Some(everywhere)), "the same port at another address");
+        let other = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (refused, still) = apply(Some(other.local_addr().unwrap()));
+        assert!(refused.unwrap_err().contains("hint: `listen` of `[metrics]`"));
+        assert_eq!(still, Some(everywhere));
+        let (refused, still) = apply(Some(SocketAddr::from(([192, 0, 2, 1], free.port()))));
+        assert!(refused.unwrap_err().contains("Cannot assign requested address"));
+        assert_eq!(still, Some(everywhere), "it was given back");
+        assert_eq!(apply(None), (Ok(()), None));
+    }
+}
