@@ -144,7 +144,7 @@ pub(super) fn report_attached(paths: &Paths, started: &Started) -> anyhow::Resul
     match &started.replaced {
         Some(Ok(replaced)) => say_replaced(&replaced.interfaces),
         Some(Err(error)) => {
-            talk::warning("the program was not replaced, and the one from before goes on", error)
+            talk::warning("the program was not replaced, and the one from before goes on", error);
         }
         None => {}
     }
