@@ -8,7 +8,7 @@ use dosguard_common::config::Mode;
 use dosguard_common::event::Kind;
 
 use super::changes::{Names, say_ended};
-use super::upgrade::{say_interrupted, say_replaced};
+use super::upgrade::{put_in_order, say_interrupted, say_replaced};
 use super::{Answer, rule, talk};
 use crate::config::file;
 use crate::config::policy::Policy;
@@ -58,6 +58,7 @@ pub(super) fn attach(paths: &Paths, args: &AttachArgs, _out: &mut dyn Write) -> 
     };
     // What can be refused is refused before anything is made.
     datapath::check(paths, &request)?;
+    put_in_order(paths)?;
     anyhow::ensure!(
         !interfaces.is_empty() || Datapath::open(paths)?.is_some(),
         "no interface to guard\nhint: name one, such as `dosguard attach eth0`, or set `interfaces` in the file"
