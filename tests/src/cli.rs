@@ -128,6 +128,13 @@ pub fn bans(dosguard: &Dosguard<'_>) -> Vec<Value> {
     dosguard.json(["bans", "list", "--json"]).unwrap()
 }
 
+/// How often the daemon lost something, by what its `status` says.
+#[must_use]
+pub fn loss(status: &Value, name: &str) -> u64 {
+    let losses = status["daemon"]["losses"].as_array().unwrap();
+    losses.iter().find(|loss| loss["name"] == name).unwrap()["count"].as_u64().unwrap()
+}
+
 /// Packets that dosguard judged for one of these reasons, by `status`.
 #[must_use]
 pub fn packets(dosguard: &Dosguard<'_>, reasons: &[&str]) -> u64 {

@@ -74,6 +74,24 @@ fn all_interfaces_of_all_namespaces_change_or_none() {
     );
     assert_eq!(one_program(&everywhere), second);
     assert_eq!((pins(&lab), open(&lab).build().unwrap()), (pinned, build));
+    // A daemon goes on with the program that there is.
+    let mut datapath = open(&lab);
+    let config = datapath.maps().config().unwrap();
+    datapath.maps_mut().set_config(config.with_build(0x1230)).unwrap();
+    let daemon = dosguard.start(["run"]).unwrap();
+    let said = daemon.stderr().unwrap();
+    assert!(
+        said.contains("warning: the program was not replaced, and the one from before goes on"),
+        "{said}"
+    );
+    daemon.terminate().unwrap();
+    let run = ["run", "--kernel-log", "debug"];
+    let said = say(&dosguard, run);
+    assert!(
+        said.code == Some(2) && said.err.contains("the kernel program that goes on has no such log"),
+        "{said:?}"
+    );
+    assert_eq!(one_program(&everywhere), second);
     std::fs::remove_file(odd).unwrap();
     // What is no link at all guards nothing, and an interface may be gone.
     let other = paths(&lab).links().join("1-1");

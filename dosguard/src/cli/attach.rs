@@ -9,7 +9,7 @@ use dosguard_common::event::Kind;
 
 use super::changes::{Names, say_ended};
 use super::confirm::{self, Confirmation, patience};
-use super::upgrade::{say_interrupted, say_replaced};
+use super::upgrade::{put_in_order, say_interrupted, say_replaced};
 use super::{Answer, configured, rule, survive, talk};
 use crate::config::cidr::Cidr;
 use crate::config::policy::Policy;
@@ -90,6 +90,7 @@ pub(super) fn attach(paths: &Paths, args: &AttachArgs, _out: &mut dyn Write) -> 
     };
     // What can be refused is refused before anything is made.
     datapath::check(paths, &request)?;
+    put_in_order(paths)?;
     anyhow::ensure!(
         !interfaces.is_empty() || (args.config.is_some() && is_loaded()?),
         "no interface to guard\nhint: name one, such as `dosguard attach eth0`, or set `interfaces` in the file"
@@ -233,7 +234,7 @@ pub(super) fn report_attached(paths: &Paths, started: &Started, guards: &[Guard]
     match &started.replaced {
         Some(Ok(replaced)) => say_replaced(&replaced.interfaces),
         Some(Err(error)) => {
-            talk::warning("the program was not replaced, and the one from before goes on", error)
+            talk::warning("the program was not replaced, and the one from before goes on", error);
         }
         None => {}
     }

@@ -95,6 +95,7 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
     };
     // What can be refused is refused before anything is made.
     datapath::check(paths, &request)?;
+    upgrade::put_in_order(paths)?;
     // What is migrated is live, too.
     let live = args.migrate && datapath::plan(paths)?.is_some() || Datapath::open(paths)?.is_some();
     anyhow::ensure!(

@@ -32,13 +32,12 @@ pub(super) struct UpgradeArgs {
 pub(super) fn upgrade(paths: &Paths, args: &UpgradeArgs, out: &mut dyn Write) -> anyhow::Result<Answer> {
     system::require_capabilities()?;
     let load = LoadOptions { log_level: args.kernel_log.map(|level| level as u8), ..LoadOptions::default() };
-    let _lock = StateLock::acquire(paths)?;
     if args.dry_run {
+        let _lock = StateLock::acquire(paths)?;
         return show(paths, args, &load, out);
     }
-    if datapath::finish_interrupted(paths)? {
-        say_interrupted();
-    }
+    put_in_order(paths)?;
+    let _lock = StateLock::acquire(paths)?;
     if args.migrate
         && let Some(migrated) = migrate(paths, &load)?
     {
@@ -57,6 +56,17 @@ pub(super) fn upgrade(paths: &Paths, args: &UpgradeArgs, out: &mut dyn Write) ->
         talk::say("the daemon does not print the new program's log: start it again");
     }
     Ok(Answer::Done)
+}
+
+/// Puts in order what somebody left who was killed during an upgrade, also where the instance is of another ABI version.
+pub(super) fn put_in_order(paths: &Paths) -> anyhow::Result<()> {
+    if datapath::is_interrupted(paths)? {
+        let _lock = StateLock::acquire(paths)?;
+        if datapath::finish_interrupted(paths)? {
+            say_interrupted();
+        }
+    }
+    Ok(())
 }
 
 /// Carries the instance over if it is of an earlier ABI version. Nobody but the holder of the state lock may be at work on it.

@@ -41,7 +41,7 @@ pub use object::{LoadOptions, Loaded, SHIPPED, sees_peers};
 pub use policy::Ended;
 pub use start::{Request, Started, check, start};
 pub use sweep::Swept;
-pub use upgrade::{Replaced, finish_interrupted};
+pub use upgrade::{Replaced, finish_interrupted, is_interrupted};
 
 use crate::config::policy::{NamedRule, Policy};
 use crate::paths::{LINKS, NEXT_PROGRAM, PROGRAM, Paths};

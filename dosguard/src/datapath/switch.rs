@@ -167,11 +167,10 @@ pub(super) fn link_in(pins: &Path, link: LinkName) -> PathBuf {
 mod tests {
     use super::*;
 
+    type Outcome = Result<Vec<usize>, Refusal<usize, ()>>;
+
     /// Links 0 to 4, of which some refuse or are dead; returns what each has in the end.
-    fn switched(
-        refuses: impl Fn(usize, Which) -> bool,
-        dead: &[usize],
-    ) -> (Result<Vec<usize>, Refusal<usize, ()>>, [Which; 5]) {
+    fn switched(refuses: impl Fn(usize, Which) -> bool, dead: &[usize]) -> (Outcome, [Which; 5]) {
         let mut has = [Which::Old; 5];
         let result = all_or_none(&[0, 1, 2, 3, 4], |link, which| {
             if dead.contains(&link) {

@@ -134,31 +134,43 @@ fn check_map(map: &MapSpec, live: &MapInfo, wanted: &HashMap<String, aya_obj::Ma
     Err(Error::MapDiffers { map: map.name, live: say(live), wanted: say(wanted) })
 }
 
+/// What somebody left who was killed while replacing the program or migrating.
+struct Leftovers {
+    /// The pins of the instance that is whole.
+    pins: PathBuf,
+    /// What was to take their program's place, or half of another instance.
+    begun: bool,
+    /// The ABI versions of what another instance left that it took the place of.
+    done: Vec<u32>,
+}
+
+fn leftovers(paths: &Paths) -> Result<Option<Leftovers>, Error> {
+    let mut versions = versions(paths)?;
+    // Without an instance, what is left of one is in nobody's way; and a newer dosguard knows what it did.
+    let Some(live) = versions.pop().filter(|live| *live <= abi::ABI_VERSION) else { return Ok(None) };
+    let pins = paths.pins_of(live);
+    let begun = exists(&pins.join(NEXT_PROGRAM))? || exists(&paths.staging_pins())?;
+    Ok((begun || !versions.is_empty()).then_some(Leftovers { pins, begun, done: versions }))
+}
+
+/// Whether somebody was killed while replacing the program or migrating, or is at it.
+pub fn is_interrupted(paths: &Paths) -> Result<bool, Error> {
+    Ok(leftovers(paths)?.is_some())
+}
+
 /// Undoes what a replacement or a migration left that was killed before it was done, and finishes one that was killed while it
 /// cleaned up. Returns whether there was anything. The instance's lock must be held.
 pub fn finish_interrupted(paths: &Paths) -> Result<bool, Error> {
-    let versions = versions(paths)?;
-    let Some(live) = versions.iter().copied().filter(|version| *version <= abi::ABI_VERSION).max() else {
-        return Ok(false); // what is left of one that was being loaded or removed is in nobody's way
-    };
-    if versions.iter().any(|version| *version > abi::ABI_VERSION) {
-        return Ok(false); // a newer dosguard knows what it did
-    }
-    let (pins, staging) = (paths.pins_of(live), paths.staging_pins());
-    let next = pins.join(NEXT_PROGRAM);
-    let mut found = false;
-    if exists(&next)? || exists(&staging)? {
+    let Some(Leftovers { pins, begun, done }) = leftovers(paths)? else { return Ok(false) };
+    if begun {
+        let (next, staging) = (pins.join(NEXT_PROGRAM), paths.staging_pins());
         give_back(&pins, &pins.join(PROGRAM), &[next.clone(), staging.join(PROGRAM)])?;
         remove_file(&next)?;
         remove_pins(&staging)?;
-        found = true;
     }
-    // A migration was done but for what it leaves behind: its pins hold the links, too.
-    for old in versions.into_iter().filter(|version| *version < live) {
-        discard(paths, old)?;
-        found = true;
-    }
-    Ok(found)
+    // The instance's own pins hold the links, too.
+    done.into_iter().try_for_each(|old| discard(paths, old))?;
+    Ok(true)
 }
 
 /// Removes the pins of an ABI version. They first go under another name, all at once.

@@ -1,0 +1,208 @@
+//! Everything an administrator does, under a flood: not one packet of a banned source gets through, no ban is lost, and
+//! the history tells the whole story once.
+
+#![expect(clippy::unwrap_used, reason = "a test's helpers fail as the test itself does")]
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{Seek as _, SeekFrom, Write as _};
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use dosguard_tests::addresses::{FORGED_V4, GUARD_ATTACKER_SIDE, GUARD_V4, PEER};
+use dosguard_tests::cli::{bans, done, loss, syns_from};
+use dosguard_tests::counter::StackCounters;
+use dosguard_tests::daemon::{Daemon, Dosguard};
+use dosguard_tests::flood::Flood;
+use dosguard_tests::lab::Lab;
+use dosguard_tests::packet::Packet;
+use dosguard_tests::wait::wait_until;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+const LIMIT: u64 = 20;
+const RELOADS: usize = 100;
+const REPLACEMENTS: usize = 100;
+const KILLS: usize = 20;
+/// Reloads, replacements and the rest take their time beside a flood.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A small file system of its own, unmounted when dropped.
+struct Tmpfs(PathBuf);
+
+impl Tmpfs {
+    fn mount(at: &Path) -> Self {
+        mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::empty(), Some("size=3m,mode=750")).unwrap();
+        Self(at.to_owned())
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        // What is still open there goes with its process.
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+/// What is done to the instance, and which bans must be there.
+struct Run<'a> {
+    lab: &'a Lab,
+    dosguard: Dosguard<'a>,
+    daemon: Option<Daemon<'a>>,
+    marks: u8,
+}
+
+impl Run<'_> {
+    /// Bans one more source.
+    fn mark(&mut self) {
+        self.marks += 1;
+        syns_from(self.lab, &self.dosguard, mark(self.marks), 8080, 12);
+    }
+
+    fn config(&self, round: usize) {
+        let (limit, allowed) = (5 + round % 5, round % 7);
+        let text = format!(
+            "allow = ['192.0.2.{allowed}']\n[rule.default]\nlimit = '{LIMIT}/1s'\nban = '1h'\n\
+             [rule.web]\nports = ['tcp/8080']\nlimit = '{limit}/10s'\nban = '1h'\n"
+        );
+        self.dosguard.write_config("c.toml", &text).unwrap();
+    }
+
+    fn start(&mut self) {
+        let config = self.lab.directory().path().join("c.toml");
+        let arguments = ["run", "-c", config.to_str().unwrap(), GUARD_ATTACKER_SIDE];
+        self.daemon = Some(self.dosguard.start(arguments).unwrap());
+    }
+
+    fn wait(&self, what: &str, mut done: impl FnMut() -> bool) {
+        let waited = wait_until(what, PATIENCE, || Ok(done()));
+        let said = || self.daemon.as_ref().map(|daemon| daemon.stderr().unwrap()).unwrap_or_default();
+        assert!(waited.is_ok(), "{what}\n{}", said());
+    }
+
+    fn reload(&self, round: usize) {
+        self.config(round);
+        self.daemon.as_ref().unwrap().signal(Signal::SIGHUP).unwrap();
+        let (limit, allowed) = (format!("{}/10s\n", 5 + round % 5), format!("192.0.2.{}\n", round % 7));
+        self.wait("the reload", || {
+            done(&self.dosguard, "sysctl -n rule.web.limit") == limit
+                && done(&self.dosguard, "allow list").starts_with(allowed.trim_end())
+        });
+    }
+
+    fn loss(&self, name: &str) -> u64 {
+        loss(&self.dosguard.status().unwrap(), name)
+    }
+
+    fn warnings(&self) -> Vec<Value> {
+        self.dosguard.status().unwrap()["warnings"].as_array().unwrap().clone()
+    }
+}
+
+fn mark(number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(203, 0, 113, number)
+}
+
+#[test]
+fn nothing_an_administrator_does_lets_a_banned_source_through() {
+    let lab = Lab::new().unwrap();
+    let state = lab.directory().state_dir();
+    let _tmpfs = Tmpfs::mount(&state);
+    let stack = StackCounters::install(lab.guard(), &[GUARD_ATTACKER_SIDE], &[FORGED_V4.into()]).unwrap();
+    let reached = || stack.read().unwrap().packets(FORGED_V4.into()).unwrap();
+    let mut run = Run { lab: &lab, dosguard: Dosguard::new(&lab).unwrap(), daemon: None, marks: 0 };
+    run.config(0);
+    run.start();
+    let syn = Packet::eth().ipv4(FORGED_V4, GUARD_V4).tcp(40_000, 80).syn().build();
+    let flood = Flood::new(syn).rate(100_000).duration(Duration::from_secs(600));
+    let flood = flood.start(lab.attacker(), PEER).unwrap();
+    run.wait("the ban", || !bans(&run.dosguard).is_empty());
+    assert_eq!(reached(), LIMIT);
+
+    for round in 1..=RELOADS {
+        run.reload(round);
+        if round % 20 == 0 {
+            run.mark();
+        }
+    }
+    assert_eq!(reached(), LIMIT, "after {RELOADS} reloads");
+    for round in 1..=REPLACEMENTS {
+        done(&run.dosguard, "upgrade --force");
+        if round % 20 == 0 {
+            run.mark();
+        }
+    }
+    assert_eq!(reached(), LIMIT, "after {REPLACEMENTS} program replacements");
+    for _ in 1..=KILLS {
+        run.mark();
+        run.daemon.take().unwrap().kill9().unwrap();
+        run.mark();
+        run.start();
+    }
+    assert_eq!(reached(), LIMIT, "after {KILLS} times `kill -9`");
+
+    // A disk that fills up, and has room again.
+    let ballast = state.join("ballast");
+    let mut file = File::create(&ballast).unwrap();
+    while file.write_all(&[0; 4_096]).is_ok() {}
+    while file.write_all(&[0]).is_ok() {}
+    drop(file);
+    run.mark();
+    run.wait("the full disk is told", || {
+        run.warnings().iter().any(|text| text.as_str().unwrap().contains("history"))
+    });
+    run.mark();
+    fs::remove_file(&ballast).unwrap();
+    run.wait("the history works again", || run.warnings().is_empty());
+    assert_eq!(run.loss("history-not-written"), 0, "what waited was written");
+
+    // A database that is overwritten while it is in use.
+    run.mark();
+    let database = state.join("lab.db");
+    let mut file = File::options().write(true).open(&database).unwrap();
+    file.seek(SeekFrom::Start(0)).unwrap();
+    file.write_all(&[0xa5; 8_192]).unwrap();
+    drop(file);
+    let wal = state.join("lab.db-wal");
+    File::options().write(true).open(&wal).unwrap().write_all(&[0xa5; 1_024]).unwrap();
+    let set_aside = || {
+        let names = fs::read_dir(&state).unwrap().map(|entry| entry.unwrap().file_name());
+        names.filter(|name| name.to_string_lossy().contains(".corrupt-")).count()
+    };
+    run.mark();
+    run.wait("the corrupt database is set aside", || set_aside() > 0);
+    run.mark();
+    assert_eq!(reached(), LIMIT, "with a full disk and a corrupt database");
+
+    // And once more from the disk.
+    run.daemon.take().unwrap().kill9().unwrap();
+    run.start();
+    let offered = flood.stop().unwrap().sent;
+    assert_eq!(reached(), LIMIT, "of {offered} in the whole test");
+    let sources = |records: &[Value]| {
+        let mut counted = BTreeMap::<String, usize>::new();
+        for record in records {
+            *counted.entry(record["source"].as_str().unwrap().to_owned()).or_default() += 1;
+        }
+        counted
+    };
+    let expected: BTreeMap<_, _> =
+        (1..=run.marks).map(mark).chain([FORGED_V4]).map(|source| (source.to_string(), 1)).collect();
+    assert_eq!(sources(&bans(&run.dosguard)), expected, "every ban is there");
+    run.wait("the history", || {
+        let story = run.dosguard.json(["events", "--json", "--since", "1h", "--kind", "ban"]).unwrap();
+        sources(&story).len() == expected.len()
+    });
+    let story = run.dosguard.json(["events", "--json", "--since", "1h"]).unwrap();
+    let kinds = story.iter().all(|event| event["kind"] == "ban");
+    assert!(kinds, "{story:?}");
+    assert_eq!(sources(&story), expected, "each ban is told once");
+    let numbers: Vec<_> = story.iter().map(|event| event["seq"].as_u64().unwrap()).collect();
+    assert!(numbers.is_sorted_by(|one, next| one < next), "{numbers:?}");
+    println!(
+        "{offered} packets offered, {LIMIT} reached the server; {} bans, each told once",
+        expected.len()
+    );
+}
