@@ -131,6 +131,7 @@ fn write_all(mut sink: Box<dyn Sink>, queue: &Receiver<Job>, loss: Loss, health:
     let mut name = sink.name();
     // What cannot be opened is said at once, and not with the first event, which may come in a year.
     let mut job = Job::Open;
+    let mut is_failing = false;
     loop {
         let (done, lost) = match job {
             Job::Write(record) => (sink.write(&record), 1),
@@ -145,8 +146,13 @@ fn write_all(mut sink: Box<dyn Sink>, queue: &Receiver<Job>, loss: Loss, health:
             }
         };
         match done {
-            Ok(()) => health.recovered(&name),
+            Ok(()) if is_failing => {
+                is_failing = false;
+                health.recovered(&name);
+            }
+            Ok(()) => {}
             Err(error) => {
+                is_failing = true;
                 health.lost(loss, lost);
                 health.warn(name.as_str(), format!("{name} does not take events: {error}"));
             }

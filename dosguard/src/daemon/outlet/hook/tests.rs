@@ -120,7 +120,7 @@ fn what_takes_too_long_is_killed_with_all_that_it_started() {
         r#"trap '' TERM; sleep 300 & echo $! > "$1/child"; echo $$ > "$1/pid"; while :; do sleep 300; done"#,
     );
     let health = Health::default();
-    let mut runner = HookRunner::start(&script.hook(1, 1), "default", &health);
+    let mut runner = HookRunner::start(&script.hook(3, 1), "default", &health);
     runner.tell(&Arc::new(record("ban", "192.0.2.1")));
     wait("a kill", || health.losses(Loss::HookKilled) == 1);
     for name in ["pid", "child"] {
@@ -132,7 +132,7 @@ fn what_takes_too_long_is_killed_with_all_that_it_started() {
     assert!(!Path::new("/proc").join(script.read("pid").trim()).exists());
     let warned = health.warned();
     assert!(
-        warned[0].contains("/hook") && warned[0].contains("took longer than 1s and was killed"),
+        warned[0].contains("/hook") && warned[0].contains("took longer than 3s and was killed"),
         "{warned:?}"
     );
     Box::new(runner).finish(end());
