@@ -75,7 +75,7 @@ fn what_is_confirmed_stays() {
     let lab = Lab::new().unwrap();
     let dosguard = Dosguard::new(&lab).unwrap();
     let waiter =
-        Waiter::start(&dosguard, &format!("attach --confirm 60s {GUARD_ATTACKER_SIDE} {GUARD_CLIENT_SIDE}"));
+        Waiter::start(&dosguard, &format!("attach --confirm 1h {GUARD_ATTACKER_SIDE} {GUARD_CLIENT_SIDE}"));
     assert_eq!((programs(lab.guard()).len(), links(&lab)), (2, 0), "attached, and not pinned");
     // It filters, and can be tuned: nobody is kept out by the wait.
     syns(&lab, &dosguard, 80, 1);
@@ -83,9 +83,9 @@ fn what_is_confirmed_stays() {
     done(&dosguard, "sysctl rule.default.limit=50/1s");
     let status = dosguard.status().unwrap();
     assert_eq!(status["interfaces"][1]["mode"], "native");
-    assert!(status["interfaces"][0]["detaches_in_s"].as_f64().unwrap() > 50.0, "{status}");
+    assert!(status["interfaces"][0]["detaches_in_s"].as_f64().unwrap() > 3_000.0, "{status}");
     let text = done(&dosguard, "status");
-    assert!(text.contains("guarding up0 in native mode, detaches in 5"), "{text}");
+    assert!(text.contains("guarding up0 in native mode, detaches in 3"), "{text}");
     assert!(text.contains("unless confirmed"), "{text}");
     // One waits at a time, and an interface that waits is not somebody else's.
     refused(&dosguard, &format!("attach --confirm 60s {GUARD_CLIENT_SIDE}"), &["waits to be confirmed"]);
@@ -127,7 +127,7 @@ fn what_is_not_confirmed_in_time_is_gone() {
     let both = format!("attach --confirm 2s {GUARD_ATTACKER_SIDE} {GUARD_CLIENT_SIDE}");
     let said = say(&dosguard, words(&both));
     assert_eq!(said.code, Some(1), "{said:?}");
-    assert!((2.0..5.0).contains(&began.elapsed().as_secs_f64()), "it took {:?}", began.elapsed());
+    assert!((2.0..10.0).contains(&began.elapsed().as_secs_f64()), "it took {:?}", began.elapsed());
     assert!(said.err.contains("not confirmed within 2s: detached from up0, up1"), "{said:?}");
     assert!(said.err.contains("gone again"), "{said:?}");
     assert_untouched(&lab);

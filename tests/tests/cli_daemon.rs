@@ -80,6 +80,48 @@ fn a_day_in_the_life() {
 }
 
 #[test]
+fn rates_are_told_with_a_daemon_and_without() {
+    const SYNS: usize = 20;
+    let lab = Lab::new().unwrap();
+    let dosguard = Dosguard::new(&lab).unwrap();
+    let daemon = start(&dosguard, "");
+    syns(&lab, &dosguard, 80, SYNS);
+    // The daemon measures once a second: the one that has the SYNs in it comes, and is told for a second.
+    let rates = || {
+        let status = dosguard.status().unwrap();
+        let of = |name: &str| status["daemon"]["rates"][name].as_f64().unwrap_or_default();
+        let (seconds, syns) = (of("over_s"), of("syns"));
+        ((0.9..2.0).contains(&seconds) && syns > 0.0).then(|| (seconds, syns, of("bans"), of("dropped")))
+    };
+    let mut found = None;
+    wait_until("the SYNs are in a rate", PATIENCE, || {
+        found = rates();
+        Ok(found.is_some())
+    })
+    .unwrap();
+    // Five were within the limit, one went over it, and the others met the ban: no more than that, or a part of it.
+    let (seconds, syns, bans, dropped) = found.unwrap();
+    for (rate, most) in [(syns, 6.0), (bans, 1.0), (dropped, 15.0)] {
+        assert!(rate * seconds < most + 1e-6, "{found:?}");
+    }
+    let text = done(&dosguard, "status");
+    assert!(text.contains("\na second: ") && text.contains("events)"), "{text}");
+    assert_eq!(daemon.terminate().unwrap().code(), Some(0));
+    assert_eq!(dosguard.status().unwrap()["daemon"].get("rates"), None);
+    let text = done(&dosguard, "status");
+    assert!(text.contains("\na second: 0 packets passed, 0 dropped"), "{text}");
+    assert!(text.contains("warning: no daemon runs"), "{text}");
+    assert!(done(&dosguard, "stats").contains("SYNS PASSED/S"));
+    refused(&dosguard, "stats --watch 1ms", &["1ms"]);
+    // Whoever reads it has seen enough.
+    let mut watching =
+        dosguard.command(["stats", "--watch", "100ms"]).stdout(Stdio::piped()).spawn().unwrap();
+    drop(watching.stdout.take());
+    wait_until("it ends", PATIENCE, || Ok(watching.try_wait()?.is_some())).unwrap();
+    assert_eq!(watching.wait().unwrap().code(), Some(0));
+}
+
+#[test]
 fn one_daemon_runs_an_instance() {
     let lab = Lab::new().unwrap();
     let dosguard = Dosguard::new(&lab).unwrap();

@@ -129,6 +129,7 @@ fn every_field_is_documented_and_every_documented_field_is_there() {
     done(&dosguard, "allow add 192.0.2.0/24");
     assert_eq!(dosguard.json(["allow", "list", "--json"]).unwrap()[0]["origin"], "file and hand");
     assert_documented("`status --json`", &[dosguard.status().unwrap()]);
+    assert_documented("`stats --json`", &dosguard.json(["stats", "--json"]).unwrap());
     for kind in &events {
         let row = format!("| `{}` |", kind["kind"].as_str().unwrap());
         assert!(DOCUMENT.contains(&row), "no row {row}");

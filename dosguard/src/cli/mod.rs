@@ -16,6 +16,7 @@ mod replay;
 mod rule;
 mod run;
 mod since;
+mod stats;
 mod status;
 mod survive;
 mod sysctl;
@@ -88,6 +89,8 @@ enum Verb {
     Confirm,
     /// Show what is guarded, how, and what became of the packets.
     Status(status::StatusArgs),
+    /// Show how fast packets pass and are dropped, and why.
+    Stats(stats::StatsArgs),
     /// Read and write settings, from the next packet on.
     Sysctl(sysctl::SysctlArgs),
     /// List, add and remove rules.
@@ -172,6 +175,7 @@ fn dispatch(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Answer> {
         Verb::Upgrade(args) => upgrade::upgrade(&paths, &args, out),
         Verb::Confirm => confirm::confirm(&paths),
         Verb::Status(args) => status::status(&paths, &args, out),
+        Verb::Stats(args) => stats::stats(&paths, &args, out),
         Verb::Sysctl(args) => sysctl::sysctl(&paths, &args, out),
         Verb::Rule(verb) => rule::rule(&paths, &verb, out),
         Verb::Bans(verb) => bans::bans(&paths, &verb, out),

@@ -15,6 +15,7 @@ use crate::datapath::Datapath;
 use crate::output::write_json;
 use crate::paths::Paths;
 use record::StatusRecord;
+pub(super) use text::{rate_text, rates_text};
 
 /// Over how long rates are measured where no daemon does it.
 const MEASURED_OVER: Duration = Duration::from_millis(500);

@@ -32,11 +32,11 @@ pub(super) fn write(
     }
     let noted = match state.bans_monitored {
         0 => String::new(),
-        noted => format!(" ({} only noted)", grouped(noted as u64)),
+        noted => format!(", of them {} only noted", grouped(noted as u64)),
     };
     writeln!(
         out,
-        "bans {}{noted}, sources counted {}, allowed networks {}, denied networks {}",
+        "bans {}{noted}; sources counted {}; allowed networks {}, denied networks {}",
         fill_text(state.bans),
         fill_text(state.sources),
         grouped(state.allowed as u64),
@@ -89,15 +89,15 @@ fn interface_text(on: &InterfaceRecord) -> Option<String> {
 pub(in crate::cli) fn rates_text(rates: &Rates) -> String {
     format!(
         "a second: {} packets passed, {} dropped; {} SYNs judged, {} bans",
-        rate(rates.passed),
-        rate(rates.dropped),
-        rate(rates.syns),
-        rate(rates.bans)
+        rate_text(rates.passed),
+        rate_text(rates.dropped),
+        rate_text(rates.syns),
+        rate_text(rates.bans)
     )
 }
 
 /// A number a second: small ones with a tenth.
-fn rate(rate: f64) -> String {
+pub(in crate::cli) fn rate_text(rate: f64) -> String {
     if rate > 0.0 && rate < 10.0 {
         return format!("{rate:.1}");
     }
@@ -112,9 +112,9 @@ fn rate(rate: f64) -> String {
 fn fill_text(fill: FillRecord) -> String {
     let (text, percent) = (fill.text(), fill.percent());
     if percent >= FULL_PERCENT {
-        format!("{YELLOW}{text}, {percent} %{YELLOW:#}")
+        format!("{YELLOW}{text} ({percent} %){YELLOW:#}")
     } else {
-        format!("{text}, {percent} %")
+        format!("{text} ({percent} %)")
     }
 }
 
@@ -166,13 +166,13 @@ mod tests {
 
     #[test]
     fn rates_are_as_exact_as_they_need_to_be() {
-        assert_eq!([0.0, 0.25, 9.96, 10.4, 391_302.7].map(rate), ["0", "0.2", "10.0", "10", "391,303"]);
+        assert_eq!([0.0, 0.25, 9.96, 10.4, 391_302.7].map(rate_text), ["0", "0.2", "10.0", "10", "391,303"]);
     }
 
     #[test]
     fn a_map_that_is_nearly_full_stands_out() {
         let text = |used| fill_text(FillRecord { used, capacity: 1_000 });
-        assert_eq!(text(799), "799 of 1,000, 79 %");
-        assert_eq!(text(800), format!("{YELLOW}800 of 1,000, 80 %{YELLOW:#}"));
+        assert_eq!(text(799), "799 of 1,000 (79 %)");
+        assert_eq!(text(800), format!("{YELLOW}800 of 1,000 (80 %){YELLOW:#}"));
     }
 }
