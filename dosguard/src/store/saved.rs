@@ -140,7 +140,7 @@ impl Store {
     pub fn save(&mut self, changes: &Changes) -> Result<(), StoreError> {
         let mut pending = Pending::default();
         pending.add(changes.clone());
-        self.commit(&[], Some(&pending))
+        self.commit(&[], Some(&pending)).map(drop)
     }
 
     /// Forgets bans and offences: they are not to come back.

@@ -9,7 +9,7 @@ use crate::store::tests::{event, folder, open, saved_ban, seqs};
 
 fn start(paths: &Paths) -> (Writer, Health) {
     let health = Health::default();
-    let opened = Store::open(paths).unwrap();
+    let opened = Store::open(paths);
     // The events of these tests are of one day.
     let history = History { keep: Span::from_secs(1 << 33), ..History::default() };
     (Writer::start(paths.clone(), opened, history, &health), health)
