@@ -36,6 +36,8 @@ const LITTLE: usize = 256;
 const TIDY: Duration = Duration::from_secs(10);
 /// Steps of tidying up in one go: between them what has come is written.
 const TIDY_STEPS: usize = 8;
+/// A database of so many bytes is looked through for damage in about a second. Of a larger one only what is touched is.
+const CHECKED: u64 = 512 << 20;
 /// How long it has at the end to write what waits.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -200,6 +202,9 @@ impl Thread {
     /// Looks for damage in all of the file, which takes too long for whoever starts the daemon.
     fn check(&mut self) {
         let Some(store) = &self.store else { return };
+        if store.path.metadata().is_ok_and(|found| found.len() > CHECKED) {
+            return;
+        }
         let damage = match schema::damage(&store.connection, &[]) {
             Ok(None) => return,
             Ok(Some(what)) => StoreError::Damaged { path: store.path.clone(), what },
