@@ -11,6 +11,7 @@ pub mod counter;
 pub mod cpu;
 pub mod daemon;
 pub mod directory;
+pub mod documented;
 pub mod earlier;
 pub mod flood;
 pub mod follow;

@@ -3,16 +3,16 @@
 use std::io::Write;
 
 use clap::Args;
-use dosguard_common::event::Kind;
+use jiff::Timestamp;
 
-use super::since::Since;
+use super::since::since;
 use super::{Answer, talk};
 use crate::config::cidr::Cidr;
 use crate::daemon::{BACKLOG, SubscriptionError, Wanted, subscribe};
 use crate::datapath::Datapath;
 use crate::output::{EventRecord, write_json};
 use crate::paths::Paths;
-use crate::store::{EventFilter, Store};
+use crate::store::{EventFilter, Store, kind_named};
 
 /// Events that are read from the history at once.
 const CHUNK: usize = 1_000;
@@ -31,27 +31,21 @@ pub(super) struct EventsArgs {
     json: bool,
     /// Begin so long ago (`10m`), or at a time (`2026-01-31`, `2026-01-31T03:00:00Z`).
     #[arg(long, value_name = "TIME")]
-    since: Option<Since>,
+    since: Option<String>,
     /// Only events of these kinds, such as `ban,unban`.
-    #[arg(long, value_name = "KIND", value_delimiter = ',', value_parser = kind)]
-    kind: Vec<Kind>,
+    #[arg(long, value_name = "KIND", value_delimiter = ',')]
+    kind: Vec<String>,
     /// Only events of sources in this network.
     #[arg(long, value_name = "CIDR")]
     source: Option<Cidr>,
 }
 
-/// A kind of event by its name.
-pub(super) fn kind(name: &str) -> Result<Kind, String> {
-    let known = || Kind::ALL.map(Kind::name).join("`, `");
-    Kind::ALL
-        .into_iter()
-        .find(|kind| kind.name() == name)
-        .ok_or_else(|| format!("no such kind of event\nhint: `{}`", known()))
-}
-
 pub(super) fn events(paths: &Paths, args: &EventsArgs, out: &mut dyn Write) -> anyhow::Result<Answer> {
-    let since = args.since.as_ref().map(Since::timestamp);
-    let filter = EventFilter { since, kinds: args.kind.clone(), source: args.source };
+    let filter = EventFilter {
+        since: args.since.as_deref().map(|text| since(text, Timestamp::now())).transpose()?,
+        kinds: args.kind.iter().map(|name| kind_named(name)).collect::<Result<_, _>>()?,
+        source: args.source,
+    };
     match subscribe(paths, Wanted { follow: args.follow, filter: filter.clone() }) {
         Ok(events) => {
             for record in events {

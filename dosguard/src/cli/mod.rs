@@ -10,6 +10,7 @@ mod configured;
 mod confirm;
 mod events;
 mod explain;
+mod history;
 mod list;
 mod reload;
 mod replay;
@@ -60,7 +61,7 @@ struct Global {
     /// Where locks and sockets are.
     #[arg(long, global = true, value_name = "DIR", default_value = DEFAULT_RUN_DIR)]
     run_dir: PathBuf,
-    /// Where what survives a boot will be. Nothing does yet.
+    /// Where what survives a boot is: the history.
     #[arg(long, global = true, value_name = "DIR", default_value = DEFAULT_STATE_DIR)]
     state_dir: PathBuf,
     /// Where the configuration is: `dosguard.toml` and `conf.d/*.toml`, or `NAME.toml` and `NAME.d/*.toml` of another
@@ -107,6 +108,8 @@ enum Verb {
     Deny(list::ListVerb),
     /// Show the latest events, and follow them.
     Events(events::EventsArgs),
+    /// Show the bans that there were, also with no daemon running.
+    History(history::HistoryArgs),
     Replay(replay::ReplayArgs),
     /// Show what would become of a SYN from an address, and why. Changes nothing.
     Explain(explain::ExplainArgs),
@@ -182,6 +185,7 @@ fn dispatch(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Answer> {
         Verb::Allow(verb) => list::list(&paths, List::Allow, &verb, out),
         Verb::Deny(verb) => list::list(&paths, List::Deny, &verb, out),
         Verb::Events(args) => events::events(&paths, &args, out),
+        Verb::History(args) => history::history(&paths, &args, out),
         Verb::Replay(args) => replay::replay(&args, out),
         Verb::Explain(args) => explain::explain(&paths, &args, out),
         Verb::Check(args) => check::check(&paths, &args, out),

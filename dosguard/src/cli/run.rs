@@ -147,7 +147,8 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
         let latest = |store: &Store| {
             store.events(&EventFilter::default(), last_seq.saturating_sub(BACKLOG as u64), usize::MAX)
         };
-        let backlog = history.as_ref().map(|opened| latest(&opened.store)).transpose()?.unwrap_or_default();
+        let backlog =
+            history.as_ref().ok().map(|opened| latest(&opened.store)).transpose()?.unwrap_or_default();
         let writer = Writer::start(paths.clone(), history, services.history.clone(), &health);
         let parts = Parts {
             datapath: started.datapath,

@@ -13,7 +13,7 @@ use crate::bans::{Live, Naming, Restored, saved_ban};
 use crate::datapath::Datapath;
 use crate::output::{EventRecord, WallClock, YELLOW};
 use crate::paths::Paths;
-use crate::store::{Changes, Opened, Saved, Store};
+use crate::store::{Changes, Opened, Saved, Store, StoreError};
 use crate::system;
 
 /// What was saved, for an instance that is to be made; nothing if that cannot be read, which is said.
@@ -78,18 +78,12 @@ pub(super) fn write_alone(
     Ok(())
 }
 
-/// The history, to go on with; none if it cannot be opened, which is said. With the number of its last event.
-pub(super) fn open_history(paths: &Paths) -> (Option<Opened>, u64) {
-    match Store::open(paths) {
-        Ok(opened) => {
-            let last = opened.store.last_seq();
-            (Some(opened), last)
-        }
-        Err(error) => {
-            log::warn!("{}; filtering goes on, and nothing is kept", error.in_full());
-            // Numbers that no event of the history has, whenever it can be opened.
-            let now = Timestamp::now().as_millisecond();
-            (None, u64::try_from(now).unwrap_or_default())
-        }
-    }
+/// The history, to go on with, and the number of its last event. One that cannot be opened is tried again later.
+pub(super) fn open_history(paths: &Paths) -> (Result<Opened, StoreError>, u64) {
+    let opened = Store::open(paths);
+    let last_seq = opened.as_ref().map(|opened| opened.store.last_seq()).unwrap_or_else(|_| {
+        // Higher than that of any event in it, whenever it can be opened.
+        u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default()
+    });
+    (opened, last_seq)
 }

@@ -99,7 +99,8 @@ fn message_and_hints(causes: anyhow::Chain<'_>) -> (String, Vec<String>) {
     (printable(&message), hints.iter().map(|hint| printable(hint)).collect())
 }
 
-fn printable(text: &str) -> String {
+/// Control characters are shown, and not sent: a terminal would obey them.
+pub(super) fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
         if c.is_control() && c != '\n' {

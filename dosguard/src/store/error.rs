@@ -36,13 +36,13 @@ pub enum StoreError {
         known: i64,
     },
     /// It belongs to another program.
-    #[error("`{}` is a database of another program", path.display())]
+    #[error("`{}` is a database of another program\nhint: {REPLACED}", path.display())]
     Foreign {
         /// The database.
         path: PathBuf,
     },
     /// It contradicts itself.
-    #[error("`{}` is damaged: {what}", path.display())]
+    #[error("`{}` is damaged: {what}\nhint: {REPLACED}", path.display())]
     Damaged {
         /// The database.
         path: PathBuf,
@@ -73,6 +73,8 @@ pub enum StoreError {
         source: rusqlite::Error,
     },
 }
+
+const REPLACED: &str = "the daemon sets it aside and begins a new one; see what it says when it starts";
 
 pub(super) fn at(action: &'static str, path: &Path) -> impl FnOnce(rusqlite::Error) -> StoreError {
     let path = path.to_owned();

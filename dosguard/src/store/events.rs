@@ -16,8 +16,9 @@ use crate::config::cidr::Cidr;
 use crate::output::EventRecord;
 
 impl Store {
-    /// Appends events, all of them or none. They carry their numbers; one that does not gets the next.
-    pub fn append(&mut self, records: &[Arc<EventRecord>]) -> Result<(), StoreError> {
+    /// Appends events, all of them or none. They carry their numbers; one that does not, or whose number is not above
+    /// those before it, gets the next: what is written is never replaced. Returns the highest number there is now.
+    pub fn append(&mut self, records: &[Arc<EventRecord>]) -> Result<u64, StoreError> {
         self.commit(records, None)
     }
 
@@ -26,15 +27,16 @@ impl Store {
         &mut self,
         records: &[Arc<EventRecord>],
         changes: Option<&Pending>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<u64, StoreError> {
         let Self { connection, path } = self;
         let mut write = || {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            insert(&transaction, records)?;
+            let last_seq = insert(&transaction, records)?;
             if let Some(changes) = changes {
                 saved::write(&transaction, changes)?;
             }
-            transaction.commit()
+            transaction.commit()?;
+            Ok(last_seq)
         };
         write().map_err(at("write", path))
     }
@@ -56,22 +58,22 @@ impl Store {
     }
 }
 
-fn insert(transaction: &Transaction<'_>, records: &[Arc<EventRecord>]) -> rusqlite::Result<()> {
-    // A number that is there already is one that a database did not come to note before it was replaced.
+/// Returns the highest number that was ever given.
+fn insert(transaction: &Transaction<'_>, records: &[Arc<EventRecord>]) -> rusqlite::Result<u64> {
     let mut insert = transaction.prepare_cached(
-        "INSERT OR REPLACE INTO events (seq, at, kind, source, last, rule, record) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        "INSERT INTO events (seq, at, kind, source, last, rule, record) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
     )?;
     let mut json = Vec::with_capacity(1_024);
-    let mut last_seq = 0;
+    let mut last_seq = schema::last_seq(transaction)?;
     for record in records {
+        last_seq = record.seq.filter(|seq| *seq > last_seq).unwrap_or(last_seq.saturating_add(1));
         json.clear();
         serde_json::to_writer(&mut json, record.as_ref())
             .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
         let json = str::from_utf8(&json).map_err(|error| rusqlite::Error::Utf8Error(6, error))?;
-        let seq = record.seq.map(|seq| i64::try_from(seq).unwrap_or(i64::MAX));
         let reach = Reach::of_text(&record.ban.source);
         insert.execute(params![
-            seq,
+            i64::try_from(last_seq).unwrap_or(i64::MAX),
             nanoseconds(record.at),
             record.kind,
             reach.as_ref().map(|reach| &reach.first[..]),
@@ -79,12 +81,11 @@ fn insert(transaction: &Transaction<'_>, records: &[Arc<EventRecord>]) -> rusqli
             record.ban.rule,
             json,
         ])?;
-        last_seq = last_seq.max(record.seq.unwrap_or_else(|| transaction.last_insert_rowid().unsigned_abs()));
     }
-    if last_seq > 0 {
+    if !records.is_empty() {
         schema::raise_last_seq(transaction, last_seq)?;
     }
-    Ok(())
+    Ok(last_seq)
 }
 
 /// Nanoseconds since 1970; the first and the last that the database can hold for what is beyond (years 1677 and 2262).

@@ -10,6 +10,7 @@
 //! | `filter` | which events are meant |
 //! | `events` | events, appended and queried |
 //! | `saved` | bans and offences that are to come back after a boot |
+//! | `past` | bans as the events tell of them, each with what became of it |
 //! | `retention` | what goes because it is too old or too much |
 //! | `writer` | the thread that writes, behind a queue |
 
@@ -17,6 +18,7 @@ mod error;
 mod events;
 mod files;
 mod filter;
+mod past;
 mod retention;
 mod saved;
 mod schema;
@@ -30,6 +32,7 @@ use rusqlite::{Connection, FileControl, OpenFlags};
 
 pub use error::StoreError;
 pub use filter::{EventFilter, FilterError, kind_named};
+pub use past::{End, Past, PastBan, SourceSum, top};
 pub use saved::{Changes, Saved, SavedBan, SavedKey, SavedOffender};
 pub use writer::{Flusher, Writer};
 

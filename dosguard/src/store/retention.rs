@@ -35,6 +35,11 @@ impl Budget {
         Self { pages: history.max_bytes.saturating_sub(log).max(history.max_bytes / 2), log }
     }
 
+    /// Events that can be written at once: in the log one takes less than 1 KiB, its part of the indices included.
+    pub(super) fn events(self) -> usize {
+        usize::try_from(self.log >> 10).unwrap_or(usize::MAX)
+    }
+
     /// The log's size at which nothing more is written: somebody who reads keeps it from being emptied.
     fn most_log(self) -> u64 {
         self.log * 4

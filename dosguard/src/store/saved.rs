@@ -26,12 +26,17 @@ pub struct SavedBan {
 }
 
 impl SavedBan {
-    /// What tells it from others. A ban that is only noted is under its rule, however far it would reach.
+    /// What tells it from others.
     pub fn key(&self) -> SavedKey {
-        let BanFields { source, rule, scope, monitor, .. } = &self.record;
-        let everywhere = scope.as_deref() == Some(Scope::All.name()) && !monitor;
-        (source.clone(), if everywhere { None } else { rule.clone() })
+        key_of(&self.record)
     }
+}
+
+/// What tells a ban from others. One that is only noted is under its rule, however far it would reach.
+pub(super) fn key_of(ban: &BanFields) -> SavedKey {
+    let BanFields { source, rule, scope, monitor, .. } = ban;
+    let everywhere = scope.as_deref() == Some(Scope::All.name()) && !monitor;
+    (source.clone(), if everywhere { None } else { rule.clone() })
 }
 
 /// Offences that are to be remembered.
@@ -151,7 +156,7 @@ impl Store {
     pub fn save(&mut self, changes: &Changes) -> Result<(), StoreError> {
         let mut pending = Pending::default();
         pending.add(changes.clone());
-        self.commit(&[], Some(&pending))
+        self.commit(&[], Some(&pending)).map(drop)
     }
 
     /// Forgets bans and offences: they are not to come back.

@@ -10,7 +10,7 @@ use super::StoreError;
 const APPLICATION: i64 = 0x646f_7367;
 
 /// Each brings a database from the version before to its own, which is its place here.
-const MIGRATIONS: [&str; 1] = ["
+pub(super) const MIGRATIONS: [&str; 1] = ["
     CREATE TABLE events (
         seq    INTEGER PRIMARY KEY, -- the event's number
         at     INTEGER NOT NULL,    -- nanoseconds since 1970
@@ -90,7 +90,7 @@ pub(super) fn prepare(connection: &mut Connection, cache_kib: i64) -> rusqlite::
     migrate(connection, &MIGRATIONS)
 }
 
-fn migrate(connection: &mut Connection, migrations: &[&str]) -> rusqlite::Result<()> {
+pub(super) fn migrate(connection: &mut Connection, migrations: &[&str]) -> rusqlite::Result<()> {
     // Within a transaction: two processes may have come this far.
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let version: i64 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;

@@ -25,6 +25,8 @@ const MOST_CHANGES: usize = 4 * QUEUE;
 pub(super) struct Shared {
     inbox: Mutex<Inbox>,
     wake: Condvar,
+    /// The highest number that was given to an event, and the highest of those that are written.
+    given: AtomicU64,
     committed: AtomicU64,
 }
 
@@ -63,7 +65,7 @@ pub(super) enum Task {
 }
 
 impl Shared {
-    pub(super) fn new(history: History, committed: u64) -> Self {
+    pub(super) fn new(history: History) -> Self {
         let inbox = Inbox {
             events: VecDeque::new(),
             in_flight: 0,
@@ -76,7 +78,8 @@ impl Shared {
             needs_whole: false,
             history,
         };
-        Self { inbox: Mutex::new(inbox), wake: Condvar::new(), committed: AtomicU64::new(committed) }
+        let [given, committed] = [0, 0].map(AtomicU64::new);
+        Self { inbox: Mutex::new(inbox), wake: Condvar::new(), given, committed }
     }
 
     fn inbox(&self) -> MutexGuard<'_, Inbox> {
@@ -147,6 +150,17 @@ impl Shared {
         inbox.needs_whole |= !unless.whole && !inbox.changes.whole;
     }
 
+    /// The next number for an event.
+    pub(super) fn next_seq(&self) -> u64 {
+        self.given.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// A database was opened whose events have numbers up to this one.
+    pub(super) fn opened(&self, last_seq: u64) {
+        self.given.fetch_max(last_seq, Ordering::Relaxed);
+        self.committed.fetch_max(last_seq, Ordering::AcqRel);
+    }
+
     pub(super) fn committed(&self) -> u64 {
         self.committed.load(Ordering::Acquire)
     }
@@ -158,8 +172,8 @@ impl Shared {
     }
 
     /// Waits for the next thing to do: until something is due, or it is time to tidy up. While `not_before` lies ahead
-    /// nothing can be written, and whoever asks is told so.
-    pub(super) fn next(&self, tidy_at: Instant, not_before: Option<Instant>) -> Task {
+    /// nothing can be written, and whoever asks is told so. At most `most` events are taken.
+    pub(super) fn next(&self, tidy_at: Instant, not_before: Option<Instant>, most: usize) -> Task {
         let mut inbox = self.inbox();
         loop {
             let now = Instant::now();
@@ -170,13 +184,13 @@ impl Shared {
                 return if nothing || blocked.is_some() || now >= deadline {
                     Task::End
                 } else {
-                    Task::Write(inbox.take())
+                    Task::Write(inbox.take(most))
                 };
             }
             if blocked.is_some() {
                 inbox.answer(false);
             } else if inbox.is_due(now) {
-                let batch = inbox.take();
+                let batch = inbox.take(most);
                 if !batch.events.is_empty() || !batch.changes.is_empty() {
                     return Task::Write(batch);
                 }
@@ -195,10 +209,8 @@ impl Shared {
     }
 
     /// A batch was written.
-    pub(super) fn written(&self, events: usize, last_seq: Option<u64>) {
-        if let Some(seq) = last_seq {
-            self.committed.fetch_max(seq, Ordering::AcqRel);
-        }
+    pub(super) fn written(&self, events: usize, last_seq: u64) {
+        self.opened(last_seq);
         let mut inbox = self.inbox();
         inbox.in_flight -= events;
         inbox.written += events as u64;
@@ -222,11 +234,11 @@ impl Shared {
         }
     }
 
-    /// At the end: what is left is lost. Returns how many events that are.
-    pub(super) fn give_up(&self) -> usize {
+    /// At the end: what is left is lost. Returns how many events that are, and whether there are changes.
+    pub(super) fn give_up(&self) -> (usize, bool) {
         let mut inbox = self.inbox();
         inbox.flushes.clear();
-        std::mem::take(&mut inbox.events).len()
+        (std::mem::take(&mut inbox.events).len(), !std::mem::take(&mut inbox.changes).is_empty())
     }
 }
 
@@ -237,8 +249,8 @@ impl Inbox {
             || self.since.is_some_and(|since| now >= since + GATHER)
     }
 
-    fn take(&mut self) -> Batch {
-        let count = self.events.len().min(BATCH);
+    fn take(&mut self, most: usize) -> Batch {
+        let count = self.events.len().min(most);
         let events: Vec<_> = self.events.drain(..count).collect();
         self.in_flight += events.len();
         // What remains has waited too.

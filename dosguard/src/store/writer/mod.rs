@@ -22,7 +22,7 @@ use crate::config::services::History;
 use crate::daemon::health::{Health, Loss};
 use crate::output::EventRecord;
 use crate::paths::Paths;
-use inbox::{Batch, Shared, Task};
+use inbox::{BATCH, Batch, Shared, Task};
 
 /// What warnings are about.
 const ABOUT: &str = "the history";
@@ -30,10 +30,14 @@ const ABOUT: &str = "the history";
 const ABOUT_DAMAGE: &str = "the damaged history";
 /// After a failure it is tried again that much later.
 const RETRY: Duration = Duration::from_secs(1);
+/// Events that are tried first after a failure.
+const LITTLE: usize = 256;
 /// How often old events are looked for.
 const TIDY: Duration = Duration::from_secs(10);
 /// Steps of tidying up in one go: between them what has come is written.
 const TIDY_STEPS: usize = 8;
+/// A database of so many bytes is looked through for damage in about a second. Of a larger one only what is touched is.
+const CHECKED: u64 = 512 << 20;
 /// How long it has at the end to write what waits.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -46,23 +50,32 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Starts the thread. A database that could not be opened is tried again.
-    pub fn start(paths: Paths, opened: Option<Opened>, history: History, health: &Health) -> Self {
-        let (store, set_aside) = opened.map(|opened| (opened.store, opened.set_aside)).unzip();
-        let set_aside = set_aside.flatten();
-        let shared = Arc::new(Shared::new(history, store.as_ref().map_or(0, Store::last_seq)));
+    /// Starts the thread. What could not be opened is tried again: filtering has no need of it.
+    pub fn start(
+        paths: Paths,
+        opened: Result<Opened, StoreError>,
+        history: History,
+        health: &Health,
+    ) -> Self {
+        let shared = Arc::new(Shared::new(history));
         let (finish, finished) = channel::<()>();
+        let now = Instant::now();
         let mut thread = Thread {
-            store,
+            store: None,
             paths,
             shared: Arc::clone(&shared),
             health: health.clone(),
             retry_at: None,
-            tidy_at: Instant::now(),
-            calm: Calm::new(Timestamp::now(), Instant::now()),
+            tidy_at: now,
+            calm: Calm::new(Timestamp::now(), now),
+            most: BATCH,
         };
-        if let Some(aside) = set_aside {
-            thread.tell_of(&aside);
+        match opened {
+            Ok(opened) => drop(thread.adopt(opened)),
+            Err(error) => {
+                shared.ask_for_whole(&Pending::default());
+                thread.failed(&error, &Pending::default());
+            }
         }
         thread::spawn(move || {
             thread.run();
@@ -71,6 +84,11 @@ impl Writer {
             drop(finish);
         });
         Self { shared, health: health.clone(), finished }
+    }
+
+    /// The number for the next event: one more than for the last, also over restarts.
+    pub fn next_seq(&self) -> u64 {
+        self.shared.next_seq()
     }
 
     /// Takes an event, or counts it as lost. Never blocks.
@@ -157,32 +175,47 @@ struct Thread {
     retry_at: Option<Instant>,
     tidy_at: Instant,
     calm: Calm,
+    /// Events that are tried at once: fewer after a failure, since a little may fit where much does not.
+    most: usize,
 }
 
 impl Thread {
     fn run(&mut self) {
         self.check();
         loop {
-            match self.shared.next(self.tidy_at, self.retry_at) {
+            match self.shared.next(self.tidy_at, self.retry_at, self.batch()) {
                 Task::Write(batch) => self.write(batch),
                 Task::Tidy => self.tidy(),
                 Task::End => break,
             }
         }
-        let lost = self.shared.give_up();
+        let (lost, changes) = self.shared.give_up();
         if lost > 0 {
             self.health.lost(Loss::History, lost as u64);
             log::warn!("{lost} events are missing from the history: it could not be written at the end");
         }
-        if let Some(store) = &mut self.store {
+        if changes {
+            log::warn!(
+                "the latest changes of bans were not saved: the history could not be written at the end"
+            );
+        }
+        if let Some(store) = &self.store {
             // Closing does it as well; what fails here is in the log all the same.
             let _ = store.empty_log();
         }
     }
 
+    /// Events of the next transaction: no more than what fits into the log as it should be.
+    fn batch(&self) -> usize {
+        self.most.min(Budget::of(&self.shared.history()).events())
+    }
+
     /// Looks for damage in all of the file, which takes too long for whoever starts the daemon.
     fn check(&mut self) {
         let Some(store) = &self.store else { return };
+        if store.path.metadata().is_ok_and(|found| found.len() > CHECKED) {
+            return;
+        }
         let damage = match schema::damage(&store.connection, &[]) {
             Ok(None) => return,
             Ok(Some(what)) => StoreError::Damaged { path: store.path.clone(), what },
@@ -192,16 +225,14 @@ impl Thread {
     }
 
     fn write(&mut self, batch: Batch) {
-        let (mut events, mut last_seq) = (0, None);
         let written = self.ready().and_then(|store| {
             store.commit(&batch.events, Some(&batch.changes).filter(|changes| !changes.is_empty()))
         });
         match written {
-            Ok(()) => {
-                events += batch.events.len();
-                last_seq = batch.events.iter().filter_map(|record| record.seq).max().or(last_seq);
-                self.shared.written(events, last_seq);
+            Ok(last_seq) => {
+                self.shared.written(batch.events.len(), last_seq);
                 self.works();
+                self.most = (self.most * 2).min(BATCH);
                 self.shorten();
             }
             Err(error) => {
@@ -223,19 +254,24 @@ impl Thread {
         }
         let budget = Budget::of(&self.shared.history());
         let store = match self.store.take() {
-            Some(store) => store,
+            Some(store) => self.store.insert(store),
             None => {
-                let Opened { store, set_aside } = Store::open(&self.paths)?;
-                if let Some(aside) = set_aside {
-                    self.shared.ask_for_whole(&Pending::default());
-                    self.tell_of(&aside);
-                }
-                store
+                let opened = Store::open(&self.paths)?;
+                self.adopt(opened)
             }
         };
-        let bounded = store.bound_log(budget);
-        let store = self.store.insert(store);
-        bounded.map(|()| store)
+        store.bound_log(budget)?;
+        Ok(store)
+    }
+
+    fn adopt(&mut self, opened: Opened) -> &mut Store {
+        let Opened { store, set_aside } = opened;
+        if let Some(aside) = set_aside {
+            self.shared.ask_for_whole(&Pending::default());
+            self.tell_of(&aside);
+        }
+        self.shared.opened(store.last_seq());
+        self.store.insert(store)
     }
 
     fn works(&mut self) {
@@ -267,6 +303,7 @@ impl Thread {
             }
         }
         self.retry_at = Some(Instant::now() + RETRY);
+        self.most = LITTLE;
     }
 
     fn tell_of(&self, aside: &std::path::Path) {

@@ -9,10 +9,10 @@ use crate::store::tests::{event, folder, open, saved_ban, seqs};
 
 fn start(paths: &Paths) -> (Writer, Health) {
     let health = Health::default();
-    let opened = Store::open(paths).unwrap();
+    let opened = Store::open(paths);
     // The events of these tests are of one day.
     let history = History { keep: Span::from_secs(1 << 33), ..History::default() };
-    (Writer::start(paths.clone(), Some(opened), history, &health), health)
+    (Writer::start(paths.clone(), opened, history, &health), health)
 }
 
 fn flushed(writer: &Writer) -> bool {
@@ -142,5 +142,26 @@ fn damage_while_it_runs_sets_the_file_aside() {
         "{warned:?}"
     );
     assert_eq!(writer.last_committed(), *all(&paths).last().unwrap());
+    writer.finish();
+}
+
+#[test]
+fn damage_where_nothing_is_written_is_found_too() {
+    let (_folder, paths) = folder();
+    let mut store = open(&paths);
+    let records: Vec<_> = (1..=2_000).map(|seq| event(seq, 0, "192.0.2.7")).collect();
+    store.append(&records).unwrap();
+    drop(store);
+    let mut bytes = fs::read(paths.database()).unwrap();
+    let needle = b"\"seq\":700,";
+    let at = bytes.windows(needle.len()).position(|window| window == needle).unwrap();
+    bytes[at / 4096 * 4096..][..4096].fill(0xa5);
+    fs::write(paths.database(), bytes).unwrap();
+    let (writer, health) = start(&paths);
+    assert_eq!(writer.next_seq(), 2_001);
+    writer.tell(event(2_001, 0, "192.0.2.7"));
+    assert!(flushed(&writer) && writer.needs_whole());
+    assert_eq!((all(&paths), health.losses(Loss::History)), (vec![2_001], 0));
+    assert!(health.warned()[0].contains(".corrupt-"), "{:?}", health.warned());
     writer.finish();
 }

@@ -1,3 +1,6 @@
+mod opening;
+mod retention;
+
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 
@@ -157,6 +160,22 @@ fn a_query_finds_what_its_filter_matches() {
         }
     }
     assert!(found > 500, "{found}");
+}
+
+#[test]
+fn nothing_that_is_written_is_replaced() {
+    let (_folder, paths) = folder();
+    let mut store = open(&paths);
+    assert_eq!(store.append(&[event(7, 0, "192.0.2.7")]).unwrap(), 7);
+    // Numbers of a daemon that could not read this database when it began.
+    let mut unnumbered = event(0, 2, "192.0.2.9").as_ref().clone();
+    unnumbered.seq = None;
+    let records = [event(1, 1, "192.0.2.8"), Arc::new(unnumbered), event(12, 3, "192.0.2.10")];
+    assert_eq!(store.append(&records).unwrap(), 12);
+    let found = store.events(&EventFilter::default(), 0, 10).unwrap();
+    let found: Vec<_> =
+        found.iter().map(|record| (record.seq.unwrap(), record.ban.source.as_str())).collect();
+    assert_eq!(found, [(7, "192.0.2.7"), (8, "192.0.2.8"), (9, "192.0.2.9"), (12, "192.0.2.10")]);
 }
 
 #[test]
