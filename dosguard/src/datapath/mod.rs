@@ -4,6 +4,7 @@
 //! appears with all its maps or not at all; what a command prepares, it removes again when it fails.
 
 mod attach;
+mod batch;
 mod error;
 mod links;
 mod lists;
@@ -29,7 +30,7 @@ use dosguard_common::rule::RuleIndex;
 pub use attach::{AttachMode, Attached, Guarded};
 pub use error::Error;
 pub use links::{AttachedProgram, Interface, interfaces};
-pub use lists::{List, Origin, Prefix, PrefixList, list_add, list_remove};
+pub use lists::{List, ListedSources, Origin, Prefix, PrefixList, list_add, list_remove};
 pub use maps::{Fill, Maps};
 pub use object::{LoadOptions, Loaded, sees_peers};
 pub use policy::Ended;

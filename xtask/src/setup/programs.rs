@@ -12,8 +12,10 @@ pub const LAB: &[Tool] = &[
     ("ethtool", &["ethtool"]),
     ("hping3", &["hping3"]),
     ("iproute2", &["ip", "tc"]),
-    ("iptables", &["iptables-restore"]),
+    ("ipset", &["ipset"]),
+    ("iptables", &["ip6tables-restore", "iptables-restore"]),
     ("nftables", &["nft"]),
+    ("tcpd", &["tcpdmatch"]),
     ("tcpdump", &["tcpdump"]),
     ("util-linux", &["nsenter", "taskset"]),
 ];
