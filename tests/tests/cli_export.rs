@@ -99,7 +99,7 @@ fn other_programs_take_what_is_exported() {
     let elsewhere = lab.client();
     for _ in 0..2 {
         feed(elsewhere.command("nft").args(["-f", "-"]), &export("nft")).unwrap();
-        feed(&mut elsewhere.command("ipset").arg("restore"), &export("ipset")).unwrap();
+        feed(elsewhere.command("ipset").arg("restore"), &export("ipset")).unwrap();
         for program in ["iptables-restore", "ip6tables-restore"] {
             feed(elsewhere.command(program).arg("-n").arg("--test"), &export("iptables")).unwrap();
             feed(elsewhere.command(program).arg("-n"), &export("iptables")).unwrap();
