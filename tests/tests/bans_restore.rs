@@ -11,7 +11,7 @@ use dosguard::daemon::saver::Saver;
 use dosguard::datapath::{Datapath, LoadOptions};
 use dosguard::output::WallClock;
 use dosguard::paths::Paths;
-use dosguard::store::types::{Changes, Saved};
+use dosguard::store::{Changes, Saved};
 use dosguard::system::boot_now_ns;
 use dosguard_common::ban::Ban;
 use dosguard_common::key::SourceKey;
@@ -80,7 +80,7 @@ fn bans_and_offences_go_on_in_an_instance_that_is_made_anew() {
     let mut saver = Saver::new(&datapath);
     let swept = datapath.sweep().unwrap();
     let changes = saver.changes(&datapath, &swept, &clock()).unwrap().unwrap();
-    assert!(changes.all && !changes.boot_id.is_empty());
+    assert!(changes.whole && !changes.boot_id.is_empty());
     assert_eq!((changes.bans.len(), changes.offenders.len()), (4, 5), "{:#?}", changes.offenders);
     assert_eq!(saver.changes(&datapath, &swept, &clock()).unwrap(), None, "nothing has changed");
     let saved = saved(changes);

@@ -13,12 +13,14 @@ use dosguard_common::key::SourceKey;
 
 use super::health::{Health, Loss};
 use crate::bans::export::followed_lines;
-use crate::bans::follow::{FollowError, Followed};
+use crate::bans::follow::Followed;
 use crate::config::policy::SourcePrefixes;
 use crate::config::services::{Export, ExportFormat};
+use crate::datapath::Datapath;
+use crate::paths::Paths;
 
-/// How often it is looked whether somebody else has changed the file.
-const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// How often it is looked whether somebody else has changed the file, or the allow-list.
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 /// How long after a failure it is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 /// How long the last write may take at the end.
@@ -41,7 +43,19 @@ struct Wanted {
 
 impl Exporter {
     /// Starts its thread. Nothing is written until it is shown bans.
-    pub fn new(export: &Export, instance: &str, health: &Health) -> io::Result<Self> {
+    pub fn new(export: &Export, paths: &Paths, health: &Health) -> io::Result<Self> {
+        let instance = paths.clone();
+        let tellable = move |sources| Ok(Datapath::require(&instance)?.without_allowed(sources)?);
+        Self::with(export, paths.instance(), health, tellable)
+    }
+
+    /// `tellable` says which of the sources may be told to others.
+    fn with(
+        export: &Export,
+        instance: &str,
+        health: &Health,
+        tellable: impl FnMut(Vec<Address>) -> anyhow::Result<Vec<Address>> + Send + 'static,
+    ) -> io::Result<Self> {
         let wanted = Arc::<(Mutex<Wanted>, Condvar)>::default();
         let (end, ended) = mpsc::channel();
         let writer = Writer {
@@ -49,8 +63,10 @@ impl Exporter {
             format: export.format,
             about: format!("export `{}`", export.path.display()),
             health: health.clone(),
-            lines: None,
-            retry_at: None,
+            tellable,
+            bans: None,
+            failed: false,
+            again_at: Instant::now(),
         };
         let theirs = Arc::clone(&wanted);
         thread::Builder::new().name("export".to_owned()).spawn(move || {
@@ -91,17 +107,19 @@ fn lock(wanted: &Mutex<Wanted>) -> MutexGuard<'_, Wanted> {
 }
 
 /// What the thread has.
-struct Writer {
+struct Writer<F> {
     followed: Followed,
     format: ExportFormat,
     about: String,
     health: Health,
-    lines: Option<Vec<u8>>,
-    /// The last time failed, and when it is tried again.
-    retry_at: Option<Instant>,
+    tellable: F,
+    bans: Option<(Vec<Address>, SourcePrefixes)>,
+    failed: bool,
+    /// When it is looked at again without being asked.
+    again_at: Instant,
 }
 
-impl Writer {
+impl<F: FnMut(Vec<Address>) -> anyhow::Result<Vec<Address>>> Writer<F> {
     fn run(mut self, wanted: &(Mutex<Wanted>, Condvar)) {
         loop {
             let (bans, stop) = {
@@ -110,14 +128,13 @@ impl Writer {
                 let mut wanted = waited.unwrap_or_else(PoisonError::into_inner).0;
                 (wanted.bans.take(), wanted.stop)
             };
-            if let Some((sources, prefixes)) = bans {
-                let lines = followed_lines(&sources, self.format, prefixes);
-                if self.lines.as_ref() != Some(&lines) {
-                    self.retry_at = None;
-                }
-                self.lines = Some(lines);
+            if bans.is_some() {
+                self.bans = bans;
+                self.again_at = Instant::now();
             }
-            self.write();
+            if Instant::now() >= self.again_at || stop {
+                self.write();
+            }
             if stop {
                 return;
             }
@@ -125,27 +142,30 @@ impl Writer {
     }
 
     fn write(&mut self) {
-        let Some(lines) = &self.lines else { return };
-        if self.retry_at.is_some_and(|retry_at| Instant::now() < retry_at) {
-            return;
-        }
-        match self.followed.update(lines) {
+        let Some((sources, prefixes)) = self.bans.clone() else { return };
+        let written = (self.tellable)(sources).and_then(|sources| {
+            Ok(self.followed.update(&followed_lines(&sources, self.format, prefixes))?)
+        });
+        self.again_at = Instant::now();
+        match written {
             Ok(_) => {
-                self.retry_at = None;
-                self.health.recovered(&self.about);
+                self.again_at += CHECK_INTERVAL;
+                if std::mem::take(&mut self.failed) {
+                    self.health.recovered(&self.about);
+                }
             }
             Err(error) => {
-                self.retry_at = Some(Instant::now() + RETRY_INTERVAL);
+                self.again_at += RETRY_INTERVAL;
+                self.failed = true;
                 self.health.lost(Loss::Export, 1);
-                self.health.warn(&self.about, said(error));
+                self.health.warn(&self.about, said(&error));
             }
         }
     }
 }
 
 /// What went wrong and why, on one line.
-fn said(error: FollowError) -> String {
-    let error = anyhow::Error::from(error);
+fn said(error: &anyhow::Error) -> String {
     format!("{error:#}").split("\nhint: ").collect::<Vec<_>>().join("; ")
 }
 
@@ -175,7 +195,7 @@ mod tests {
         let path = folder.path().join("bad");
         let export = Export { path: path.clone(), format: ExportFormat::Plain };
         let health = Health::default();
-        let mut exporter = Exporter::new(&export, "lab", &health).unwrap();
+        let mut exporter = Exporter::with(&export, "lab", &health, Ok).unwrap();
         let has =
             |count: usize| fs::read_to_string(&path).is_ok_and(|text| text.lines().count() == count + 2);
         exporter.update(&bans(2), SourcePrefixes::default());
@@ -192,7 +212,7 @@ mod tests {
         let path = folder.path().join("none").join("bad");
         let export = Export { path: path.clone(), format: ExportFormat::HostsDeny };
         let health = Health::default();
-        let mut exporter = Exporter::new(&export, "lab", &health).unwrap();
+        let mut exporter = Exporter::with(&export, "lab", &health, Ok).unwrap();
         exporter.update(&bans(1), SourcePrefixes::default());
         wait_until(|| health.losses(Loss::Export) == 1);
         wait_until(|| health.warned().iter().any(|text| text.starts_with("cannot create")));

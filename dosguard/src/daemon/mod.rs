@@ -58,7 +58,7 @@ const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
 /// How often the rates are measured.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 /// A look takes at most this part of the time: with very many bans it comes less often.
-const SWEEP_SHARE: u32 = 20;
+const SWEEP_SHARE: u32 = 10;
 /// Events handed out in one go. Between such batches everybody else gets a turn; a listener's queue holds several.
 const BATCH: usize = 512;
 /// How many may listen at once.

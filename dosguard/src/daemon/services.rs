@@ -73,7 +73,7 @@ impl RunningServices {
             if let Some(other) = before.iter().position(|(old, _)| old.path == export.path) {
                 before.swap_remove(other).1.finish();
             }
-            match Exporter::new(export, self.paths.instance(), &self.health) {
+            match Exporter::new(export, &self.paths, &self.health) {
                 Ok(exporter) => self.exporters.push((export.clone(), exporter)),
                 Err(error) => {
                     self.health.lost(Loss::Export, 1);

@@ -5,11 +5,25 @@ use std::collections::{BTreeMap, BTreeSet};
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{MapData, MapError};
 use dosguard_common::abi::{self, MapSpec};
-use dosguard_common::address::Address;
+use dosguard_common::address::{Address, SourceMask};
 
 use super::maps::{capacity, full_or, removed, typed};
 use super::wire::Wire;
 use super::{Error, Maps};
+
+/// The sources that a list has to do with.
+pub struct ListedSources<'a> {
+    list: &'a PrefixList,
+    /// Those that entries lie in which are narrower.
+    within: BTreeSet<Address>,
+}
+
+impl ListedSources<'_> {
+    /// Whether some address of the source is on the list.
+    pub fn touch(&self, source: &Address) -> Result<bool, Error> {
+        Ok(self.within.contains(source) || self.list.covers(source)?)
+    }
+}
 
 /// One of the two lists of networks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,6 +147,14 @@ impl PrefixList {
             Err(MapError::KeyNotFound) => Ok(false),
             Err(error) => Err(Error::map(self.spec.name, "read")(error)),
         }
+    }
+
+    /// Which sources have allowed or denied addresses in them, if `mask` makes them.
+    pub fn sources(&self, mask: SourceMask) -> Result<ListedSources<'_>, Error> {
+        let (ipv4, ipv6) = mask.prefixes();
+        let narrower = |(address, bits): &Prefix| *bits > if address.is_ipv4() { 96 + ipv4 } else { ipv6 };
+        let within = self.entries()?.into_keys().filter(narrower).map(|(address, _)| mask.source(address));
+        Ok(ListedSources { list: self, within: within.collect() })
     }
 
     /// The longest entry that covers the address.

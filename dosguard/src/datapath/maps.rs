@@ -1,6 +1,7 @@
 //! The maps, typed. Their names do not leave the data path.
 
 use std::collections::BTreeMap;
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues, RingBuf};
 use aya::util::nr_cpus;
@@ -14,9 +15,9 @@ use dosguard_common::reason::{Count, Reason, Tally};
 use dosguard_common::rule::{Rule, RuleIndex};
 use dosguard_common::window::Window;
 
-use super::Error;
 use super::lists::{List, PrefixList};
 use super::wire::Wire;
+use super::{Error, batch};
 use crate::config::sizes::{Size, Sizes};
 
 /// The maps of one instance.
@@ -26,6 +27,8 @@ pub struct Maps {
     rules: Array<MapData, Wire<Rule>>,
     syns: PerCpuHashMap<MapData, Wire<SourceKey>, Wire<Window>>,
     bans: HashMap<MapData, Wire<SourceKey>, Wire<Ban>>,
+    /// The same map once more, to be read in batches.
+    bans_fd: OwnedFd,
     offenders: HashMap<MapData, Wire<SourceKey>, Wire<Offender>>,
     offenders_capacity: u32,
     allow: PrefixList,
@@ -55,7 +58,9 @@ impl Maps {
     pub(super) fn new(mut take: impl FnMut(&'static str) -> Result<MapData, Error>) -> Result<Self, Error> {
         let (syns, bans) = (take(abi::SYNS.name)?, take(abi::BANS.name)?);
         let offenders = take(abi::OFFENDERS.name)?;
+        let bans_fd = bans.fd().as_fd().try_clone_to_owned();
         Ok(Self {
+            bans_fd: bans_fd.map_err(|error| Error::map(abi::BANS.name, "open")(error.into()))?,
             sources_capacity: capacity(&syns, abi::SYNS)?,
             bans_capacity: capacity(&bans, abi::BANS)?,
             config: typed(abi::CONFIG, take(abi::CONFIG.name)?)?,
@@ -137,6 +142,10 @@ impl Maps {
 
     /// Every ban, expired ones included.
     pub fn bans(&self) -> Result<BTreeMap<SourceKey, Ban>, Error> {
+        let batches = batch::entries(&self.bans_fd);
+        if let Some(entries) = batches.map_err(|error| Error::map(abi::BANS.name, "read")(error.into()))? {
+            return Ok(entries.into_iter().collect());
+        }
         // A map, because a walk that runs into a removal begins again and sees entries twice.
         let mut found = BTreeMap::new();
         let entries = self.bans.iter();

@@ -4,6 +4,7 @@
 //! appears with all its maps or not at all; what a command prepares, it removes again when it fails.
 
 mod attach;
+mod batch;
 mod build;
 mod error;
 mod links;
@@ -34,7 +35,7 @@ pub use attach::{AttachMode, Attached, Guarded, Held};
 pub use build::Build;
 pub use error::Error;
 pub use links::{AttachedProgram, Interface, interfaces};
-pub use lists::{List, Origin, Prefix, PrefixList, covers, list_add, list_remove};
+pub use lists::{List, ListedSources, Origin, Prefix, PrefixList, covers, list_add, list_remove};
 pub use maps::{Fill, Maps};
 pub use migrate::{Fate, Migrated, Plan, migrate, plan, try_plan};
 pub use object::{LoadOptions, Loaded, SHIPPED, sees_peers};

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use dosguard_common::address::Address;
 use dosguard_common::ban::Ban;
 use dosguard_common::key::SourceKey;
 
-use super::{Datapath, Error};
+use super::{Datapath, Error, List};
 use crate::system;
 
 /// How long a sweep that is killed goes on holding the kernel off expired entries, in nanoseconds. One that is not
@@ -32,6 +33,25 @@ impl Datapath {
         let mut bans = self.maps.bans()?;
         bans.retain(|_, ban| ban.is_active(now_ns));
         Ok(Swept { ended: Vec::new(), bans })
+    }
+
+    /// Of `sources` those that other programs may cut off, too: none of their addresses is on the allow-list, which other
+    /// programs do not know.
+    pub fn without_allowed(&self, mut sources: Vec<Address>) -> Result<Vec<Address>, Error> {
+        let config = self.maps.config()?;
+        if !config.has_allow_list() {
+            return Ok(sources);
+        }
+        let allowed = self.maps.list(List::Allow).sources(*config.mask())?;
+        let mut failed = None;
+        sources.retain(|source| match allowed.touch(source) {
+            Ok(touched) => !touched,
+            Err(error) => {
+                failed = Some(error);
+                false
+            }
+        });
+        failed.map_or(Ok(sources), Err)
     }
 
     /// Removes the bans that have ended, and returns them with those that hold.

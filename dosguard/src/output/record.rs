@@ -57,6 +57,7 @@ pub struct BanRecord {
     #[serde(flatten)]
     pub ban: BanFields,
     /// Seconds that remain.
+    #[serde(default)]
     pub remaining_s: f64,
     /// How long it was imposed for, such as `10m`; with each refresh it begins to last so long anew.
     #[serde(skip_serializing_if = "Option::is_none", default)]

@@ -69,6 +69,11 @@ impl Format {
         }
     }
 
+    /// Whether it is for programs that act on it, and not for those that read what there is.
+    pub const fn acts(self) -> bool {
+        !matches!(self, Self::Json | Self::Csv)
+    }
+
     /// The longest name of an instance for which it has room.
     const fn longest_instance(self) -> usize {
         match self {
@@ -109,23 +114,33 @@ pub struct Selected {
     pub without_scope: usize,
     /// How many were left out, because they are only noted.
     pub monitored: usize,
+    /// How many were left out, because their source is on the allow-list, which other programs do not know.
+    pub allowed: usize,
 }
 
 impl Selected {
     /// Of all bans those that hold and that the format can say; with `monitored` also those that are only noted, as if they
-    /// were enforced.
-    pub fn new(bans: &BTreeMap<SourceKey, Ban>, format: Format, monitored: bool, now_ns: u64) -> Self {
+    /// were enforced. Who acts on them must not cut off those that are `allowed`.
+    pub fn new<E>(
+        bans: &BTreeMap<SourceKey, Ban>,
+        format: Format,
+        monitored: bool,
+        now_ns: u64,
+        allowed: impl Fn(&Address) -> Result<bool, E>,
+    ) -> Result<Self, E> {
         let mut selected = Self::default();
         for (key, ban) in bans.iter().filter(|(_, ban)| ban.is_active(now_ns)) {
             if ban.is_monitored() && !monitored {
                 selected.monitored += 1;
             } else if ban.scope() == Scope::Syn && !format.says_scope() {
                 selected.without_scope += 1;
+            } else if format.acts() && allowed(&key.source())? {
+                selected.allowed += 1;
             } else {
                 selected.bans.push((*key, *ban));
             }
         }
-        selected
+        Ok(selected)
     }
 
     /// How many there are.

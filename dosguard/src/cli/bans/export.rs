@@ -18,7 +18,7 @@ use crate::cli::{Answer, talk};
 use crate::config::policy::SourcePrefixes;
 use crate::config::services::ExportFormat;
 use crate::daemon::Signals;
-use crate::datapath::Datapath;
+use crate::datapath::{Datapath, List};
 use crate::output::{WallClock, YELLOW};
 use crate::paths::Paths;
 use crate::system::{boot_now_ns, require_capabilities};
@@ -60,7 +60,9 @@ pub(super) fn export(paths: &Paths, args: &ExportArgs, out: &mut dyn Write) -> a
     let datapath = Datapath::require(paths)?;
     let live = Live::read(datapath.maps())?;
     let clock = WallClock::new(Timestamp::now(), boot_now_ns()?);
-    let selected = Selected::new(&datapath.maps().bans()?, args.format, args.monitor, clock.boot_now_ns());
+    let allowed = datapath.maps().list(List::Allow).sources(live.mask())?;
+    let (bans, now_ns) = (datapath.maps().bans()?, clock.boot_now_ns());
+    let selected = Selected::new(&bans, args.format, args.monitor, now_ns, |source| allowed.touch(source))?;
     let rules = if selected.has_ports() { datapath.rules()? } else { Vec::new() };
     let names = Naming::new(&live);
     let setting = Setting { instance: paths.instance(), names: &names, rules: &rules, clock: &clock };
@@ -82,6 +84,12 @@ pub(super) fn export(paths: &Paths, args: &ExportArgs, out: &mut dyn Write) -> a
             "{} of scope syn left out: `{}` cannot say that only some ports are meant",
             count(selected.without_scope, "ban"),
             args.format.name()
+        ));
+    }
+    if selected.allowed > 0 {
+        talk::say(&format!(
+            "{} left out: addresses of their sources are allowed",
+            count(selected.allowed, "ban")
         ));
     }
     Ok(Answer::Done)
@@ -131,6 +139,7 @@ fn bring_in_line(paths: &Paths, followed: &mut Followed, format: ExportFormat) -
     let bans = datapath.look()?.bans;
     let sources: Vec<Address> =
         bans.keys().filter(|key| key.is_everywhere()).map(SourceKey::source).collect();
+    let sources = datapath.without_allowed(sources)?;
     followed.update(&followed_lines(&sources, format, prefixes))?;
     Ok(())
 }

