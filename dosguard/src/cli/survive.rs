@@ -81,9 +81,6 @@ pub(super) fn write_alone(
 /// The history, to go on with, and the number of its last event. One that cannot be opened is tried again later.
 pub(super) fn open_history(paths: &Paths) -> (Result<Opened, StoreError>, u64) {
     let opened = Store::open(paths);
-    let last_seq = opened.as_ref().map(|opened| opened.store.last_seq()).unwrap_or_else(|_| {
-        // Higher than that of any event in it, whenever it can be opened.
-        u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default()
-    });
+    let last_seq = opened.as_ref().map_or(0, |opened| opened.store.last_seq());
     (opened, last_seq)
 }

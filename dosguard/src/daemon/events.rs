@@ -64,7 +64,7 @@ fn interface(known: &mut HashMap<u32, String>, index: u32) -> String {
     known.entry(index).or_insert_with(|| index.to_string()).clone()
 }
 
-/// Numbers every event, hands it to all who listen, and keeps the latest. Clones are the same hub.
+/// Hands every event to all who listen, and keeps the latest. Clones are the same hub.
 #[derive(Clone)]
 pub struct EventHub {
     state: Arc<Mutex<State>>,
@@ -101,10 +101,10 @@ impl EventHub {
         Self { state: Arc::new(Mutex::new(State { last_seq, backlog, sender: Some(sender) })) }
     }
 
-    /// Gives a record its number and hands it out.
+    /// Hands a record out. One without a number gets the next.
     pub fn publish(&self, mut record: EventRecord) -> Arc<EventRecord> {
         let mut state = self.state();
-        state.last_seq += 1;
+        state.last_seq = record.seq.unwrap_or(state.last_seq + 1);
         record.seq = Some(state.last_seq);
         let record = Arc::new(record);
         if state.backlog.len() == BACKLOG {

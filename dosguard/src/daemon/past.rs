@@ -40,7 +40,12 @@ impl Past {
             None => Ok(Vec::new()),
         });
         let mut events = match read.await {
-            Ok(read) => read.map_err(|error| format!("the history cannot be read: {error}"))?,
+            Ok(read) => read.map_err(|error| {
+                if error.is_damage() {
+                    self.flusher.doubt();
+                }
+                format!("the history cannot be read: {}", error.in_full())
+            })?,
             Err(error) => return Err(format!("the history cannot be read: {error}")),
         };
         events.retain(|record| record.seq.is_some_and(|seq| seq <= last));

@@ -126,7 +126,7 @@ impl Pump {
     fn save(&mut self, swept: &Swept) -> Result<(), DaemonError> {
         if self.writer.needs_whole() {
             // The history begins anew: what is still known of it comes first.
-            self.hub.backlog().into_iter().for_each(|record| self.writer.tell(record));
+            self.writer.tell_again(self.hub.backlog());
             self.saver.start_over();
         }
         self.recorder.refresh(&self.datapath)?;
@@ -180,7 +180,8 @@ impl Pump {
 
     /// Hands out a record.
     pub(super) fn publish(&mut self, record: EventRecord) {
-        let record = self.hub.publish(record);
+        // The history knows which are taken, also when it could be opened only now.
+        let record = self.hub.publish(EventRecord { seq: Some(self.writer.next_seq()), ..record });
         self.health.published(1);
         self.writer.tell(Arc::clone(&record));
         self.services.tell(&record);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use rusqlite::types::Value;
 use rusqlite::{
-    Connection, OptionalExtension as _, Transaction, TransactionBehavior, params, params_from_iter,
+    Connection, OptionalExtension as _, Statement, Transaction, TransactionBehavior, params, params_from_iter,
 };
 
 use super::error::at;
@@ -15,25 +15,39 @@ use super::{EventFilter, Store, StoreError, saved, schema};
 use crate::config::cidr::Cidr;
 use crate::output::EventRecord;
 
+/// What is written in one transaction.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    /// Events that are new.
+    pub(super) events: Vec<Arc<EventRecord>>,
+    /// What has changed of bans and offences.
+    pub(super) changes: Pending,
+    /// Events that may be there already, under their numbers.
+    pub(super) again: Vec<Arc<EventRecord>>,
+}
+
+impl Batch {
+    pub(super) fn is_empty(&self) -> bool {
+        self.events.is_empty() && self.changes.is_empty() && self.again.is_empty()
+    }
+}
+
 impl Store {
     /// Appends events, all of them or none. They carry their numbers; one that does not, or whose number is not above
     /// those before it, gets the next: what is written is never replaced. Returns the highest number there is now.
     pub fn append(&mut self, records: &[Arc<EventRecord>]) -> Result<u64, StoreError> {
-        self.commit(records, None)
+        self.commit(&Batch { events: records.to_vec(), ..Batch::default() })
     }
 
     /// Appends events and saves changes in one transaction.
-    pub(super) fn commit(
-        &mut self,
-        records: &[Arc<EventRecord>],
-        changes: Option<&Pending>,
-    ) -> Result<u64, StoreError> {
+    pub(super) fn commit(&mut self, batch: &Batch) -> Result<u64, StoreError> {
         let Self { connection, path } = self;
         let mut write = || {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let last_seq = insert(&transaction, records)?;
-            if let Some(changes) = changes {
-                saved::write(&transaction, changes)?;
+            let last_seq = insert(&transaction, &batch.events)?;
+            insert_again(&transaction, &batch.again)?;
+            if !batch.changes.is_empty() {
+                saved::write(&transaction, &batch.changes)?;
             }
             transaction.commit()?;
             Ok(last_seq)
@@ -60,32 +74,60 @@ impl Store {
 
 /// Returns the highest number that was ever given.
 fn insert(transaction: &Transaction<'_>, records: &[Arc<EventRecord>]) -> rusqlite::Result<u64> {
-    let mut insert = transaction.prepare_cached(
-        "INSERT INTO events (seq, at, kind, source, last, rule, record) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-    )?;
+    // What is there under a number that was never given is the same event, told again.
+    let mut insert = transaction.prepare_cached(&statement("REPLACE"))?;
     let mut json = Vec::with_capacity(1_024);
     let mut last_seq = schema::last_seq(transaction)?;
     for record in records {
         last_seq = record.seq.filter(|seq| *seq > last_seq).unwrap_or(last_seq.saturating_add(1));
-        json.clear();
-        serde_json::to_writer(&mut json, record.as_ref())
-            .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
-        let json = str::from_utf8(&json).map_err(|error| rusqlite::Error::Utf8Error(6, error))?;
-        let reach = Reach::of_text(&record.ban.source);
-        insert.execute(params![
-            i64::try_from(last_seq).unwrap_or(i64::MAX),
-            nanoseconds(record.at),
-            record.kind,
-            reach.as_ref().map(|reach| &reach.first[..]),
-            reach.as_ref().map(|reach| &reach.last[..]),
-            record.ban.rule,
-            json,
-        ])?;
+        insert_one(&mut insert, record, last_seq, &mut json)?;
     }
     if !records.is_empty() {
         schema::raise_last_seq(transaction, last_seq)?;
     }
     Ok(last_seq)
+}
+
+/// Inserts events under their numbers, unless they are there.
+fn insert_again(transaction: &Transaction<'_>, records: &[Arc<EventRecord>]) -> rusqlite::Result<()> {
+    let mut insert = transaction.prepare_cached(&statement("IGNORE"))?;
+    let mut json = Vec::with_capacity(1_024);
+    for record in records {
+        if let Some(seq) = record.seq {
+            insert_one(&mut insert, record, seq, &mut json)?;
+        }
+    }
+    Ok(())
+}
+
+fn statement(on_conflict: &str) -> String {
+    format!(
+        "INSERT OR {on_conflict} INTO events (seq, at, kind, source, last, rule, record) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)"
+    )
+}
+
+fn insert_one(
+    insert: &mut Statement<'_>,
+    record: &EventRecord,
+    seq: u64,
+    json: &mut Vec<u8>,
+) -> rusqlite::Result<()> {
+    json.clear();
+    serde_json::to_writer(&mut *json, record)
+        .map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
+    let json = str::from_utf8(json).map_err(|error| rusqlite::Error::Utf8Error(6, error))?;
+    let reach = Reach::of_text(&record.ban.source);
+    insert.execute(params![
+        i64::try_from(seq).unwrap_or(i64::MAX),
+        nanoseconds(record.at),
+        record.kind,
+        reach.as_ref().map(|reach| &reach.first[..]),
+        reach.as_ref().map(|reach| &reach.last[..]),
+        record.ban.rule,
+        json,
+    ])?;
+    Ok(())
 }
 
 /// Nanoseconds since 1970; the first and the last that the database can hold for what is beyond (years 1677 and 2262).

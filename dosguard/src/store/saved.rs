@@ -9,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::error::at;
+use super::events::Batch;
 use super::{Store, StoreError};
 use crate::output::BanFields;
 
@@ -156,7 +157,7 @@ impl Store {
     pub fn save(&mut self, changes: &Changes) -> Result<(), StoreError> {
         let mut pending = Pending::default();
         pending.add(changes.clone());
-        self.commit(&[], Some(&pending)).map(drop)
+        self.commit(&Batch { changes: pending, ..Batch::default() }).map(drop)
     }
 
     /// Forgets bans and offences: they are not to come back.

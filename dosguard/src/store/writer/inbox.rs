@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use super::super::events::Batch;
 use super::super::saved::{Changes, Pending};
 use crate::config::services::History;
 use crate::output::EventRecord;
@@ -44,20 +45,19 @@ struct Inbox {
     since: Option<Instant>,
     finish: Option<Instant>,
     needs_whole: bool,
+    /// Events that a database which is begun anew is told again.
+    again: Vec<Arc<EventRecord>>,
+    /// Whether somebody who reads the database has found it damaged.
+    doubted: bool,
     history: History,
-}
-
-/// What is to be written in one transaction.
-#[derive(Debug, Default)]
-pub(super) struct Batch {
-    pub(super) events: Vec<Arc<EventRecord>>,
-    pub(super) changes: Pending,
 }
 
 /// What the thread is to do.
 #[derive(Debug)]
 pub(super) enum Task {
     Write(Batch),
+    /// Look whether the database is as damaged as somebody has found it.
+    Verify,
     /// Nothing waits: time to tidy up.
     Tidy,
     /// Everything is written, or may wait no longer.
@@ -75,6 +75,8 @@ impl Shared {
             written: 0,
             since: None,
             finish: None,
+            again: Vec::new(),
+            doubted: false,
             needs_whole: false,
             history,
         };
@@ -114,6 +116,19 @@ impl Shared {
         }
         inbox.since.get_or_insert_with(Instant::now);
         drop(inbox);
+        self.wake.notify_one();
+    }
+
+    pub(super) fn tell_again(&self, records: Vec<Arc<EventRecord>>) {
+        let mut inbox = self.inbox();
+        inbox.again = records;
+        inbox.since.get_or_insert_with(Instant::now);
+        drop(inbox);
+        self.wake.notify_one();
+    }
+
+    pub(super) fn doubt(&self) {
+        self.inbox().doubted = true;
         self.wake.notify_one();
     }
 
@@ -180,7 +195,7 @@ impl Shared {
             let blocked = not_before.filter(|then| now < *then);
             if let Some(deadline) = inbox.finish {
                 // At the end nothing is tried a second time.
-                let nothing = inbox.events.is_empty() && inbox.changes.is_empty();
+                let nothing = inbox.events.is_empty() && inbox.changes.is_empty() && inbox.again.is_empty();
                 return if nothing || blocked.is_some() || now >= deadline {
                     Task::End
                 } else {
@@ -189,9 +204,11 @@ impl Shared {
             }
             if blocked.is_some() {
                 inbox.answer(false);
+            } else if std::mem::take(&mut inbox.doubted) {
+                return Task::Verify;
             } else if inbox.is_due(now) {
                 let batch = inbox.take(most);
-                if !batch.events.is_empty() || !batch.changes.is_empty() {
+                if !batch.is_empty() {
                     return Task::Write(batch);
                 }
                 inbox.answer(true);
@@ -228,6 +245,9 @@ impl Shared {
         if !batch.changes.is_empty() {
             inbox.changes.put_back(batch.changes);
         }
+        if inbox.again.is_empty() {
+            inbox.again = batch.again;
+        }
         inbox.since.get_or_insert_with(Instant::now);
         for (_, done) in inbox.flushes.drain(..) {
             let _ = done.send(false);
@@ -255,7 +275,8 @@ impl Inbox {
         self.in_flight += events.len();
         // What remains has waited too.
         self.since = self.since.filter(|_| !self.events.is_empty());
-        Batch { events, changes: std::mem::take(&mut self.changes) }
+        let (changes, again) = (std::mem::take(&mut self.changes), std::mem::take(&mut self.again));
+        Batch { events, changes, again }
     }
 
     /// Answers those who asked before what is written by now; all of them, if nothing can be written.

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use jiff::{SignedDuration, Timestamp};
 use tokio::sync::oneshot;
 
+use super::events::Batch;
 use super::retention::{Budget, Calm};
 use super::saved::{Changes, Pending};
 use super::{Opened, Store, StoreError, files, schema};
@@ -22,7 +23,7 @@ use crate::config::services::History;
 use crate::daemon::health::{Health, Loss};
 use crate::output::EventRecord;
 use crate::paths::Paths;
-use inbox::{BATCH, Batch, Shared, Task};
+use inbox::{BATCH, Shared, Task};
 
 /// What warnings are about.
 const ABOUT: &str = "the history";
@@ -104,6 +105,12 @@ impl Writer {
         self.shared.save(changes);
     }
 
+    /// Takes events that were told before, for a database that was begun anew: those that it does not have are written
+    /// under their numbers.
+    pub fn tell_again(&self, records: Vec<Arc<EventRecord>>) {
+        self.shared.tell_again(records);
+    }
+
     /// Whether what was saved is lost, or too much waits: then everything there is has to be saved again, as
     /// [`Changes::whole`].
     pub fn needs_whole(&self) -> bool {
@@ -164,6 +171,11 @@ impl Flusher {
     pub fn flush(&self) -> oneshot::Receiver<bool> {
         self.0.flush()
     }
+
+    /// Somebody who reads the database has found it damaged: it is looked at, and replaced if that is true.
+    pub fn doubt(&self) {
+        self.0.doubt();
+    }
 }
 
 struct Thread {
@@ -185,6 +197,7 @@ impl Thread {
         loop {
             match self.shared.next(self.tidy_at, self.retry_at, self.batch()) {
                 Task::Write(batch) => self.write(batch),
+                Task::Verify => self.verify(),
                 Task::Tidy => self.tidy(),
                 Task::End => break,
             }
@@ -224,10 +237,25 @@ impl Thread {
         self.failed(&damage, &Pending::default());
     }
 
-    fn write(&mut self, batch: Batch) {
-        let written = self.ready().and_then(|store| {
-            store.commit(&batch.events, Some(&batch.changes).filter(|changes| !changes.is_empty()))
+    /// Looks at the file itself: this connection may know its pages from before.
+    fn verify(&mut self) {
+        let found = Store::open_read_only(&self.paths).and_then(|store| match store {
+            Some(store) => match schema::damage(&store.connection, &[]) {
+                Ok(None) => Ok(()),
+                Ok(Some(what)) => Err(StoreError::Damaged { path: store.path.clone(), what }),
+                Err(error) => Err(super::error::at("check", &store.path)(error)),
+            },
+            None => Ok(()),
         });
+        if let Err(error) = found
+            && error.is_damage()
+        {
+            self.failed(&error, &Pending::default());
+        }
+    }
+
+    fn write(&mut self, batch: Batch) {
+        let written = self.ready().and_then(|store| store.commit(&batch));
         match written {
             Ok(last_seq) => {
                 self.shared.written(batch.events.len(), last_seq);

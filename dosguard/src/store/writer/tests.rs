@@ -1,4 +1,5 @@
 use std::fs;
+use std::io::Write as _;
 use std::time::Duration;
 
 use super::inbox::QUEUE;
@@ -163,5 +164,33 @@ fn damage_where_nothing_is_written_is_found_too() {
     assert!(flushed(&writer) && writer.needs_whole());
     assert_eq!((all(&paths), health.losses(Loss::History)), (vec![2_001], 0));
     assert!(health.warned()[0].contains(".corrupt-"), "{:?}", health.warned());
+    writer.finish();
+}
+
+#[test]
+fn what_a_reader_finds_damaged_is_replaced_and_told_again() {
+    let (_folder, paths) = folder();
+    let (writer, health) = start(&paths);
+    let told: Vec<_> = (1..=100).map(|seq| event(seq, 0, "192.0.2.7")).collect();
+    told.iter().cloned().for_each(|record| writer.tell(record));
+    assert!(flushed(&writer));
+    // A sound one is left alone.
+    writer.flusher().doubt();
+    writer.tell(event(101, 0, "192.0.2.7"));
+    assert!(flushed(&writer) && health.warned().is_empty());
+
+    for file in [paths.database(), files::beside(&paths.database(), "-wal")] {
+        let length = usize::try_from(file.metadata().unwrap().len()).unwrap();
+        fs::OpenOptions::new().write(true).open(file).unwrap().write_all(&vec![0xa5; length]).unwrap();
+    }
+    writer.flusher().doubt();
+    wait_until("it is replaced", || writer.needs_whole());
+    // One that still waits is told again, too, and is there once.
+    writer.tell(event(102, 0, "192.0.2.7"));
+    writer.tell_again(told.iter().cloned().chain([event(102, 0, "192.0.2.7")]).collect());
+    writer.tell(event(103, 0, "192.0.2.7"));
+    assert!(flushed(&writer));
+    assert_eq!(all(&paths), (1..=100).chain(102..=103).collect::<Vec<_>>());
+    assert_eq!(health.losses(Loss::History), 0);
     writer.finish();
 }
