@@ -14,7 +14,7 @@ use super::reload::Reloader;
 use super::{Answer, configured, survive, talk, upgrade};
 use crate::config::services::LogFormat;
 use crate::daemon::health::Health;
-use crate::daemon::{self, BACKLOG, KernelLog, Parts, RunningServices, Server, Signals};
+use crate::daemon::{self, BACKLOG, KernelLog, Known, Parts, RunningServices, Server, Signals};
 use crate::datapath::{self, AttachMode, Datapath, LoadOptions, Request, Started};
 use crate::guards::Guard;
 use crate::lock::{DaemonLock, StateLock};
@@ -149,6 +149,10 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
         };
         let backlog =
             history.as_ref().ok().map(|opened| latest(&opened.store)).transpose()?.unwrap_or_default();
+        let known = Known {
+            saved: history.as_ref().ok().map(|opened| opened.store.saved()).transpose()?.unwrap_or_default(),
+            restored: started.created,
+        };
         let writer = Writer::start(paths.clone(), history, services.history.clone(), &health);
         let parts = Parts {
             datapath: started.datapath,
@@ -157,6 +161,7 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
             writer,
             last_seq,
             backlog,
+            known,
             reload: Reloader::new(paths, args, services.clone()).into_reload(),
             kernel_log,
             services: RunningServices::start(&services, paths, &health),

@@ -3,6 +3,7 @@
 //! The filter does not need it. What it does not do while it is down it does when it comes back: events wait in the
 //! ring buffer, and expired bans no longer hold anyway.
 
+mod catch_up;
 mod client;
 mod events;
 mod export;
@@ -31,6 +32,7 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinSet, yield_now};
 use tokio::time::{sleep_until, timeout};
 
+pub use catch_up::Known;
 pub use client::{Subscription, SubscriptionError, ask_status, report, subscribe};
 pub use events::EventHub;
 use health::Health;
@@ -116,6 +118,8 @@ pub struct Parts {
     pub last_seq: u64,
     /// The latest events in it, oldest first.
     pub backlog: Vec<EventRecord>,
+    /// What was saved in it of the bans.
+    pub known: Known,
     /// What it knows of its own work.
     pub health: Health,
     /// Events that happened while it was being started.
@@ -147,9 +151,11 @@ pub async fn serve(paths: &Paths, parts: Parts) -> Result<(), DaemonError> {
     let hub = EventHub::new(parts.last_seq, parts.backlog);
     let past = Past::new(paths.clone(), parts.writer.flusher());
     let mut pump = Pump::new(datapath, hub.clone(), services, parts.writer, health.clone())?;
+    pump.drain(ring.get_mut()).await?;
     for record in first {
         pump.publish(record);
     }
+    pump.catch_up(&parts.known, paths)?;
     let (reports, mut reported) = mpsc::channel(BATCH);
     let desk = Desk { hub: hub.clone(), past, reports, health: health.clone() };
     let mut clients = JoinSet::new();

@@ -15,16 +15,18 @@ use super::health::Health;
 use super::report::{Sampler, Totals};
 use super::saver::Saver;
 use super::services::RunningServices;
-use super::{BATCH, DaemonError, Reloaded};
+use super::{BATCH, DaemonError, Known, Reloaded, catch_up};
 use crate::datapath::{Datapath, Swept};
 use crate::lock::StateLock;
 use crate::output::EventRecord;
 use crate::paths::Paths;
-use crate::store::Writer;
+use crate::store::{EventFilter, Store, Writer};
 
 /// Batches that are read at the end, or before a sweep: more than the ring buffer holds, so that a flood that goes on
 /// does not keep the daemon from stopping.
 const DRAIN_BATCHES: usize = 512;
+/// Events that are read from the history at once.
+const CHUNK: usize = 1_000;
 
 /// Takes events from the kernel and hands them out.
 pub(super) struct Pump {
@@ -90,6 +92,29 @@ impl Pump {
                 break;
             }
             yield_now().await;
+        }
+        Ok(())
+    }
+
+    /// Publishes what neither the history nor the ring buffer had of bans and their ends. What is told already is read from the
+    /// history, and from memory, where it may be only as yet.
+    pub(super) fn catch_up(&mut self, known: &Known, paths: &Paths) -> Result<(), DaemonError> {
+        let Self { datapath, recorder, hub, .. } = self;
+        let each_told = |filter: &EventFilter, see: &mut dyn FnMut(&EventRecord)| {
+            // It may be in memory only as yet. A history that cannot be read has told nothing.
+            hub.backlog().iter().for_each(|record| see(record));
+            let Ok(Some(store)) = Store::open_read_only(paths) else { return };
+            let mut after = 0;
+            while let Ok(chunk) = store.events(filter, after, CHUNK) {
+                chunk.iter().for_each(&mut *see);
+                match chunk.last().and_then(|record| record.seq) {
+                    Some(last) => after = last,
+                    None => break,
+                }
+            }
+        };
+        for record in catch_up::untold(known, datapath, recorder, each_told)? {
+            self.publish(record);
         }
         Ok(())
     }
