@@ -84,6 +84,7 @@ pub(super) fn attach(paths: &Paths, args: &AttachArgs, _out: &mut dyn Write) -> 
         policy: configured::policy(configuration.as_ref()),
         guards: &prefixes,
         reset: args.reset_counters,
+        replace: patience.is_none(),
         hold: patience.is_some(),
         load: &load,
         saved: saved.as_ref(),

@@ -73,6 +73,8 @@ impl Reloader {
             policy: Some(policy),
             guards: &[],
             reset: false,
+            // A newer dosguard may have replaced it: this daemon is not asked to undo that.
+            replace: false,
             hold: false,
             load: &load,
             saved: None,

@@ -89,6 +89,7 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
         policy: configured::policy(configuration.as_ref()),
         guards: &prefixes,
         reset: args.reset_counters,
+        replace: true,
         hold: false,
         load: &load,
         saved: saved.as_ref(),

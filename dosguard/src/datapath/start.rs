@@ -25,6 +25,8 @@ pub struct Request<'a> {
     pub guards: &'a [Prefix],
     /// Whether counters and bans may go, where the policy has other source prefixes than the live ones.
     pub reset: bool,
+    /// Whether a live program that is not this dosguard's is replaced.
+    pub replace: bool,
     /// Whether the new links are kept in [`Started::held`] instead of being pinned.
     pub hold: bool,
     /// How the program is loaded: that of an instance that is not loaded yet, and one that takes a live one's place.
@@ -122,7 +124,7 @@ fn finish(started: &mut Started, request: &Request<'_>) -> Result<(), Error> {
     started.datapath.end_killed_sweep()?;
     started.ended = started.datapath.finish_reset()?;
     started.datapath.forget_stale_links()?;
-    if !started.datapath.is_current(request.load)? {
+    if request.replace && !started.datapath.is_current(request.load)? {
         started.replaced = Some(started.datapath.replace_program(request.load));
         (started.program, _) = started.datapath.program()?;
     }
