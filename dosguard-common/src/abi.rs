@@ -63,7 +63,7 @@ pub const GATES: MapSpec = map("GATES", crate::event::Kind::COUNT, "how many eve
 /// One [`Scratch`](crate::tables::Scratch) per CPU. Written by the kernel, and of no meaning between two packets.
 pub const SCRATCH: MapSpec = map("SCRATCH", 1, "work in progress", 2);
 /// Ring buffer of [`Event`](crate::event::Event)s; a full one loses the newest, and the loss is counted.
-pub const EVENTS: MapSpec = map("EVENTS", 1 << 20, "events that nobody has read", 2);
+pub const EVENTS: MapSpec = map("EVENTS", 8 << 20, "events that nobody has read", 2);
 
 /// Every map, in the order in which they are pinned.
 pub const MAPS: [MapSpec; 14] = [

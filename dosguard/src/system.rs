@@ -15,6 +15,14 @@ use thiserror::Error;
 /// What the machine does not give.
 #[derive(Debug, Error)]
 pub enum SystemError {
+    /// CAP_SYS_ADMIN is missing.
+    #[error(
+        "CAP_SYS_ADMIN is needed {purpose}\nhint: run as root, not under the unit's restrictions, or without it"
+    )]
+    NoSysAdmin {
+        /// What for.
+        purpose: &'static str,
+    },
     /// The process may not do what it was asked to.
     #[error(
         "{} {} missing\nhint: run as root, or give the program {} with `setcap`",
@@ -172,6 +180,14 @@ pub fn wait_for_running_programs() {
         unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, NO_FLAGS, ANY_CPU) } == 0;
     if !waited {
         std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Refuses what only CAP_SYS_ADMIN can, such as to open something of the kernel's by its number.
+pub fn require_sys_admin(purpose: &'static str) -> Result<(), SystemError> {
+    match caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_ADMIN) {
+        Ok(true) => Ok(()),
+        _ => Err(SystemError::NoSysAdmin { purpose }),
     }
 }
 

@@ -9,6 +9,7 @@ use dosguard_common::rule::RuleIndex;
 use jiff::Timestamp;
 
 use super::{survive, talk};
+use crate::bans::{Live, Naming};
 use crate::config::policy::SourcePrefixes;
 use crate::daemon::{self, SubscriptionError};
 use crate::datapath::Datapath;
@@ -20,6 +21,7 @@ use crate::system::boot_now_ns;
 pub(super) struct Names {
     prefixes: SourcePrefixes,
     rules: BTreeMap<RuleIndex, String>,
+    naming: Naming,
 }
 
 impl Names {
@@ -27,7 +29,8 @@ impl Names {
     pub(super) fn read(datapath: &Datapath) -> anyhow::Result<Self> {
         let rules = datapath.maps().rules()?;
         let rules = rules.into_iter().map(|(index, rule)| (index, rule.name().to_owned())).collect();
-        Ok(Self { prefixes: datapath.maps().source_mask()?.into(), rules })
+        let naming = Naming::new(&Live::read(datapath.maps())?);
+        Ok(Self { prefixes: datapath.maps().source_mask()?.into(), rules, naming })
     }
 
     /// The same of an instance that may not be loaded: without one there is nothing that could end.
@@ -61,7 +64,9 @@ impl Names {
         }
         let reported = self.records(kind, changed).and_then(|records| {
             match daemon::report(paths, records.iter().cloned()) {
-                Err(SubscriptionError::NoDaemon { .. }) => survive::write_alone(paths, records, changed),
+                Err(SubscriptionError::NoDaemon { .. }) => {
+                    survive::write_alone(paths, records, changed, &self.naming)
+                }
                 told => Ok(told?),
             }
         });

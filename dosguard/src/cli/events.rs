@@ -54,6 +54,7 @@ pub(super) fn events(paths: &Paths, args: &EventsArgs, out: &mut dyn Write) -> a
             }
         }
         Err(error @ SubscriptionError::NoDaemon { .. }) => match Store::open_read_only(paths) {
+            Err(error) if !args.follow => return Err(error.into()),
             Ok(Some(store)) if !args.follow => from_history(paths, &store, &filter, args.json, out)?,
             // Who may not look at the pins is told of the daemon alone.
             _ if matches!(Datapath::is_pinned(paths), Ok(false)) => anyhow::bail!(

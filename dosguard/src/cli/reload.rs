@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dosguard_common::event::Kind;
 
-use super::attach::GuardArgs;
 use super::changes::{Names, count};
 use super::run::RunArgs;
 use super::{configured, talk};
@@ -26,7 +25,6 @@ pub(super) struct Reloader {
     mode: AttachMode,
     log_level: u8,
     json: bool,
-    guards: GuardArgs,
     /// What it does beside the filter.
     services: Mutex<Services>,
 }
@@ -41,7 +39,6 @@ impl Reloader {
             mode: args.mode,
             log_level: args.kernel_log as u8,
             json: args.json,
-            guards: args.guards,
             services: Mutex::new(services),
         }
     }
@@ -82,7 +79,6 @@ impl Reloader {
         datapath::check(paths, &request)?;
         let _lock = StateLock::acquire(paths)?;
         let live = Datapath::require(paths)?;
-        self.guards.refuse_cut(paths, Some(policy), &[])?;
         let names = Names::read(&live)?;
         // What is said of interfaces is said below.
         let before = Policy { interfaces: policy.interfaces.clone(), ..live.policy()? };
@@ -92,7 +88,8 @@ impl Reloader {
         for attached in started.attached.iter().filter(|attached| !attached.already) {
             said.push(format!("guarding {BOLD}{}{BOLD:#} in {} mode", attached.interface, attached.mode));
         }
-        for guarded in started.datapath.guarded()? {
+        // From here on the change is made: what fails is told, and undoes nothing.
+        for guarded in started.datapath.guarded().unwrap_or_default() {
             let Some(name) = guarded.name.filter(|name| !interfaces.contains(name)) else { continue };
             said.push(format!(
                 "{name} is not in the files, and stays guarded: `{} detach {name}` leaves it alone",
@@ -111,7 +108,11 @@ impl Reloader {
         talk::say(if said.is_empty() { "reloaded: nothing has changed" } else { "reloaded:" });
         said.iter().for_each(|line| talk::say(&format!("  {line}")));
         configured::report(paths, &configuration, &started);
-        Ok(Reloaded { events: names.records(Kind::Unban, &started.ended)?, services: Some(services) })
+        let events = names.records(Kind::Unban, &started.ended).unwrap_or_else(|error| {
+            log::warn!("the ends of bans are not told: {error:#}");
+            Vec::new()
+        });
+        Ok(Reloaded { events, services: Some(services) })
     }
 
     fn services(&self) -> MutexGuard<'_, Services> {

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use aya_log::EbpfLogger;
@@ -11,16 +12,17 @@ use dosguard_common::event::Kind;
 use super::attach::{GuardArgs, report_attached};
 use super::changes::Names;
 use super::reload::Reloader;
-use super::{Answer, configured, survive, talk, upgrade};
+use super::survive::{self, History};
+use super::{Answer, configured, talk, upgrade};
 use crate::config::services::LogFormat;
 use crate::daemon::health::Health;
-use crate::daemon::{self, BACKLOG, KernelLog, Known, Parts, RunningServices, Server, Signals};
+use crate::daemon::{self, KernelLog, Parts, RunningServices, Server, Signals};
 use crate::datapath::{self, AttachMode, Datapath, LoadOptions, Request, Started};
 use crate::guards::Guard;
 use crate::lock::{DaemonLock, StateLock};
 use crate::output::YELLOW;
 use crate::paths::Paths;
-use crate::store::{EventFilter, Store, Writer};
+use crate::store::Writer;
 use crate::system;
 
 #[derive(Debug, Args)]
@@ -73,6 +75,9 @@ pub(super) enum KernelLogLevel {
     Trace,
 }
 
+/// How long whatever still runs has at the end.
+const FAREWELL: Duration = Duration::from_secs(1);
+
 pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow::Result<Answer> {
     let configuration = configured::read(paths, args.config.as_deref())?;
     let interfaces = configured::wanted_interfaces(configuration.as_ref(), &args.interfaces);
@@ -80,10 +85,9 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
         log_level: Some(args.kernel_log as u8),
         ..configured::load_options(configuration.as_ref())
     };
-    let saved = survive::saved(paths);
     let guards = args.guards.find();
     let prefixes: Vec<_> = guards.iter().map(Guard::prefix).collect();
-    let request = Request {
+    let mut request = Request {
         interfaces: &interfaces,
         mode: args.mode,
         policy: configured::policy(configuration.as_ref()),
@@ -92,8 +96,11 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
         replace: true,
         hold: false,
         load: &load,
-        saved: saved.as_ref(),
+        saved: None,
     };
+    if args.kernel_log != KernelLogLevel::Off {
+        system::require_sys_admin("to read the kernel program's log")?;
+    }
     // What can be refused is refused before anything is made.
     datapath::check(paths, &request)?;
     upgrade::put_in_order(paths)?;
@@ -107,26 +114,30 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
     let _daemon = DaemonLock::acquire(paths)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("cannot start the event loop")?;
-    let (signals, server) = {
+    let signals = {
         let _inside = runtime.enter();
-        let signals = Signals::new().context("cannot watch for signals")?;
-        let server = Server::listen(paths).with_context(|| {
+        Signals::new().context("cannot watch for signals")?
+    };
+    let lock = StateLock::acquire(paths)?;
+    // Not before: who holds the lock and finds a daemon that does not serve yet would wait for it.
+    let server = {
+        let _inside = runtime.enter();
+        Server::listen(paths).with_context(|| {
             let socket = paths.socket();
             format!("cannot serve events at `{}`\nhint: another `--run-dir`, not too long", socket.display())
-        })?;
-        (signals, server)
+        })?
     };
-    let (names, started, (history, last_seq)) = {
-        let _lock = StateLock::acquire(paths)?;
-        if args.migrate
-            && let Some(migrated) = upgrade::migrate(paths, &load)?
-        {
-            upgrade::say_migrated(&migrated);
-        }
-        args.guards.refuse_cut(paths, request.policy, &guards)?;
-        let (names, started) = (Names::read_if_loaded(paths)?, datapath::start(paths, &request)?);
-        (names, started, survive::open_history(paths))
-    };
+    if args.migrate
+        && let Some(migrated) = upgrade::migrate(paths, &load)?
+    {
+        upgrade::say_migrated(&migrated);
+    }
+    args.guards.refuse_cut(paths, request.policy, &guards)?;
+    let saved = survive::saved(paths);
+    request.saved = saved.as_ref();
+    let (names, started) = (Names::read_if_loaded(paths)?, datapath::start(paths, &request)?);
+    let history = History::open(paths, started.created);
+    drop(lock);
     let served = (|| {
         let ended = names.map(|names| names.records(Kind::Unban, &started.ended)).transpose()?;
         report_attached(paths, &started, &guards)?;
@@ -145,16 +156,11 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
             services.log.stdout = Some(LogFormat::Json);
         }
         let health = Health::default();
-        let latest = |store: &Store| {
-            store.events(&EventFilter::default(), last_seq.saturating_sub(BACKLOG as u64), usize::MAX)
-        };
-        let backlog =
-            history.as_ref().ok().map(|opened| latest(&opened.store)).transpose()?.unwrap_or_default();
-        let known = Known {
-            saved: history.as_ref().ok().map(|opened| opened.store.saved()).transpose()?.unwrap_or_default(),
-            restored: started.created,
-        };
-        let writer = Writer::start(paths.clone(), history, services.history.clone(), &health);
+        let History { opened, last_seq, backlog, known, damaged } = history;
+        let writer = Writer::start(paths.clone(), opened, services.history.clone(), &health);
+        if damaged {
+            writer.flusher().doubt();
+        }
         let parts = Parts {
             datapath: started.datapath,
             server,
@@ -169,7 +175,10 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
             health,
             first: ended.unwrap_or_default(),
         };
-        anyhow::Ok(runtime.block_on(daemon::serve(paths, parts))?)
+        let served = runtime.block_on(daemon::serve(paths, parts));
+        // A disk or a lock that somebody waits for must not keep the daemon.
+        runtime.shutdown_timeout(FAREWELL);
+        anyhow::Ok(served?)
     })();
     if args.detach_on_exit {
         // Also after a failure: that is what was asked for.

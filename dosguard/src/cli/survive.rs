@@ -10,10 +10,12 @@ use jiff::Timestamp;
 use super::changes::count;
 use super::talk;
 use crate::bans::{Live, Naming, Restored, saved_ban};
+use crate::daemon::saver::Saver;
+use crate::daemon::{BACKLOG, Known};
 use crate::datapath::Datapath;
 use crate::output::{EventRecord, WallClock, YELLOW};
 use crate::paths::Paths;
-use crate::store::{Changes, Opened, Saved, Store, StoreError};
+use crate::store::{Changes, EventFilter, Opened, Saved, Store, StoreError};
 use crate::system;
 
 /// What was saved, for an instance that is to be made; nothing if that cannot be read, which is said.
@@ -49,14 +51,15 @@ pub(super) fn forget(paths: &Paths) {
     }
 }
 
-/// Writes into the history what happened while no daemon runs, and saves what became of the bans that changed. The
-/// instance's lock must be held: a daemon that starts reads the history under it.
+/// Writes into the history what happened while no daemon runs, and saves what became of the bans. `names` are those from
+/// before the change. The instance's lock must be held: a daemon that starts reads the history under it.
 pub(super) fn write_alone(
     paths: &Paths,
     records: Vec<EventRecord>,
     changed: &[(SourceKey, Ban)],
+    names: &Naming,
 ) -> anyhow::Result<()> {
-    let Opened { mut store, .. } = Store::open(paths)?;
+    let Opened { mut store, set_aside } = Store::open(paths)?;
     let numbers = store.last_seq() + 1..;
     let records: Vec<_> = records
         .into_iter()
@@ -64,23 +67,65 @@ pub(super) fn write_alone(
         .map(|(record, seq)| Arc::new(EventRecord { seq: Some(seq), ..record }))
         .collect();
     store.append(&records)?;
-    let datapath = Datapath::require(paths)?;
-    let names = Naming::new(&Live::read(datapath.maps())?);
+    // A change of settings may have removed the instance.
+    let Some(datapath) = Datapath::open(paths)? else { return Ok(()) };
     let clock = WallClock::new(Timestamp::now(), system::boot_now_ns()?);
-    let mut changes = Changes { now: Timestamp::now(), boot_id: system::boot_id(), ..Changes::default() };
-    for (key, _) in changed {
-        match datapath.maps().ban(key)?.filter(|ban| ban.is_active(clock.boot_now_ns())) {
-            Some(ban) => changes.bans.push(saved_ban(key, &ban, &names, &clock)),
-            None => changes.ended.push(names.place(key)),
+    let names_now = Naming::new(&Live::read(datapath.maps())?);
+    let changes = if set_aside.is_some() || names_now != *names {
+        // What was saved under other names goes as well.
+        Saver::new(&datapath).changes(&datapath, &datapath.look()?, &clock)?
+    } else {
+        let mut changes = Changes { now: Timestamp::now(), boot_id: system::boot_id(), ..Changes::default() };
+        for (key, _) in changed {
+            match datapath.maps().ban(key)?.filter(|ban| ban.is_active(clock.boot_now_ns())) {
+                Some(ban) => changes.bans.push(saved_ban(key, &ban, &names_now, &clock)),
+                None => changes.ended.push(names_now.place(key)),
+            }
         }
+        Some(changes)
+    };
+    if let Some(changes) = changes {
+        store.save(&changes)?;
     }
-    store.save(&changes)?;
     Ok(())
 }
 
-/// The history, to go on with, and the number of its last event. One that cannot be opened is tried again later.
-pub(super) fn open_history(paths: &Paths) -> (Result<Opened, StoreError>, u64) {
-    let opened = Store::open(paths);
-    let last_seq = opened.as_ref().map_or(0, |opened| opened.store.last_seq());
-    (opened, last_seq)
+/// The history as a daemon finds it when it starts. What cannot be read of it does not keep the daemon from starting.
+pub(super) struct History {
+    /// To go on with. One that cannot be opened is tried again later.
+    pub(super) opened: Result<Opened, StoreError>,
+    /// The number of its last event.
+    pub(super) last_seq: u64,
+    /// The latest events.
+    pub(super) backlog: Vec<EventRecord>,
+    /// What was saved of bans.
+    pub(super) known: Known,
+    /// Whether something of it could not be read.
+    pub(super) damaged: bool,
+}
+
+impl History {
+    /// Opens it, for an instance that was made now or not.
+    pub(super) fn open(paths: &Paths, restored: bool) -> Self {
+        let opened = Store::open(paths);
+        let mut history = Self {
+            last_seq: opened.as_ref().map_or(0, |opened| opened.store.last_seq()),
+            opened,
+            backlog: Vec::new(),
+            known: Known { restored, ..Known::default() },
+            damaged: false,
+        };
+        if let Ok(Opened { store, .. }) = &history.opened {
+            let after = history.last_seq.saturating_sub(BACKLOG as u64);
+            match store.events(&EventFilter::default(), after, BACKLOG) {
+                Ok(backlog) => history.backlog = backlog,
+                Err(_) => history.damaged = true,
+            }
+            match store.saved() {
+                Ok(saved) => history.known.saved = saved,
+                Err(_) => history.damaged = true,
+            }
+        }
+        history
+    }
 }

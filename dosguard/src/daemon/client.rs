@@ -1,6 +1,7 @@
 //! The other end of the daemon's socket: what commands ask of a daemon.
 
 use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -41,6 +42,11 @@ pub enum SubscriptionError {
         /// Its word.
         error: String,
     },
+    /// The daemon did not say that it has taken a report.
+    #[error(
+        "the daemon did not say that it has taken what it was told\nhint: it may have ended, or serve too many; see `dosguard status`"
+    )]
+    NotTaken,
     /// The daemon's socket is not for this user.
     #[error(
         "the daemon's socket may not be opened\nhint: run as root, or as a member of the group `dosguard`"
@@ -74,10 +80,20 @@ pub fn report(
     }
     let mut stream = connect(paths)?;
     stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut told = 0;
     for record in records {
         stream.write_all(&line(&Request::Report(Box::new(record)))?)?;
+        told += 1;
     }
-    Ok(())
+    stream.shutdown(Shutdown::Write)?;
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer)?;
+    match serde_json::from_str(&answer) {
+        Ok(Line::Taken { taken, .. }) if taken == told => Ok(()),
+        Ok(Line::Refused { error, .. }) => Err(SubscriptionError::Refused { error }),
+        _ => Err(SubscriptionError::NotTaken),
+    }
 }
 
 /// Asks the instance's daemon how it does.
@@ -119,6 +135,7 @@ impl Iterator for Subscription {
                 Ok(Line::Event(record)) => Ok(*record),
                 Ok(Line::Missed { missed, .. }) => Err(SubscriptionError::Missed { missed }),
                 Ok(Line::Refused { error, .. }) => Err(SubscriptionError::Refused { error }),
+                Ok(Line::Taken { .. }) => return self.next(),
                 Err(error) => Err(io::Error::from(error).into()),
             }),
             Err(error) => Some(Err(error.into())),

@@ -25,11 +25,13 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use aya::maps::{MapData, RingBuf};
 use aya_log::EbpfLogger;
 use thiserror::Error;
 use tokio::io::unix::AsyncFd;
+use tokio::net::UnixStream;
 use tokio::sync::mpsc;
-use tokio::task::{JoinSet, yield_now};
+use tokio::task::{JoinError, JoinSet, yield_now};
 use tokio::time::{sleep_until, timeout};
 
 pub use catch_up::Known;
@@ -63,8 +65,11 @@ const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 const SWEEP_SHARE: u32 = 10;
 /// Events handed out in one go. Between such batches everybody else gets a turn; a listener's queue holds several.
 const BATCH: usize = 512;
-/// How many may listen at once.
+/// How many may listen at once; and with those of root.
 const MAX_CLIENTS: usize = 64;
+const MAX_ROOT_CLIENTS: usize = 256;
+/// How long after a failure it is tried again to accept a listener.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A client that does not ask, or does not read, within this is dropped.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long listeners have at the end to read what is theirs.
@@ -144,105 +149,169 @@ pub struct Reloaded {
 /// Runs until a signal ends it. Every event goes to the history, to the outlets and to those who listen at the
 /// instance's socket.
 pub async fn serve(paths: &Paths, parts: Parts) -> Result<(), DaemonError> {
-    let Parts { datapath, server, mut signals, kernel_log, services, health, first, .. } = parts;
-    let mut ring = watch(datapath.events()?).map_err(io_error("wait for events"))?;
-    let mut kernel_log =
+    let Parts { datapath, server, signals, kernel_log, services, health, first, reload, .. } = parts;
+    let ring = watch(datapath.events()?).map_err(io_error("wait for events"))?;
+    let kernel_log =
         kernel_log.map(|log| watch(log).map_err(io_error("wait for the kernel's log"))).transpose()?;
     let hub = EventHub::new(parts.last_seq, parts.backlog);
     let past = Past::new(paths.clone(), parts.writer.flusher());
-    let mut pump = Pump::new(datapath, hub.clone(), services, parts.writer, health.clone())?;
-    pump.drain(ring.get_mut()).await?;
-    for record in first {
-        pump.publish(record);
-    }
-    pump.catch_up(&parts.known, paths)?;
-    let (reports, mut reported) = mpsc::channel(BATCH);
-    let desk = Desk { hub: hub.clone(), past, reports, health: health.clone() };
-    let mut clients = JoinSet::new();
-    let (mut reloads, mut reload_wanted) = (JoinSet::new(), false);
-    let mut sweep_at = tokio::time::Instant::now();
-    let (mut sample_at, mut alive_at) = (sweep_at, sweep_at);
-    let alive_every = notify::interval();
-    notify::ready();
-    loop {
-        tokio::select! {
-            asked = signals.asked() => match asked {
-                Asked::Stop => break,
-                Asked::Reload => {
-                    pump.reopen();
-                    reload_wanted = true;
-                }
-            },
-            ready = ring.readable_mut() => {
-                let mut ready = ready.map_err(io_error("wait for events"))?;
-                if pump.take_batch(ready.get_inner_mut())? < BATCH {
-                    ready.clear_ready();
-                }
-                yield_now().await;
-            }
-            () = sleep_until(sweep_at) => {
-                let began = Instant::now();
-                // What fails now may work the next time, and nothing depends on it: expired bans do not hold.
-                match pump.sweep(paths, ring.get_mut()).await {
-                    Ok(()) => health.recovered(SWEEP),
-                    Err(error) => health.warn(SWEEP, format!("expired bans were not removed: {error}")),
-                }
-                sweep_at = tokio::time::Instant::now() + SWEEP_INTERVAL.max(began.elapsed() * SWEEP_SHARE);
-            }
-            () = sleep_until(sample_at) => {
-                pump.measure();
-                sample_at = tokio::time::Instant::now() + SAMPLE_INTERVAL;
-            }
-            () = sleep_until(alive_at), if alive_every.is_some() => {
-                notify::alive(&pump.state());
-                alive_at = tokio::time::Instant::now() + alive_every.unwrap_or_default();
-            }
-            accepted = server.accept() => match accepted {
-                Ok(_) if clients.len() >= MAX_CLIENTS => {
-                    log::warn!("more than {MAX_CLIENTS} want to listen; one was turned away");
-                }
-                Ok(stream) => drop(clients.spawn(socket::serve_one(stream, desk.clone()))),
-                Err(error) => {
-                    log::warn!("a listener could not be accepted: {error}");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
-            },
-            Some(_) = clients.join_next() => {}
-            Some(record) = reported.recv() => pump.publish(record),
-            Some(reloaded) = reloads.join_next() => {
-                match reloaded.unwrap_or_else(|error| Err(format!("the configuration was not reloaded: {error}"))) {
-                    Ok(reloaded) => {
-                        health.recovered(CONFIGURATION);
-                        pump.reloaded(reloaded);
-                    }
-                    Err(error) => health.note(CONFIGURATION, error),
-                }
-                notify::ready();
-            }
-            ready = log_ready(&mut kernel_log), if kernel_log.is_some() => ready?,
-        }
-        // One at a time; a file that changed meanwhile is read once more.
-        if reload_wanted && reloads.is_empty() {
-            reload_wanted = false;
-            notify::reloading();
-            let reload = Arc::clone(&parts.reload);
-            reloads.spawn_blocking(move || reload());
-        }
+    let pump = Pump::new(datapath, hub.clone(), services, parts.writer, health.clone())?;
+    let (reports, reported) = mpsc::channel(BATCH);
+    let desk = Desk { hub: hub.clone(), past, reports, health };
+    let (clients, reloads) = (JoinSet::new(), JoinSet::new());
+    let mut daemon =
+        Daemon { paths, pump, ring, kernel_log, signals, reload, desk, clients, reported, reloads };
+    let mut served = daemon.begin(first, &parts.known).await;
+    if served.is_ok() {
+        served = daemon.run(&server).await;
     }
     notify::stopping();
-    pump.drain(ring.get_mut()).await?;
-    hub.close();
-    drop(desk);
-    let farewell = async { while clients.join_next().await.is_some() {} };
-    let _ = timeout(FAREWELL, farewell).await;
-    clients.shutdown().await;
-    pump.finish();
-    Ok(())
+    // Whoever changes something from here on finds no daemon, and writes it into the history itself.
+    drop(server);
+    let ended = daemon.end(&hub).await;
+    served.and(ended)
+}
+
+/// A daemon at work.
+struct Daemon<'a> {
+    paths: &'a Paths,
+    pump: Pump,
+    ring: AsyncFd<RingBuf<MapData>>,
+    kernel_log: Option<AsyncFd<KernelLog>>,
+    signals: Signals,
+    reload: Reload,
+    desk: Desk,
+    clients: JoinSet<()>,
+    reported: mpsc::Receiver<EventRecord>,
+    reloads: JoinSet<Result<Reloaded, String>>,
+}
+
+impl Daemon<'_> {
+    /// Tells what happened while there was no daemon.
+    async fn begin(&mut self, first: Vec<EventRecord>, known: &Known) -> Result<(), DaemonError> {
+        self.pump.drain(self.ring.get_mut()).await?;
+        first.into_iter().for_each(|record| self.pump.publish(record));
+        self.pump.catch_up(known, self.paths)
+    }
+
+    async fn run(&mut self, server: &Server) -> Result<(), DaemonError> {
+        let health = self.desk.health.clone();
+        let (mut reload_wanted, mut refused) = (false, false);
+        let mut sweep_at = tokio::time::Instant::now();
+        let (mut sample_at, mut alive_at, mut accept_at) = (sweep_at, sweep_at, sweep_at);
+        let alive_every = notify::interval();
+        notify::ready();
+        loop {
+            tokio::select! {
+                asked = self.signals.asked() => match asked {
+                    Asked::Stop => return Ok(()),
+                    Asked::Reload => {
+                        self.pump.reopen();
+                        reload_wanted = true;
+                    }
+                },
+                ready = self.ring.readable_mut() => {
+                    let mut ready = ready.map_err(io_error("wait for events"))?;
+                    if self.pump.take_batch(ready.get_inner_mut())? < BATCH {
+                        ready.clear_ready();
+                    }
+                    yield_now().await;
+                }
+                () = sleep_until(sweep_at) => {
+                    let began = Instant::now();
+                    // What fails now may work the next time, and nothing depends on it: expired bans do not hold.
+                    match self.pump.sweep(self.paths, self.ring.get_mut()).await {
+                        Ok(()) => health.recovered(SWEEP),
+                        Err(error) => health.warn(SWEEP, format!("expired bans were not removed: {error}")),
+                    }
+                    sweep_at = tokio::time::Instant::now() + SWEEP_INTERVAL.max(began.elapsed() * SWEEP_SHARE);
+                }
+                () = sleep_until(sample_at) => {
+                    self.pump.measure();
+                    sample_at = tokio::time::Instant::now() + SAMPLE_INTERVAL;
+                }
+                () = sleep_until(alive_at), if alive_every.is_some() => {
+                    notify::alive(&self.pump.state());
+                    alive_at = tokio::time::Instant::now() + alive_every.unwrap_or_default();
+                }
+                accepted = async { sleep_until(accept_at).await; server.accept().await } => match accepted {
+                    Ok(stream) => refused = !self.admit(stream, refused),
+                    Err(error) => {
+                        health.warn(ACCEPT, format!("listeners are not accepted: {error}"));
+                        accept_at = tokio::time::Instant::now() + ACCEPT_PAUSE;
+                    }
+                },
+                Some(_) = self.clients.join_next() => {}
+                Some(record) = self.reported.recv() => self.pump.publish(record),
+                Some(reloaded) = self.reloads.join_next() => {
+                    self.take_over(reloaded);
+                    notify::ready();
+                }
+                ready = log_ready(&mut self.kernel_log), if self.kernel_log.is_some() => ready?,
+            }
+            // One at a time; a file that changed meanwhile is read once more.
+            if reload_wanted && self.reloads.is_empty() {
+                reload_wanted = false;
+                notify::reloading();
+                let reload = Arc::clone(&self.reload);
+                self.reloads.spawn_blocking(move || reload());
+            }
+        }
+    }
+
+    /// Serves a client, unless too many are served. Root always is: who may only read must not keep a change from being
+    /// told. Returns whether it is; said once in a row.
+    fn admit(&mut self, stream: UnixStream, refused: bool) -> bool {
+        let root = stream.peer_cred().is_ok_and(|peer| peer.uid() == 0);
+        let room = if root { MAX_ROOT_CLIENTS } else { MAX_CLIENTS };
+        if self.clients.len() >= room {
+            if !refused {
+                log::warn!("more than {room} want to listen; some were turned away");
+            }
+            return false;
+        }
+        self.clients.spawn(socket::serve_one(stream, self.desk.clone(), root));
+        true
+    }
+
+    fn take_over(&mut self, reloaded: Result<Result<Reloaded, String>, JoinError>) {
+        let health = &self.desk.health;
+        match reloaded.unwrap_or_else(|error| Err(format!("the configuration was not reloaded: {error}"))) {
+            Ok(reloaded) => {
+                health.recovered(CONFIGURATION);
+                self.pump.reloaded(reloaded);
+            }
+            Err(error) => health.note(CONFIGURATION, error),
+        }
+    }
+
+    /// Tells and saves what is left, whatever it was that ended the daemon.
+    async fn end(mut self, hub: &EventHub) -> Result<(), DaemonError> {
+        // A reload that is under way changes the kernel all the same: what it ends is told.
+        if let Ok(Some(reloaded)) = timeout(FAREWELL, self.reloads.join_next()).await {
+            self.take_over(reloaded);
+        }
+        let drained = self.pump.drain(self.ring.get_mut()).await;
+        hub.close();
+        let Desk { reports, .. } = self.desk;
+        drop(reports);
+        let clients = &mut self.clients;
+        let farewell = async { while clients.join_next().await.is_some() {} };
+        let _ = timeout(FAREWELL, farewell).await;
+        self.clients.shutdown().await;
+        while let Ok(record) = self.reported.try_recv() {
+            self.pump.publish(record);
+        }
+        let saved = self.pump.save_last();
+        self.pump.finish();
+        drained.and(saved)
+    }
 }
 
 /// What warnings are about.
 const SWEEP: &str = "removing expired bans";
 const CONFIGURATION: &str = "the configuration";
+const ACCEPT: &str = "accepting listeners";
 
 /// A ring buffer, to be waited for.
 #[expect(unsafe_code, reason = "tokio takes the caller's word that a descriptor stays what it is")]

@@ -36,6 +36,8 @@ pub(super) enum Line {
     Event(Box<EventRecord>),
     /// The client was too slow, and this is the end.
     Missed { version: u32, missed: u64 },
+    /// So many reports were taken.
+    Taken { version: u32, taken: usize },
     /// The request is refused, and this is the end.
     Refused { version: u32, error: String },
 }

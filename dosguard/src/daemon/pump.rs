@@ -1,7 +1,7 @@
 //! From the ring buffer to whoever wants events.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use aya::maps::{MapData, RingBuf};
 use dosguard_common::ban::Ban;
@@ -25,6 +25,8 @@ use crate::store::{EventFilter, Store, Writer};
 /// Batches that are read at the end, or before a sweep: more than the ring buffer holds, so that a flood that goes on
 /// does not keep the daemon from stopping.
 const DRAIN_BATCHES: usize = 512;
+/// How often the time is saved if nothing else is.
+const STAMP_INTERVAL: Duration = Duration::from_secs(30);
 /// Events that are read from the history at once.
 const CHUNK: usize = 1_000;
 
@@ -40,6 +42,8 @@ pub(super) struct Pump {
     sampler: Sampler,
     /// How many bans held at the last sweep.
     bans: usize,
+    /// When something was last saved.
+    stamped_at: Instant,
     lost: u64,
 }
 
@@ -64,6 +68,7 @@ impl Pump {
             health,
             sampler: Sampler::default(),
             bans: 0,
+            stamped_at: Instant::now(),
             lost,
         })
     }
@@ -155,9 +160,22 @@ impl Pump {
             self.saver.start_over();
         }
         self.recorder.refresh(&self.datapath)?;
-        if let Some(changes) = self.saver.changes(&self.datapath, swept, self.recorder.clock())? {
-            self.writer.save(changes);
+        let changes = self.saver.changes(&self.datapath, swept, self.recorder.clock())?;
+        if changes.is_none() && self.stamped_at.elapsed() < STAMP_INTERVAL {
+            return Ok(());
         }
+        // Without changes it is the time that is saved: when it was known last that all this was true.
+        self.writer.save(changes.unwrap_or_else(|| self.saver.stamp()));
+        self.stamped_at = Instant::now();
+        Ok(())
+    }
+
+    /// Saves what the last sweep has not: what was changed since, and the time.
+    pub(super) fn save_last(&mut self) -> Result<(), DaemonError> {
+        let swept = self.datapath.look()?;
+        self.recorder.refresh(&self.datapath)?;
+        let changes = self.saver.changes(&self.datapath, &swept, self.recorder.clock())?;
+        self.writer.save(changes.unwrap_or_else(|| self.saver.stamp()));
         Ok(())
     }
 

@@ -1,5 +1,7 @@
 //! What has changed of bans and offences, for the store: so that they survive a boot.
 
+use jiff::Timestamp;
+
 use crate::bans::{Differ, Live};
 use crate::datapath::{Datapath, Error, Swept};
 use crate::output::WallClock;
@@ -23,6 +25,11 @@ impl Saver {
     /// What it found last was not saved: the next time it finds everything.
     pub fn start_over(&mut self) {
         self.differ.start_over();
+    }
+
+    /// That nothing has changed until now.
+    pub fn stamp(&self) -> Changes {
+        Changes { now: Timestamp::now(), boot_id: self.boot_id.clone(), ..Changes::default() }
     }
 
     /// What has changed, by what a sweep has seen. None if it is nothing: then only the time is to be saved.

@@ -12,6 +12,7 @@ use std::io;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -19,7 +20,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::PATIENCE;
 use super::events::{EventHub, Listener};
@@ -34,6 +35,8 @@ use crate::system;
 const MAX_REQUEST: u64 = 4_096;
 /// Events that are written to a client in one go.
 const MAX_BATCH: usize = 256;
+/// How long a client waits from one status to the next.
+const STATUS_PAUSE: Duration = Duration::from_millis(50);
 /// How often a listener that lags behind while it is told the past may begin again from the history.
 const CATCH_UP: usize = 8;
 
@@ -87,9 +90,7 @@ pub(super) struct Desk {
 }
 
 /// Serves one client until it has what it asked for, goes away or is too slow.
-pub(super) async fn serve_one(stream: UnixStream, desk: Desk) {
-    // Who cannot be told from others may change nothing.
-    let root = stream.peer_cred().is_ok_and(|peer| peer.uid() == 0);
+pub(super) async fn serve_one(stream: UnixStream, desk: Desk, root: bool) {
     let (reader, mut writer) = stream.into_split();
     if let Err(error) = answer(reader, &mut writer, desk, root).await {
         log::debug!("a listener is gone: {error}");
@@ -103,19 +104,31 @@ async fn answer(
     root: bool,
 ) -> io::Result<()> {
     let mut reader = BufReader::new(reader);
+    let mut taken = 0;
     loop {
         let mut line = Vec::new();
         let mut request = (&mut reader).take(MAX_REQUEST);
         if timeout(PATIENCE, request.read_until(b'\n', &mut line)).await?? == 0 {
-            return Ok(());
+            // Whoever reported wants to know that it was taken.
+            return if taken > 0 {
+                send(writer, &[Line::Taken { version: SCHEMA, taken }]).await
+            } else {
+                Ok(())
+            };
         }
         match serde_json::from_slice(&line) {
             Ok(Request::Report(record)) if root => {
-                // The pump is gone only when the daemon ends.
-                let _ = desk.reports.send(*record).await;
+                if desk.reports.send(*record).await.is_err() {
+                    return refuse(writer, "the daemon ends").await;
+                }
+                taken += 1;
             }
             Ok(Request::Report(_)) => return refuse(writer, "only root may change anything").await,
-            Ok(Request::Status) => send(writer, &[desk.health.report()]).await?,
+            Ok(Request::Status) => {
+                send(writer, &[desk.health.report()]).await?;
+                // Whoever asks over and over must not take the pump's time.
+                sleep(STATUS_PAUSE).await;
+            }
             Ok(Request::Events(wanted)) => {
                 let Desk { hub, past, reports, health } = desk;
                 // It must not keep the daemon from ending.
@@ -148,6 +161,9 @@ impl Telling<'_> {
         if self.wanted.filter.since.is_some() {
             for _ in 0..CATCH_UP {
                 self.tell_past(listener.last_seq).await?;
+                // What the history does not have, or not yet, may still be in memory.
+                self.pass_on(&listener.backlog).await?;
+                self.told = self.told.max(listener.last_seq);
                 // What came meanwhile waits in the queue, unless it was too much.
                 if !self.wanted.follow || !listener.lags() {
                     break;
@@ -180,7 +196,6 @@ impl Telling<'_> {
             send(self.writer, &chunk).await?;
             self.told = newest;
         }
-        self.told = self.told.max(last);
         Ok(())
     }
 
@@ -209,7 +224,12 @@ impl Telling<'_> {
                     Err(TryRecvError::Empty | TryRecvError::Closed) => break,
                 }
             }
-            self.pass_on(&batch).await?;
+            if let Err(error) = self.pass_on(&batch).await {
+                if error.kind() == io::ErrorKind::TimedOut {
+                    self.health.lost(Loss::Listener, self.hub.last_seq().saturating_sub(self.told));
+                }
+                return Err(error);
+            }
             if lags {
                 return self.missed().await;
             }
