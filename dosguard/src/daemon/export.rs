@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc::{self, Receiver, TryRecvError};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,9 +23,6 @@ use crate::paths::Paths;
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 /// How long after a failure it is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
-/// How long the last write may take at the end.
-const FAREWELL: Duration = Duration::from_secs(2);
-
 /// Keeps one file in line with the bans. When it ends, the lines stay as they are: the bans go on.
 #[derive(Debug)]
 pub struct Exporter {
@@ -71,6 +68,7 @@ impl Exporter {
         let theirs = Arc::clone(&wanted);
         thread::Builder::new().name("export".to_owned()).spawn(move || {
             writer.run(&theirs);
+            // Only now: whoever sees the end may begin another for the same file, with warnings of its own.
             drop(end);
         })?;
         Ok(Self { wanted, shown: None, ended })
@@ -92,12 +90,22 @@ impl Exporter {
         self.wanted.1.notify_one();
     }
 
-    /// Lets it write what it was shown last, for a moment.
-    pub fn finish(self) {
+    /// Lets it write what it was shown last, and end. Does not wait for that.
+    pub fn stop(&self) {
         lock(&self.wanted.0).stop = true;
         self.wanted.1.notify_one();
+    }
+
+    /// Whether its thread has ended: somebody else may write the file.
+    pub fn has_ended(&self) -> bool {
+        self.ended.try_recv() == Err(TryRecvError::Disconnected)
+    }
+
+    /// Stops it and waits for its end, until `until` at most.
+    pub fn finish(self, until: Instant) {
+        self.stop();
         // It sends nothing: it is gone when this returns, or takes too long.
-        let _ = self.ended.recv_timeout(FAREWELL);
+        let _ = self.ended.recv_timeout(until.saturating_duration_since(Instant::now()));
     }
 }
 
@@ -136,7 +144,7 @@ impl<F: FnMut(Vec<Address>) -> anyhow::Result<Vec<Address>>> Writer<F> {
                 self.write();
             }
             if stop {
-                return;
+                return self.health.forget(&self.about);
             }
         }
     }
@@ -181,6 +189,10 @@ mod tests {
         (1..=count).map(|last| (key(last), ban)).collect()
     }
 
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(20)
+    }
+
     fn wait_until(what: impl Fn() -> bool) {
         let end = Instant::now() + Duration::from_secs(20);
         while !what() {
@@ -201,7 +213,7 @@ mod tests {
         exporter.update(&bans(2), SourcePrefixes::default());
         wait_until(|| has(2));
         exporter.update(&bans(3), SourcePrefixes::default());
-        exporter.finish();
+        exporter.finish(soon());
         assert!(has(3), "what it was shown last is written");
         assert_eq!((health.losses(Loss::Export), health.warned()), (0, Vec::new()));
     }
@@ -221,6 +233,19 @@ mod tests {
         exporter.update(&bans(2), SourcePrefixes::default());
         wait_until(|| fs::read_to_string(&path).is_ok_and(|text| text.contains("\nALL: 192.0.2.2\n")));
         wait_until(|| health.warned().is_empty());
-        exporter.finish();
+        exporter.finish(soon());
+    }
+    #[test]
+    fn what_is_not_asked_for_any_more_is_not_warned_of() {
+        let folder = tempfile::tempdir().unwrap();
+        let export = Export { path: folder.path().join("none").join("bad"), format: ExportFormat::default() };
+        let health = Health::default();
+        let mut exporter = Exporter::with(&export, "lab", &health, Ok).unwrap();
+        exporter.update(&bans(1), SourcePrefixes::default());
+        wait_until(|| !health.warned().is_empty());
+        assert!(!exporter.has_ended());
+        exporter.stop();
+        wait_until(|| exporter.has_ended());
+        assert_eq!(health.warned(), Vec::<String>::new());
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use dosguard_common::ban::Ban;
 use dosguard_common::key::SourceKey;
@@ -21,10 +22,16 @@ pub struct RunningServices {
     paths: Paths,
     health: Health,
     outlets: Outlets,
+    exports_wanted: Vec<Export>,
     exporters: Vec<(Export, Exporter)>,
+    /// Those that nobody asks for any more, and that may still be writing.
+    ending: Vec<(Export, Exporter)>,
     metrics_wanted: Option<SocketAddr>,
     metrics: Option<metrics::Exporter>,
 }
+
+/// How long the last writes to all exports together may take at the end.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// What the warning is about.
 const METRICS: &str = "serving metrics";
@@ -36,11 +43,12 @@ impl RunningServices {
             paths: paths.clone(),
             health: health.clone(),
             outlets: Outlets::start(services, paths.instance(), health),
+            exports_wanted: services.exports.clone(),
             exporters: Vec::new(),
+            ending: Vec::new(),
             metrics_wanted: services.metrics,
             metrics: None,
         };
-        running.apply_exports(&services.exports);
         running.tend();
         running
     }
@@ -48,13 +56,14 @@ impl RunningServices {
     /// Changes to what `services` asks for. What did not change goes on.
     pub(super) fn apply(&mut self, services: &Services) {
         self.outlets.apply(services);
-        self.apply_exports(&services.exports);
+        self.exports_wanted.clone_from(&services.exports);
         self.metrics_wanted = services.metrics;
         self.tend();
     }
 
-    /// Looks after what could not be had: another program may have let go of the port.
+    /// Looks after what could not be had: another program may have let go of the port, and an export may have ended.
     pub(super) fn tend(&mut self) {
+        self.tend_exports();
         let Self { paths, health, metrics_wanted, metrics, .. } = self;
         match metrics::Exporter::apply(metrics, *metrics_wanted, paths, health) {
             Ok(()) => health.recovered(METRICS),
@@ -62,27 +71,30 @@ impl RunningServices {
         }
     }
 
-    fn apply_exports(&mut self, wanted: &[Export]) {
-        let mut before = std::mem::take(&mut self.exporters);
-        for export in wanted {
-            if let Some(same) = before.iter().position(|(old, _)| old == export) {
-                self.exporters.push(before.swap_remove(same));
+    /// Never waits: those that are to end do so by themselves, and what follows them begins when they have.
+    fn tend_exports(&mut self) {
+        let Self { paths, health, exports_wanted, exporters, ending, .. } = self;
+        let (stay, go) =
+            std::mem::take(exporters).into_iter().partition(|(it, _)| exports_wanted.contains(it));
+        *exporters = stay;
+        let go: Vec<(Export, Exporter)> = go;
+        go.iter().for_each(|(_, exporter)| exporter.stop());
+        ending.extend(go);
+        ending.retain(|(_, exporter)| !exporter.has_ended());
+        for export in exports_wanted.iter() {
+            // Two must not write one file.
+            if exporters.iter().chain(ending.iter()).any(|(other, _)| other.path == export.path) {
                 continue;
             }
-            // Two must not write one file: the one from before ends first.
-            if let Some(other) = before.iter().position(|(old, _)| old.path == export.path) {
-                before.swap_remove(other).1.finish();
-            }
-            match Exporter::new(export, &self.paths, &self.health) {
-                Ok(exporter) => self.exporters.push((export.clone(), exporter)),
+            match Exporter::new(export, paths, health) {
+                Ok(exporter) => exporters.push((export.clone(), exporter)),
                 Err(error) => {
-                    self.health.lost(Loss::Export, 1);
+                    health.lost(Loss::Export, 1);
                     let path = export.path.display();
-                    self.health.warn(format!("export `{path}`"), format!("`{path}` is not written: {error}"));
+                    health.warn(format!("export `{path}`"), format!("`{path}` is not written: {error}"));
                 }
             }
         }
-        before.into_iter().for_each(|(_, exporter)| exporter.finish());
     }
 
     /// Tells every outlet.
@@ -104,7 +116,9 @@ impl RunningServices {
 
     /// Waits a moment for what is still to be told.
     pub(super) fn finish(self) {
-        self.exporters.into_iter().for_each(|(_, exporter)| exporter.finish());
+        self.exporters.iter().chain(&self.ending).for_each(|(_, exporter)| exporter.stop());
+        let until = Instant::now() + FAREWELL;
         self.outlets.finish();
+        self.exporters.into_iter().chain(self.ending).for_each(|(_, exporter)| exporter.finish(until));
     }
 }

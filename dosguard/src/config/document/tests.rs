@@ -84,6 +84,22 @@ fn the_documented_example_says_everything_that_can_be_said() {
 }
 
 #[test]
+fn what_the_documentation_of_outlets_shows_can_be_said() {
+    let document = include_str!("../../../../docs/outlets.md");
+    let examples: Vec<_> = document
+        .split("```toml\n")
+        .skip(1)
+        .map(|rest| rest.split_once("```").unwrap().0)
+        .map(|example| {
+            parse(example, Path::new("example")).unwrap_or_else(|error| panic!("{error}\n{example}"))
+        })
+        .collect();
+    let [log, hook, metrics] = examples.as_slice() else { panic!("{} examples", examples.len()) };
+    assert!(log.services.log.file.is_some() && log.services.log.syslog.is_some());
+    assert_eq!((hook.services.hooks.len(), metrics.services.metrics.is_some()), (1, true));
+}
+
+#[test]
 fn what_is_left_out_is_as_by_default() {
     for text in ["", "# nothing\r\n", "[rule.default]", "[rule]\n[source]", "allow = []\ninterfaces = []"] {
         assert_eq!(read(text).unwrap(), Policy::default(), "{text}");

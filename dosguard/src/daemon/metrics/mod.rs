@@ -9,7 +9,6 @@ mod serve;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::thread;
-use std::time::{Duration, Instant};
 
 use thiserror::Error;
 use tokio::runtime::Builder;
@@ -18,9 +17,6 @@ use tokio::sync::oneshot;
 use super::health::Health;
 use crate::paths::Paths;
 use read::Reader;
-
-/// How long an exporter takes to end at most.
-const ENDING: Duration = Duration::from_secs(1);
 
 /// Why there are no metrics.
 #[derive(Debug, Error)]
@@ -77,55 +73,34 @@ impl Exporter {
         self.local
     }
 
-    /// Makes `exporter` what is wanted now. If that cannot be, it stays as it is.
+    /// Makes `exporter` what is wanted now, and does nothing if it is. What cannot be had may be tried again: an address may
+    /// be free only once the thread that had it until now has ended. Never waits.
     pub fn apply(
         exporter: &mut Option<Self>,
         wanted: Option<SocketAddr>,
         paths: &Paths,
         health: &Health,
     ) -> Result<(), MetricsError> {
-        let before = exporter.as_ref().map(|exporter| exporter.wanted);
-        let Some(address) = wanted.filter(|_| before != wanted) else {
-            if wanted.is_none() {
-                *exporter = None;
-            }
+        if exporter.as_ref().map(|exporter| exporter.wanted) == wanted {
             return Ok(());
-        };
-        let start = |address| Self::start(address, paths, health);
-        let mut started = start(address);
-        if let Some(before) = before
-            && before.port() == address.port()
-            && started.is_err()
-        {
-            // It may be ourselves who have the port, at another address.
-            *exporter = None;
-            started = patiently(|| start(address));
-            if started.is_err() {
-                *exporter = Some(patiently(|| start(before))?);
-            }
         }
-        *exporter = Some(started?);
+        *exporter = None;
+        if let Some(address) = wanted {
+            *exporter = Some(Self::start(address, paths, health)?);
+        }
         Ok(())
-    }
-}
-
-/// Tries again for as long as an exporter takes to end.
-fn patiently(start: impl Fn() -> Result<Exporter, MetricsError>) -> Result<Exporter, MetricsError> {
-    let end = Instant::now() + ENDING;
-    loop {
-        match start() {
-            Err(_) if Instant::now() < end => thread::sleep(Duration::from_millis(5)),
-            started => return started,
-        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+    use std::time::{Duration, Instant};
+
     use super::*;
 
     #[test]
-    fn what_is_wanted_is_served_and_what_cannot_be_had_changes_nothing() {
+    fn what_is_wanted_is_served_and_what_cannot_be_had_is_tried_once_each_time() {
         let folder = tempfile::tempdir().unwrap();
         let path = || folder.path().to_owned();
         let paths = Paths::new("default", path(), path(), path()).unwrap();
@@ -140,14 +115,24 @@ mod tests {
         assert_eq!(apply(Some(free)), (Ok(()), Some(free)));
         assert_eq!(apply(Some(free)), (Ok(()), Some(free)));
         let everywhere = SocketAddr::from(([0, 0, 0, 0], free.port()));
-        assert_eq!(apply(Some(everywhere)), (Ok(()), Some(everywhere)), "the same port at another address");
+        let end = Instant::now() + Duration::from_secs(20);
+        while apply(Some(everywhere)) != (Ok(()), Some(everywhere)) {
+            assert!(Instant::now() < end, "the same port at another address");
+            thread::sleep(Duration::from_millis(5));
+        }
         let other = TcpListener::bind("127.0.0.1:0").unwrap();
-        let (refused, still) = apply(Some(other.local_addr().unwrap()));
+        let taken = other.local_addr().unwrap();
+        let (refused, now) = apply(Some(taken));
         assert!(refused.unwrap_err().contains("hint: `listen` of `[metrics]`"));
-        assert_eq!(still, Some(everywhere));
-        let (refused, still) = apply(Some(SocketAddr::from(([192, 0, 2, 1], free.port()))));
-        assert!(refused.unwrap_err().contains("Cannot assign requested address"));
-        assert_eq!(still, Some(everywhere), "it was given back");
+        assert_eq!(now, None, "nobody asked for the one before");
+        drop(other);
+        assert_eq!(apply(Some(taken)), (Ok(()), Some(taken)), "another program let go of it");
+        let absent = SocketAddr::from(([192, 0, 2, 1], taken.port()));
+        let began = Instant::now();
+        for _ in 0..10 {
+            assert!(apply(Some(absent)).0.unwrap_err().contains("Cannot assign requested address"));
+        }
+        assert!(began.elapsed() < Duration::from_millis(900), "nobody waits: {:?}", began.elapsed());
         assert_eq!(apply(None), (Ok(()), None));
     }
 }

@@ -20,8 +20,8 @@ use tokio::time::{sleep, timeout};
 
 /// How many may be served at once. Others wait in the kernel.
 const MAX_CONNECTIONS: usize = 8;
-/// How long a request may take to arrive.
-const REQUEST: Duration = Duration::from_secs(5);
+/// How long a request may take to arrive: who says nothing must not keep out those who ask.
+const REQUEST: Duration = Duration::from_secs(1);
 /// How long all of it may take: who reads slowly must not keep others away for long.
 const ALL: Duration = Duration::from_secs(10);
 
@@ -162,7 +162,7 @@ mod tests {
             (0..MAX_CONNECTIONS).map(|_| TcpStream::connect(exporter.address()).unwrap()).collect();
         let began = Instant::now();
         assert!(get(exporter.address(), "/metrics").ends_with("text\n"));
-        assert!(began.elapsed() < REQUEST * 3, "{:?}", began.elapsed());
+        assert!(began.elapsed() < REQUEST * 4, "{:?}", began.elapsed());
         drop(silent);
     }
 

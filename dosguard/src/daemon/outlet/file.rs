@@ -67,8 +67,23 @@ impl File {
         Ok((file, size))
     }
 
-    /// Moves the full file and those before it up by one, and the oldest away.
+    /// Whether the file that is open is the one at its path. Others may have moved it, and begun another.
+    fn is_in_place(&self) -> io::Result<bool> {
+        let Some(open) = &self.open else { return Ok(false) };
+        let open = open.metadata()?;
+        match fs::symlink_metadata(self.path()) {
+            Ok(found) => Ok((found.dev(), found.ino()) == (open.dev(), open.ino())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Moves the full file and those before it up by one, and the oldest away. If others did that, only lets go of it.
     fn rotate(&mut self) -> io::Result<()> {
+        if !self.is_in_place()? {
+            self.open = None;
+            return Ok(());
+        }
         let keep = self.settings.keep;
         let moved = |from: &Path, to: &Path| match fs::rename(from, to) {
             // There are fewer than may be.
@@ -102,8 +117,11 @@ impl Sink for File {
             max => max.saturating_sub(line.len() as u64),
         };
         let (mut file, mut size) = self.current()?;
-        // A line that is longer than a file may be gets one for itself.
-        if size > room && size > 0 {
+        // A line that is longer than a file may be gets one for itself. What others began may be full as well.
+        for _ in 0..2 {
+            if size <= room || size == 0 {
+                break;
+            }
             self.rotate()?;
             (file, size) = self.current()?;
         }
@@ -289,6 +307,31 @@ mod tests {
         write(&mut sink, 5);
         assert_eq!(sources(&read(&path)), ["192.0.2.5"]);
     }
+
+    #[test]
+    fn what_others_have_moved_away_is_not_rotated_once_more() {
+        let folder = tempfile::tempdir().unwrap();
+        for (keep, others) in [(0, None), (2, None), (2, Some("a short one\n")), (2, Some(FULL))] {
+            let path = folder.path().join(format!("{keep}-{}", others.map_or(0, str::len)));
+            let mut sink = File::new(settings(&path, LogFormat::Human, 40, keep));
+            fs::write(&path, FULL).unwrap();
+            sink.open().unwrap();
+            let moved = folder.path().join("moved");
+            fs::rename(&path, &moved).unwrap();
+            if let Some(text) = others {
+                fs::write(&path, text).unwrap();
+            }
+            sink.write(&record("ban", "192.0.2.1")).unwrap();
+            let line = format!("{}\n", record("ban", "192.0.2.1").dated_line());
+            assert_eq!((read(&moved), read(&path)), (FULL.to_owned(), line));
+            // What others began was full, and is kept as it should be.
+            let kept = fs::read_to_string(sink.numbered(1)).ok();
+            assert_eq!(kept.as_deref(), others);
+        }
+    }
+
+    /// A line that fills a file of 40 bytes.
+    const FULL: &str = "some line that is as long as the file may be\n";
 
     #[test]
     fn a_line_without_an_end_gets_one_first() {

@@ -1,37 +1,26 @@
 //! Events for systemd's journal, with their fields.
 
+use std::fmt::Display;
 use std::io;
 use std::os::unix::net::UnixDatagram;
-
-use tracing::dispatcher::with_default;
-use tracing::{Dispatch, Level};
-use tracing_journald::{Priority, PriorityMappings};
-use tracing_subscriber::layer::SubscriberExt as _;
 
 use super::Sink;
 use super::severity::Severity;
 use crate::output::EventRecord;
 
-/// Where the journal listens: the path that `tracing-journald` has built in.
+/// Where the journal listens.
 const SOCKET: &str = "/run/systemd/journal/socket";
 
-/// systemd's journal.
+/// systemd's journal, by its own protocol: what cannot be sent is an error, and thereby counted.
 pub(super) struct Journal {
     instance: String,
-    open: Option<Open>,
-}
-
-struct Open {
-    /// Only asks whether the journal is there: the subscriber does not say what it could not send.
-    probe: UnixDatagram,
-    /// For this outlet alone.
-    subscriber: Dispatch,
+    socket: Option<UnixDatagram>,
 }
 
 impl Journal {
     /// The journal, for events of that instance.
     pub(super) fn new(instance: &str) -> Self {
-        Self { instance: instance.to_owned(), open: None }
+        Self { instance: instance.to_owned(), socket: None }
     }
 }
 
@@ -41,78 +30,71 @@ impl Sink for Journal {
     }
 
     fn write(&mut self, record: &EventRecord) -> io::Result<()> {
-        // An empty datagram, which the journal discards.
-        if self.open.as_ref().is_none_or(|open| open.probe.send(&[]).is_err()) {
-            self.open()?;
+        let entry = entry(&self.instance, record);
+        if let Some(socket) = &self.socket
+            && socket.send(&entry).is_ok()
+        {
+            return Ok(());
         }
-        if let Some(Open { subscriber, .. }) = &self.open {
-            with_default(subscriber, || tell(record));
-        }
-        Ok(())
+        // It may have been started anew.
+        self.open()?;
+        self.socket.as_ref().map_or(Ok(()), |socket| socket.send(&entry).map(drop))
     }
 
     fn open(&mut self) -> io::Result<()> {
-        self.open = None;
-        let absent = |error: io::Error| {
+        self.socket = None;
+        let socket = UnixDatagram::unbound()?;
+        socket.connect(SOCKET).map_err(|error| {
             let hint = "`journald = true` is for machines with systemd; others have `syslog`";
             io::Error::new(error.kind(), format!("cannot reach `{SOCKET}`: {error}\nhint: {hint}"))
-        };
-        let probe = UnixDatagram::unbound()?;
-        probe.connect(SOCKET).map_err(absent)?;
-        let layer = tracing_journald::layer()
-            .map_err(absent)?
-            .with_syslog_identifier("dosguard".to_owned())
-            .with_field_prefix(Some("DOSGUARD".to_owned()))
-            .with_custom_fields([("DOSGUARD_INSTANCE", &self.instance)])
-            .with_priority_mappings(PriorityMappings {
-                warn: Priority::Warning,
-                info: Priority::Notice,
-                debug: Priority::Informational,
-                ..PriorityMappings::new()
-            });
-        let subscriber = Dispatch::new(tracing_subscriber::registry().with(layer));
-        self.open = Some(Open { probe, subscriber });
+        })?;
+        self.socket = Some(socket);
         Ok(())
     }
 }
 
-/// Hands the event to the subscriber of this thread. Each field becomes `DOSGUARD_` and its name; what is absent does
-/// not become one.
-fn tell(record: &EventRecord) {
-    let ban = &record.ban;
-    let time = |at: jiff::Timestamp| at.to_string();
-    macro_rules! at_level {
-        ($level:expr) => {
-            tracing::event!(
-                target: "dosguard",
-                $level,
-                kind = record.kind,
-                at = time(record.at),
-                seq = record.seq,
-                source = ban.source,
-                rule = ban.rule,
-                scope = ban.scope,
-                reason = ban.reason,
-                monitor = ban.monitor,
-                count = ban.count,
-                limit = ban.limit,
-                window = ban.window,
-                offences = ban.offences,
-                since = ban.since.map(time),
-                until = ban.until.map(time),
-                note = ban.note,
-                suppressed = record.suppressed,
-                port = record.packet.as_ref().map(|packet| packet.port),
-                mac = record.packet.as_ref().map(|packet| packet.mac.as_str()),
-                interface = record.packet.as_ref().map(|packet| packet.interface.as_str()),
-                "{}",
-                record.message()
-            )
-        };
-    }
-    match Severity::of(record) {
-        Severity::Warning => at_level!(Level::WARN),
-        Severity::Notice => at_level!(Level::INFO),
-        Severity::Informational => at_level!(Level::DEBUG),
-    }
+/// The event as one datagram. Each field becomes `DOSGUARD_` and its name; what is absent does not become one.
+fn entry(instance: &str, record: &EventRecord) -> Vec<u8> {
+    let (ban, packet) = (&record.ban, record.packet.as_ref());
+    let priority = match Severity::of(record) {
+        Severity::Warning => 4,
+        Severity::Notice => 5,
+        Severity::Informational => 6,
+    };
+    let mut entry = Vec::new();
+    put(&mut entry, "MESSAGE", Some(record.message()));
+    put(&mut entry, "PRIORITY", Some(priority));
+    put(&mut entry, "SYSLOG_IDENTIFIER", Some("dosguard"));
+    put(&mut entry, "DOSGUARD_INSTANCE", Some(instance));
+    put(&mut entry, "DOSGUARD_KIND", Some(&record.kind));
+    put(&mut entry, "DOSGUARD_AT", Some(record.at));
+    put(&mut entry, "DOSGUARD_SEQ", record.seq);
+    put(&mut entry, "DOSGUARD_SOURCE", Some(&ban.source));
+    put(&mut entry, "DOSGUARD_RULE", ban.rule.as_ref());
+    put(&mut entry, "DOSGUARD_SCOPE", ban.scope.as_ref());
+    put(&mut entry, "DOSGUARD_REASON", ban.reason.as_ref());
+    put(&mut entry, "DOSGUARD_MONITOR", Some(ban.monitor));
+    put(&mut entry, "DOSGUARD_COUNT", Some(ban.count));
+    put(&mut entry, "DOSGUARD_LIMIT", Some(ban.limit));
+    put(&mut entry, "DOSGUARD_WINDOW", ban.window.as_ref());
+    put(&mut entry, "DOSGUARD_OFFENCES", Some(ban.offences));
+    put(&mut entry, "DOSGUARD_SINCE", ban.since);
+    put(&mut entry, "DOSGUARD_UNTIL", ban.until);
+    put(&mut entry, "DOSGUARD_NOTE", ban.note.as_ref());
+    put(&mut entry, "DOSGUARD_SUPPRESSED", Some(record.suppressed));
+    put(&mut entry, "DOSGUARD_PORT", packet.map(|packet| packet.port));
+    put(&mut entry, "DOSGUARD_MAC", packet.map(|packet| &packet.mac));
+    put(&mut entry, "DOSGUARD_INTERFACE", packet.map(|packet| &packet.interface));
+    entry
+}
+
+/// Adds a field with its length, so that a value of several lines stays one.
+fn put(entry: &mut Vec<u8>, name: &str, value: Option<impl Display>) {
+    let Some(value) = value else { return };
+    let value = value.to_string();
+    entry.extend_from_slice(name.as_bytes());
+    entry.push(b'\n');
+    entry.extend_from_slice(&(value.len() as u64).to_le_bytes());
+    entry.extend_from_slice(value.as_bytes());
+    entry.push(b'\n');
 }

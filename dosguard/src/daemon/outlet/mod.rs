@@ -112,6 +112,8 @@ impl Outlets {
     pub fn apply(&mut self, services: &Services) {
         let wanted = Target::all(&services.log);
         let mut before = std::mem::take(&mut self.sinks);
+        // One that could not be started is tried again.
+        before.retain(|(_, worker)| !worker.is_finished());
         for target in wanted {
             let same_place = before.iter().position(|(old, _)| old.loss() == target.loss());
             let worker = match same_place.map(|at| before.swap_remove(at)) {
@@ -129,16 +131,39 @@ impl Outlets {
         self.apply_hooks(&services.hooks);
     }
 
+    /// A hook that was changed is the one that runs the same program, or else the one in its place: it goes on with the
+    /// same queue, so that what was told keeps its order.
     fn apply_hooks(&mut self, wanted: &[Hook]) {
-        let mut before = std::mem::take(&mut self.hooks);
-        for hook in wanted {
-            let same = before.iter().position(|runner| runner.hook() == hook);
-            self.hooks.push(match same {
-                Some(at) => before.swap_remove(at),
-                None => HookRunner::start(hook, &self.instance, &self.health),
-            });
+        let before = std::mem::take(&mut self.hooks).into_iter();
+        // One that could not be started is tried again.
+        let mut before: Vec<_> = before.map(|runner| Some(runner).filter(|it| !it.is_finished())).collect();
+        let mut after: Vec<Option<HookRunner>> = wanted.iter().map(|_| None).collect();
+        let is_same: [fn(&Hook, usize, &Hook, usize) -> bool; 3] = [
+            |old, _, new, _| old == new,
+            |old, _, new, _| old.run == new.run,
+            |_, old_at, _, new_at| old_at == new_at,
+        ];
+        for is_same in is_same {
+            for (at, hook) in
+                wanted.iter().enumerate().filter(|(at, _)| after[*at].is_none()).collect::<Vec<_>>()
+            {
+                let found = before
+                    .iter_mut()
+                    .enumerate()
+                    .find_map(|(old_at, old)| old.take_if(|runner| is_same(runner.hook(), old_at, hook, at)));
+                after[at] = found.map(|mut runner| {
+                    if runner.hook() != hook {
+                        runner.change(hook);
+                    }
+                    runner
+                });
+            }
         }
-        before.into_iter().for_each(|runner| self.retire(runner));
+        let start = |(hook, runner): (&Hook, Option<HookRunner>)| {
+            runner.unwrap_or_else(|| HookRunner::start(hook, &self.instance, &self.health))
+        };
+        self.hooks = wanted.iter().zip(after).map(start).collect();
+        before.into_iter().flatten().for_each(|runner| self.retire(runner));
     }
 
     fn retire(&mut self, mut outlet: impl Outlet + 'static) {

@@ -93,6 +93,58 @@ impl Sink for Stuck {
     }
 }
 
+/// Takes each event once it may, and counts.
+struct Gate {
+    name: &'static str,
+    may: std::sync::mpsc::Receiver<()>,
+    taken: Arc<std::sync::atomic::AtomicUsize>,
+}
+
+impl Sink for Gate {
+    fn name(&self) -> String {
+        self.name.to_owned()
+    }
+
+    fn write(&mut self, _record: &EventRecord) -> std::io::Result<()> {
+        let _ = self.may.recv();
+        self.taken.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+#[test]
+fn of_two_sinks_that_follow_the_later_one_stays() {
+    let gate = |name| {
+        let (open, may) = std::sync::mpsc::channel();
+        let taken = Arc::default();
+        (Box::new(Gate { name, may, taken: Arc::clone(&taken) }), open, taken)
+    };
+    let count = |taken: &Arc<std::sync::atomic::AtomicUsize>| taken.load(std::sync::atomic::Ordering::SeqCst);
+    let (slow, open, slow_taken) = gate("slow");
+    let (stale, open_stale, stale_taken) = gate("stale");
+    let (last, open_last, last_taken) = gate("last");
+    drop((open_stale, open_last));
+    let health = Health::default();
+    let mut worker = Worker::start_boxed(slow, Loss::Printed, &health);
+    let event = Arc::new(record("ban", "192.0.2.1"));
+    let mut told = 0;
+    while health.losses(Loss::Printed) == 0 {
+        worker.tell(&event);
+        told += 1;
+    }
+    worker.replace(stale);
+    for _ in 0..10 {
+        open.send(()).unwrap();
+    }
+    wait("some room", || count(&slow_taken) == 10);
+    worker.replace(last);
+    drop(open);
+    wait("an empty queue", || count(&slow_taken) == told - 1);
+    worker.tell(&event);
+    Box::new(worker).finish(Instant::now() + Duration::from_secs(20));
+    assert_eq!((count(&stale_taken), count(&last_taken)), (0, 1));
+}
+
 #[test]
 fn one_that_is_stuck_holds_up_nobody() {
     let health = Health::default();

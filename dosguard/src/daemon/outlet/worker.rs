@@ -59,17 +59,28 @@ impl Worker {
         let (jobs, queue) = sync_channel::<Job>(QUEUE);
         let (finish, finished) = channel::<()>();
         let (name, counted) = (sink.name(), health.clone());
-        thread::spawn(move || {
+        let started = thread::Builder::new().name("outlet".to_owned()).spawn(move || {
             write_all(sink, &queue, loss, &counted);
             drop(finish);
         });
+        // Without a thread it is finished, and every event is counted as lost.
+        let jobs = match started {
+            Ok(_) => Some(jobs),
+            Err(error) => {
+                let text = format!("{name} does not take events: its thread cannot be started: {error}");
+                health.warn(name.as_str(), text);
+                None
+            }
+        };
         let behind = Behind::default();
-        Self { jobs: Some(jobs), pending: None, finished, loss, health: health.clone(), name, behind }
+        Self { jobs, pending: None, finished, loss, health: health.clone(), name, behind }
     }
 
     /// Writes to another sink from now on; what is told already goes to the one before.
     pub(super) fn replace(&mut self, sink: Box<dyn Sink>) {
         self.name = sink.name();
+        // One that waits to be the next is not wanted any more, and must not come after this one.
+        self.pending = None;
         self.queue_or_keep(Job::Replace(sink));
     }
 

@@ -24,8 +24,8 @@ use crate::config::services::Hook;
 use crate::output::EventRecord;
 use process::Failure;
 
-/// Events that wait for their program to be run.
-const QUEUE: usize = 1_024;
+/// Events that wait for their program to be run, and one that is the next.
+const QUEUE: usize = 1_023;
 /// How long killing takes at most.
 const KILL: Duration = Duration::from_millis(500);
 
@@ -34,7 +34,7 @@ pub struct HookRunner {
     hook: Arc<Hook>,
     name: String,
     /// None once there is nothing more to come.
-    jobs: Option<mpsc::Sender<Arc<EventRecord>>>,
+    jobs: Option<mpsc::Sender<Job>>,
     /// Tells the thread to kill what runs, and to end.
     stop: watch::Sender<bool>,
     finished: Receiver<()>,
@@ -42,11 +42,24 @@ pub struct HookRunner {
     behind: Behind,
 }
 
+/// Something for the thread, under the settings of its time.
+struct Job {
+    hook: Arc<Hook>,
+    /// None if only the settings have changed.
+    record: Option<Arc<EventRecord>>,
+}
+
+/// What tells a hook from others. The same program may be run at other events by another one.
+fn name(hook: &Hook) -> String {
+    let kinds: Vec<_> = hook.on.iter().map(|kind| kind.name()).collect();
+    format!("hook `{}` at {}", hook.run.join(" "), kinds.join(", "))
+}
+
 impl HookRunner {
     /// Starts the thread. `instance` is told to the programs.
     pub fn start(hook: &Hook, instance: &str, health: &Health) -> Self {
         let hook = Arc::new(hook.clone());
-        let name = format!("hook `{}`", hook.run.join(" "));
+        let name = name(&hook);
         let (jobs, queue) = mpsc::channel(QUEUE);
         let (stop, stopped) = watch::channel(false);
         let (finish, finished) = channel();
@@ -57,12 +70,34 @@ impl HookRunner {
             health: health.clone(),
             stopped,
         };
-        thread::spawn(move || {
+        let started = thread::Builder::new().name("hook".to_owned()).spawn(move || {
             runs.work_off(queue);
             drop(finish);
         });
+        // Without a thread it is finished, and every event is counted as skipped.
+        let jobs = match started {
+            Ok(_) => Some(jobs),
+            Err(error) => {
+                let text = format!("{name} cannot be run: its thread cannot be started: {error}");
+                health.warn(name.as_str(), text);
+                None
+            }
+        };
         let behind = Behind::default();
-        Self { hook, name, jobs: Some(jobs), stop, finished, health: health.clone(), behind }
+        Self { hook, name, jobs, stop, finished, health: health.clone(), behind }
+    }
+
+    /// Goes on under other settings. What was told before is worked off first, under those that held then.
+    pub(super) fn change(&mut self, hook: &Hook) {
+        self.hook = Arc::new(hook.clone());
+        self.name = name(hook);
+        // If that finds no room, the next event brings it.
+        self.queue(None);
+    }
+
+    fn queue(&self, record: Option<Arc<EventRecord>>) -> bool {
+        let job = Job { hook: Arc::clone(&self.hook), record };
+        self.jobs.as_ref().is_some_and(|jobs| jobs.try_send(job).is_ok())
     }
 
     /// What it runs, and when.
@@ -76,7 +111,7 @@ impl Outlet for HookRunner {
         if !record.known_kind().is_some_and(|kind| self.hook.on.contains(&kind)) {
             return;
         }
-        let taken = self.jobs.as_ref().is_some_and(|jobs| jobs.try_send(Arc::clone(record)).is_ok());
+        let taken = self.queue(Some(Arc::clone(record)));
         if !taken {
             self.health.lost(Loss::HookSkipped, 1);
         }
@@ -113,42 +148,75 @@ struct Runs {
 
 impl Runs {
     /// Runs the program for each event of the queue, until there are no more to come.
-    fn work_off(&self, mut queue: mpsc::Receiver<Arc<EventRecord>>) {
+    fn work_off(mut self, mut queue: mpsc::Receiver<Job>) {
         match Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime.block_on(self.run_all(&mut queue)),
             Err(error) => {
-                while queue.blocking_recv().is_some() {
-                    self.note(Err(Failure::NotStarted(io::Error::new(error.kind(), error.to_string()))));
+                while let Some(job) = queue.blocking_recv() {
+                    self.change(&job.hook);
+                    if job.record.is_some() {
+                        self.note(Err(Failure::NotStarted(io::Error::new(error.kind(), error.to_string()))));
+                    }
                 }
             }
         }
         // What still waits when everything has to end.
-        while queue.try_recv().is_ok() {
-            self.health.lost(Loss::HookSkipped, 1);
+        while let Ok(job) = queue.try_recv() {
+            self.skip(&job);
         }
         self.health.forget(&self.name);
     }
 
-    async fn run_all(&self, queue: &mut mpsc::Receiver<Arc<EventRecord>>) {
-        let at_most = usize::try_from(self.hook.at_most).unwrap_or(usize::MAX).max(1);
+    async fn run_all(&mut self, queue: &mut mpsc::Receiver<Job>) {
         let mut running = JoinSet::new();
         let mut stopped = self.stopped.clone();
+        let mut next: Option<Job> = None;
         loop {
-            tokio::select! {
-                biased;
-                Ok(_) = stopped.wait_for(|stopped| *stopped) => break,
-                Some(done) = running.join_next() => self.note(done.unwrap_or(Err(Failure::Stopped))),
-                record = queue.recv(), if running.len() < at_most => {
-                    let Some(record) = record else { break };
-                    let (hook, instance) = (Arc::clone(&self.hook), Arc::clone(&self.instance));
+            if let Some(job) = next.take_if(|job| self.is_turn_of(job, running.len())) {
+                self.change(&job.hook);
+                if let Some(record) = job.record {
+                    let (hook, instance) = (job.hook, Arc::clone(&self.instance));
                     let stopped = self.stopped.clone();
                     running.spawn(async move { process::run(&hook, &instance, &record, stopped).await });
                 }
             }
+            tokio::select! {
+                biased;
+                Ok(_) = stopped.wait_for(|stopped| *stopped) => break,
+                Some(done) = running.join_next() => self.note(done.unwrap_or(Err(Failure::Stopped))),
+                job = queue.recv(), if next.is_none() => match job {
+                    Some(job) => next = Some(job),
+                    None => break,
+                },
+            }
         }
+        next.iter().for_each(|job| self.skip(job));
         while let Some(done) = running.join_next().await {
             self.note(done.unwrap_or(Err(Failure::Stopped)));
         }
+    }
+
+    /// Whether it may be done now. Other settings hold once everything that was run under those from before has ended:
+    /// so what is run one at a time keeps its order.
+    fn is_turn_of(&self, job: &Job, running: usize) -> bool {
+        let at_most = usize::try_from(job.hook.at_most).unwrap_or(usize::MAX).max(1);
+        if *job.hook == *self.hook { running < at_most } else { running == 0 }
+    }
+
+    fn change(&mut self, hook: &Arc<Hook>) {
+        if *hook == self.hook {
+            return;
+        }
+        let name = name(hook);
+        if name != self.name {
+            self.health.forget(&self.name);
+        }
+        (self.hook, self.name) = (Arc::clone(hook), name);
+    }
+
+    /// Counts what is not done any more.
+    fn skip(&self, job: &Job) {
+        self.health.lost(Loss::HookSkipped, u64::from(job.record.is_some()));
     }
 
     fn note(&self, done: Result<(), Failure>) {

@@ -12,7 +12,8 @@ use nix::unistd::Pid;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::config::services::Hook;
@@ -73,11 +74,15 @@ pub(super) async fn run(
     let mut child = command(hook, instance, record)?.spawn().map_err(Failure::NotStarted)?;
     // It was not waited for yet.
     let group = Pid::from_raw(child.id().and_then(|id| i32::try_from(id).ok()).unwrap_or_default());
+    // Both end with this: a process that left the group may keep its ends of the pipes as long as it likes.
+    let mut pipes = JoinSet::new();
     if let Some(mut stdin) = child.stdin.take() {
         // It need not read.
-        tokio::spawn(async move { stdin.write_all(&line).await });
+        pipes.spawn(async move { drop(stdin.write_all(&line).await) });
     }
-    let said = tokio::spawn(beginning(child.stderr.take()));
+    let (said, heard) = oneshot::channel();
+    let stderr = child.stderr.take();
+    pipes.spawn(async move { drop(said.send(beginning(stderr).await)) });
 
     let killed = tokio::select! {
         ended = timeout(hook.timeout.duration(), has_ended(group, &mut ends)) => {
@@ -96,7 +101,7 @@ pub(super) async fn run(
         Some(failure) => Err(failure),
         None if status.success() => Ok(()),
         None => {
-            let said = timeout(GRACE, said).await.ok().and_then(Result::ok).unwrap_or_default();
+            let said = timeout(GRACE, heard).await.ok().and_then(Result::ok).unwrap_or_default();
             Err(Failure::Status { status, said })
         }
     }

@@ -234,9 +234,63 @@ fn changed_hooks_finish_what_they_were_told() {
     wait("ten runs", || script.read("runs").lines().count() == 10);
     outlets.finish();
     let text = script.read("runs");
-    let (mut runs, mut expected): (Vec<_>, Vec<_>) = (text.lines().collect(), Vec::new());
-    expected.extend((0..10).map(|n| format!("192.0.2.{n} {}", if n < 5 { "one" } else { "two" })));
-    runs.sort_unstable();
-    assert_eq!(runs, expected);
+    let word = |n| if n < 5 { "one" } else { "two" };
+    let expected: Vec<_> = (0..10).map(|n| format!("192.0.2.{n} {}", word(n))).collect();
+    assert_eq!(text.lines().collect::<Vec<_>>(), expected, "in this order");
     assert_eq!(health.warned(), Vec::<String>::new());
+}
+
+#[test]
+fn a_hook_that_runs_the_same_goes_on_wherever_it_stands() {
+    let script =
+        Script::new(r#"[ "$DOSGUARD_KIND" = ban ] && sleep 0.5; echo "$DOSGUARD_KIND" >> "$1/runs""#);
+    let log = crate::config::services::Log { stdout: None, ..Default::default() };
+    let services =
+        |hooks| crate::config::services::Services { log: log.clone(), hooks, ..Default::default() };
+    let health = Health::default();
+    let mut outlets = super::super::Outlets::start(&services(vec![script.hook(20, 1)]), "default", &health);
+    outlets.tell(&Arc::new(record("ban", "192.0.2.1")));
+    let other = Hook { run: vec!["/bin/true".to_owned()], ..script.hook(20, 1) };
+    outlets.apply(&services(vec![other.clone(), script.hook(30, 1)]));
+    outlets.tell(&Arc::new(record("unban", "192.0.2.1")));
+    let only_bans = Hook { on: vec![Kind::Ban], ..script.hook(30, 1) };
+    outlets.apply(&services(vec![only_bans, other]));
+    outlets.tell(&Arc::new(record("unban", "192.0.2.2")));
+    outlets.tell(&Arc::new(record("ban", "192.0.2.2")));
+    wait("three runs", || script.read("runs").lines().count() == 3);
+    outlets.finish();
+    assert_eq!(script.read("runs"), "ban\nunban\nban\n");
+}
+
+#[test]
+fn two_that_run_the_same_have_a_warning_each() {
+    let script = Script::new(r#"echo "$DOSGUARD_KIND" >> "$1/runs"; [ "$DOSGUARD_KIND" = unban ]"#);
+    let health = Health::default();
+    let start = |kind| {
+        let hook = Hook { on: vec![kind], ..script.hook(20, 1) };
+        Box::new(HookRunner::start(&hook, "default", &health))
+    };
+    let (mut fails, mut works) = (start(Kind::Ban), start(Kind::Unban));
+    fails.tell(&Arc::new(record("ban", "192.0.2.1")));
+    wait("a warning", || health.warned().len() == 1);
+    works.tell(&Arc::new(record("unban", "192.0.2.1")));
+    wait("its run", || script.read("runs").contains("unban"));
+    works.finish(end());
+    assert_eq!(health.warned().len(), 1);
+    fails.finish(end());
+    assert_eq!(health.warned(), Vec::<String>::new());
+}
+
+#[test]
+fn who_leaves_the_group_is_not_listened_to_for_ever() {
+    let script = Script::new(
+        r#"setsid sh -c 'trap "" PIPE; echo > "$0/up"; while echo x >&2; do sleep 0.05; done; echo > "$0/gone"' "$1" &
+        while [ ! -e "$1/up" ]; do sleep 0.05; done"#,
+    );
+    let health = Health::default();
+    let mut runner = HookRunner::start(&script.hook(20, 1), "default", &health);
+    runner.tell(&Arc::new(record("ban", "192.0.2.1")));
+    wait("the end of the pipe", || script.path("gone").exists());
+    Box::new(runner).finish(end());
+    assert_eq!(health.losses(Loss::HookKilled) + health.losses(Loss::HookFailed), 0);
 }
