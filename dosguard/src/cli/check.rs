@@ -17,7 +17,7 @@ use crate::config::policy::{Policy, SourcePrefixes};
 use crate::config::services::{ExportFormat, Hook, Log, LogFormat, Services};
 use crate::config::sizes::Sizes;
 use crate::config::warnings::warnings;
-use crate::output::BOLD;
+use crate::output::{BOLD, printable};
 use crate::paths::Paths;
 
 #[derive(Debug, Args)]
@@ -57,7 +57,7 @@ pub(super) fn check(paths: &Paths, args: &CheckArgs, out: &mut dyn Write) -> any
 /// What the configuration comes to.
 fn print(configuration: &Configuration, out: &mut dyn Write) -> anyhow::Result<()> {
     let Configuration { policy, services, sizes, files } = configuration;
-    let files: Vec<_> = files.iter().map(|file| format!("`{}`", file.display())).collect();
+    let files: Vec<_> = files.iter().map(|file| format!("`{}`", printable(&file.display().to_string()))).collect();
     let are = if files.len() == 1 { "is" } else { "together are" };
     writeln!(out, "{} {are} valid: {}", files.join(", "), rules_in_short(policy))?;
     let interfaces = match policy.interfaces.as_slice() {
@@ -101,8 +101,9 @@ fn print(configuration: &Configuration, out: &mut dyn Write) -> anyhow::Result<(
     Ok(())
 }
 
+/// What files say is anybody's text.
 fn line(out: &mut dyn Write, name: &str, text: impl fmt::Display) -> anyhow::Result<()> {
-    Ok(writeln!(out, "{BOLD}{name}{BOLD:#}: {text}")?)
+    Ok(writeln!(out, "{BOLD}{name}{BOLD:#}: {}", printable(&text.to_string()))?)
 }
 
 fn rules_in_short(policy: &Policy) -> String {
