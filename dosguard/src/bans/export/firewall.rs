@@ -8,12 +8,14 @@ use dosguard_common::rule::RuleIndex;
 
 use super::{Selected, Setting, family};
 use crate::config::ports::Ports;
+use crate::config::sizes::Size;
 use crate::paths::DEFAULT_INSTANCE;
 
 /// The longest timeout of an entry of a set, in seconds: 24 days (`IPSET_MAX_TIMEOUT`, in milliseconds a `UINT_MAX` / 2).
 const IPSET_LONGEST_S: u64 = 2_147_483;
-/// Entries that a set may have at least.
-const IPSET_ENTRIES: usize = 1 << 20;
+/// Entries that a set may have: as many as there can be bans. It is the same for every export, since a set that is there
+/// with another number is no set that `create -exist` accepts, and takes no memory by itself.
+const IPSET_ENTRIES: u32 = Size::MOST;
 /// Ports that one match of `multiport` takes; a range counts twice.
 const MULTIPORT: usize = 15;
 
@@ -112,15 +114,13 @@ pub(super) fn ipset(out: &mut dyn Write, selected: &Selected, setting: &Setting<
     );
     header(out, setting, &usage)?;
     let sources = selected.whole();
-    let most = IPSET_ENTRIES.max(sources.len().next_power_of_two());
     for (version, kind) in [(4, "inet"), (6, "inet6")] {
         let (set, new) = (format!("{base}{version}"), format!("{base}{version}+"));
-        // Made before it is destroyed, since there may be none: one that was left may have been made for fewer.
-        writeln!(out, "create {new} hash:net family {kind} timeout 0 -exist\ndestroy {new}")?;
         for name in [&set, &new] {
-            let exist = if name == &set { " -exist" } else { "" };
-            writeln!(out, "create {name} hash:net family {kind} maxelem {most} timeout 0{exist}")?;
+            writeln!(out, "create {name} hash:net family {kind} maxelem {IPSET_ENTRIES} timeout 0 -exist")?;
         }
+        // One that was left by an export that was broken off is not empty.
+        writeln!(out, "flush {new}")?;
         for (network, seconds) in of_family(&sources, setting, version) {
             writeln!(out, "add {new} {network} timeout {}", seconds.min(IPSET_LONGEST_S))?;
         }

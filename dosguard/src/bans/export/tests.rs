@@ -146,8 +146,8 @@ fn sets_are_filled_and_then_put_in_place() {
     assert_eq!(
         lines[..7],
         [
-            "create dosguard-lab4 hash:net family inet maxelem 1048576 timeout 0 -exist",
-            "create dosguard-lab4+ hash:net family inet maxelem 1048576 timeout 0 -exist",
+            "create dosguard-lab4 hash:net family inet maxelem 16777216 timeout 0 -exist",
+            "create dosguard-lab4+ hash:net family inet maxelem 16777216 timeout 0 -exist",
             "flush dosguard-lab4+",
             "add dosguard-lab4+ 198.51.100.1 timeout 600",
             "add dosguard-lab4+ 198.51.100.4 timeout 90",
