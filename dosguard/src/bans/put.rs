@@ -54,7 +54,7 @@ impl Put {
                 Some(old) if old.is_monitored() && !ban.is_monitored() => outcome.imposed.push((key, ban)),
                 Some(old)
                     if ban.is_monitored() != old.is_monitored()
-                        || ban.until_ns < old.until_ns.saturating_add(SAME_NS) =>
+                        || ban.until_ns.saturating_sub(old.until_ns) < SAME_NS =>
                 {
                     outcome.kept += 1;
                 }

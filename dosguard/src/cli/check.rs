@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -149,6 +149,17 @@ fn missing(services: &Services) -> Vec<String> {
             Ok(there) if there.is_file() && there.permissions().mode() & 0o111 != 0 => {}
             Ok(_) => found.push(format!("hook `{program}` is no program that can be run")),
             Err(error) => found.push(format!("hook `{program}`: {error}")),
+        }
+    }
+    for export in &services.exports {
+        let shown = export.path.display();
+        if let Ok(there) = fs::metadata(&export.path)
+            && (there.uid(), there.gid()) != (0, 0)
+        {
+            found.push(format!(
+                "`{shown}` does not belong to root:root: the daemon may not give files away, and cannot replace it; \
+                 `dosguard bans export --watch` can"
+            ));
         }
     }
     let written = services.exports.iter().map(|export| &export.path);

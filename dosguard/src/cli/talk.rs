@@ -7,6 +7,9 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 
 use crate::output::{BOLD, RED, YELLOW, printable};
 
+/// So many characters of a line are shown.
+const LONGEST: usize = 2_000;
+
 struct Stderr;
 
 impl Log for Stderr {
@@ -103,7 +106,11 @@ fn message_and_hints(causes: anyhow::Chain<'_>) -> (String, Vec<String>) {
 /// Text of several lines, each of them printable. Those behind the first are indented, so that none can pass for a line
 /// of our own.
 fn lines(text: &str) -> String {
-    text.lines().map(printable).collect::<Vec<_>>().join("\n  ")
+    let shown = |line: &str| match line.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", printable(&line[..end])),
+        None => printable(line).into_owned(),
+    };
+    text.lines().map(shown).collect::<Vec<_>>().join("\n  ")
 }
 
 fn raw_message_and_hints(causes: anyhow::Chain<'_>) -> (String, Vec<String>) {
@@ -143,6 +150,12 @@ mod tests {
     #[test]
     fn no_line_of_another_s_text_passes_for_ours() {
         assert_eq!(lines("the verifier says:\nerror: \x1bc\u{202e}\n"), "the verifier says:\n  error: \\u{1b}c\\u{202e}");
+    }
+
+    #[test]
+    fn a_line_without_end_is_cut() {
+        assert_eq!(lines(&"ä".repeat(LONGEST)), "ä".repeat(LONGEST));
+        assert_eq!(lines(&"ä".repeat(LONGEST * 100)), "ä".repeat(LONGEST) + "…");
     }
 
     #[test]

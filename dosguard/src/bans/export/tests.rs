@@ -3,6 +3,7 @@ use dosguard_common::rule::RuleSpec;
 
 use super::super::testing::{SECOND, SMTP, WEB, clock, imposed, live, source};
 use super::firewall::nft_time;
+use super::text::inert;
 use super::*;
 use crate::config::policy::default_spec;
 use crate::output::BanRecord;
@@ -102,6 +103,13 @@ fn records_have_everything_and_are_quoted() {
     let note = table.headers().unwrap().iter().position(|name| name == "note").unwrap();
     assert!(rows.iter().any(|row| &row[note] == HOSTILE));
     assert!(rows.iter().any(|row| &row[4] == "true" && &row[2] == "smtp"), "{text}");
+}
+
+#[test]
+fn no_note_is_a_formula() {
+    for (note, shown) in [("=1+1", "'=1+1"), ("@a", "'@a"), ("-", "'-"), ("\ta", "'\ta"), ("a=1", "a=1"), ("", "")] {
+        assert_eq!(inert(note.to_owned()), shown);
+    }
 }
 
 #[test]

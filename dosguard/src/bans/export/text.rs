@@ -65,7 +65,7 @@ pub(super) fn json(out: &mut dyn Write, selected: &Selected, setting: &Setting<'
 }
 
 /// Text that no spreadsheet takes for a formula.
-fn inert(text: String) -> String {
+pub(super) fn inert(text: String) -> String {
     if text.starts_with(['=', '+', '-', '@', '\t', '\r']) { format!("'{text}") } else { text }
 }
 
