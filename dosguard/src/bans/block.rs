@@ -23,16 +23,23 @@ pub enum MarkerError {
 
 /// The file's content with the instance's block as it is to be: `lines`, which end with a line break unless there are none.
 ///
-/// A file without a block gets one at its end or, if its last line has no line break, at its beginning: it is not ours to
-/// end that line.
+/// A file without a block gets one at its end or, if its last line has no line break or ends in a backslash, at its
+/// beginning: it is not ours to end that line, and it would go on with the block.
 pub fn replace(content: &[u8], instance: &str, lines: &[u8]) -> Result<Vec<u8>, MarkerError> {
     let [begin, end] = markers(instance);
     let block = [begin.as_bytes(), b"\n", lines, end.as_bytes(), b"\n"].concat();
     match find(content, instance)? {
         Some((from, to)) => Ok([&content[..from], &block, &content[to..]].concat()),
-        None if content.last().is_none_or(|last| *last == b'\n') => Ok([content, &block].concat()),
+        None if content.is_empty() || (content.ends_with(b"\n") && !goes_on(content)) => {
+            Ok([content, &block].concat())
+        }
         None => Ok([&block, content].concat()),
     }
+}
+
+/// Whether the last line goes on in the next one (hosts_access(5)).
+fn goes_on(content: &[u8]) -> bool {
+    content.ends_with(b"\\\n") || content.ends_with(b"\\\r\n")
 }
 
 fn markers(instance: &str) -> [String; 2] {
@@ -121,6 +128,8 @@ mod tests {
         let first = replaced("ALL: 203.0.113.1", "192.0.2.1\n");
         assert_eq!(first, format!("{block}ALL: 203.0.113.1").as_bytes());
         assert_eq!(replaced(&first, "192.0.2.1\n"), first);
+        let first = replaced("ALL: 203.0.113.1 \\\n", "192.0.2.1\n");
+        assert_eq!(first, format!("{block}ALL: 203.0.113.1 \\\n").as_bytes(), "it would go on with the block");
     }
 
     #[test]

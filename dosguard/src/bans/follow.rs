@@ -15,8 +15,6 @@ use super::block::{self, MarkerError};
 const MAX_BYTES: u64 = 64 * 1024 * 1024;
 /// How often it is begun again because somebody else has changed the file meanwhile.
 const TRIES: usize = 5;
-/// A temporary file that is older was left by a process that is gone.
-const STALE: Duration = Duration::from_secs(60);
 /// A file that was changed longer ago than this before it was looked at has got another stamp since if it was changed again.
 const SETTLED: Duration = Duration::from_secs(2);
 /// What a file gets that was not there.
@@ -26,7 +24,10 @@ const NEW_MODE: u32 = 0o644;
 #[derive(Debug, Error)]
 pub enum FollowError {
     /// A step failed.
-    #[error("cannot {action} `{}`", path.display())]
+    #[error(
+        "cannot {action} `{}`\nhint: see that its folder is there and can be written, and that the disk is not full",
+        path.display()
+    )]
     Io {
         /// What was tried.
         action: &'static str,
@@ -53,8 +54,35 @@ pub enum FollowError {
         #[source]
         source: MarkerError,
     },
+    /// The new file cannot be given to the owner of the old one.
+    #[error(
+        "`{}` belongs to {uid}:{gid}, and this process may not give files away\n\
+         hint: `chown root:root` it, or keep it with `dosguard bans export --watch`, which may",
+        path.display()
+    )]
+    Owner {
+        /// The file.
+        path: PathBuf,
+        /// Its user.
+        uid: u32,
+        /// Its group.
+        gid: u32,
+    },
+    /// Another process is writing the file at this moment.
+    #[error(
+        "another process is writing `{}`\nhint: one `[[export]]` or `bans export --watch` of an instance is enough for a \
+         file",
+        path.display()
+    )]
+    Taken {
+        /// The file.
+        path: PathBuf,
+    },
     /// Somebody else keeps changing it.
-    #[error("`{}` was changed by somebody else each time it was to be written", path.display())]
+    #[error(
+        "`{}` was changed by somebody else each time it was to be written\nhint: what else writes it, and that often?",
+        path.display()
+    )]
     Busy {
         /// The file.
         path: PathBuf,
@@ -192,7 +220,7 @@ impl Followed {
     /// Replaces the file, unless it is no longer what was found; then none is returned.
     fn write(&self, target: &Path, found: &Found, content: &[u8]) -> Result<Option<Stamp>, FollowError> {
         let (folder, temporary) = self.beside(target)?;
-        let mut file = create(&temporary)?;
+        let mut file = create(&temporary, target)?;
         let written = (|| {
             prepare(&file, found, target)?;
             file.write_all(content).and_then(|()| file.sync_all()).map_err(at("write", &temporary))?;
@@ -200,13 +228,17 @@ impl Followed {
             if !is_still(target, found)? {
                 return Ok(None);
             }
+            // Somebody who knows of no locks may have put another in its place.
+            if !is_at(&file, &temporary) {
+                return Err(FollowError::Taken { path: target.to_owned() });
+            }
             fs::rename(&temporary, target).map_err(at("replace", target))?;
             let stamp = file.metadata().map_err(at("look at", target))?;
             // Without this the rename may be lost in a power cut, and the old file is there: which is whole, too.
             let _ = File::open(&folder).and_then(|folder| folder.sync_all());
             Ok(Some(Stamp::of(&stamp)))
         })();
-        if !matches!(written, Ok(Some(_))) {
+        if !matches!(written, Ok(Some(_))) && is_at(&file, &temporary) {
             let _ = fs::remove_file(&temporary);
         }
         written
@@ -259,24 +291,45 @@ fn read(target: &Path) -> Result<Found, FollowError> {
     Ok(Found { content, file: Some((file, metadata)) })
 }
 
-/// A new file, in place of one that was left by a process that is gone.
-fn create(temporary: &Path) -> Result<File, FollowError> {
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true).mode(0o600);
-    match options.open(temporary) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            let left = fs::symlink_metadata(temporary).and_then(|file| file.modified());
-            let age = left.map(|left| SystemTime::now().duration_since(left).unwrap_or_default());
-            if age.is_ok_and(|age| age < STALE) {
-                return Err(at("create", temporary)(io::Error::other(
-                    "another process is writing it, or was stopped a moment ago",
-                )));
+/// A new file that is locked, in place of one that was left by a process that is gone: who writes one holds its lock, and
+/// loses it when it ends, however that comes about.
+fn create(temporary: &Path, target: &Path) -> Result<File, FollowError> {
+    for _ in 0..TRIES {
+        let mut options = OpenOptions::new();
+        options.write(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
+        match options.clone().create_new(true).mode(0o600).open(temporary) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(at("create", temporary)(error)),
+            Ok(file) => {
+                // Another process may have taken it for one that was left.
+                if file.try_lock().is_ok() && is_at(&file, temporary) {
+                    return Ok(file);
+                }
+                continue;
             }
-            fs::remove_file(temporary).map_err(at("remove", temporary))?;
-            options.open(temporary).map_err(at("create", temporary))
         }
-        opened => opened.map_err(at("create", temporary)),
+        match options.open(temporary) {
+            Ok(left) => {
+                if left.try_lock().is_err() {
+                    return Err(FollowError::Taken { path: target.to_owned() });
+                }
+                // Under its lock: nobody else removes it, or has it in use.
+                if is_at(&left, temporary) {
+                    fs::remove_file(temporary).map_err(at("remove", temporary))?;
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            // It is no file of ours, such as a symbolic link.
+            Err(_) => fs::remove_file(temporary).map_err(at("remove", temporary))?,
+        }
     }
+    Err(FollowError::Taken { path: target.to_owned() })
+}
+
+/// Whether the file at the path is this one.
+fn is_at(file: &File, path: &Path) -> bool {
+    let there = fs::symlink_metadata(path).and_then(|there| Ok((there, file.metadata()?)));
+    there.is_ok_and(|(there, own)| (there.dev(), there.ino()) == (own.dev(), own.ino()))
 }
 
 /// The same owner, mode and attributes as the file that it is to replace.
@@ -285,12 +338,21 @@ fn prepare(file: &File, found: &Found, target: &Path) -> Result<(), FollowError>
         return file.set_permissions(Permissions::from_mode(NEW_MODE)).map_err(at("give a mode to", target));
     };
     let own = file.metadata().map_err(at("look at", target))?;
-    if (own.uid(), own.gid()) != (metadata.uid(), metadata.gid()) {
+    let (uid, gid) = (metadata.uid(), metadata.gid());
+    // Before the owner, since then it may be another's, whose mode is not ours to set.
+    let mode = || Permissions::from_mode(metadata.mode() & 0o7777);
+    file.set_permissions(mode()).map_err(at("keep the mode of", target))?;
+    if (own.uid(), own.gid()) != (uid, gid) {
         // Not the same owner's would be another file to those who read it.
-        fchown(file, Some(metadata.uid()), Some(metadata.gid())).map_err(at("keep the owner of", target))?;
+        fchown(file, Some(uid), Some(gid)).map_err(|error| match error.kind() {
+            io::ErrorKind::PermissionDenied => FollowError::Owner { path: target.to_owned(), uid, gid },
+            _ => at("keep the owner of", target)(error),
+        })?;
+        // A file that is given away loses what makes programs run as their owner.
+        if metadata.mode() & 0o6000 != 0 {
+            file.set_permissions(mode()).map_err(at("keep the mode of", target))?;
+        }
     }
-    let mode = Permissions::from_mode(metadata.mode() & 0o7777);
-    file.set_permissions(mode).map_err(at("keep the mode of", target))?;
     copy_attributes(old, file);
     Ok(())
 }

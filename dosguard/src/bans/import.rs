@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use dosguard_common::address::Address;
 use dosguard_common::ban::Ban;
 use dosguard_common::key::SourceKey;
+use dosguard_common::label::MAX_LABEL;
 use dosguard_common::rule::{RuleIndex, Scope};
 use jiff::Timestamp;
 use thiserror::Error;
@@ -17,10 +18,10 @@ use super::export::network;
 use super::live::{Live, Span, Unfit, parse_source};
 use crate::config::cidr::Cidr;
 use crate::config::units;
-use crate::output::{BanRecord, SCHEMA, WallClock};
+use crate::output::{BanFields, BanRecord, SCHEMA, WallClock, printable};
 
 /// The most lines that are read.
-const MAX_LINES: usize = 1_000_000;
+const MAX_LINES: usize = 17_000_000;
 /// The most bytes of a line.
 const MAX_LINE: usize = 4_096;
 /// What is shown of a line that cannot be read.
@@ -67,7 +68,7 @@ pub enum ImportError {
     )]
     TooLong,
     /// It cannot be read.
-    #[error("reading failed")]
+    #[error("reading failed\nhint: name a file of text that can be read, or `-` for standard input")]
     Io(#[from] io::Error),
 }
 
@@ -101,10 +102,26 @@ pub enum LineError {
     },
 }
 
+/// What some editors put first.
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
+
 /// Whether records come first in it: a list of addresses does not begin with a brace.
 pub fn looks_like_json(input: &mut impl BufRead) -> io::Result<bool> {
-    let first = input.fill_buf()?.iter().find(|byte| !byte.is_ascii_whitespace());
-    Ok(first == Some(&b'{'))
+    loop {
+        let buffer = input.fill_buf()?;
+        if buffer.is_empty() {
+            return Ok(false);
+        }
+        // The bytes of a byte order mark begin nothing else that is read.
+        let blank = |byte: &u8| byte.is_ascii_whitespace() || BYTE_ORDER_MARK.contains(byte);
+        match buffer.iter().find(|byte| !blank(byte)) {
+            Some(first) => return Ok(*first == b'{'),
+            None => {
+                let read = buffer.len();
+                input.consume(read);
+            }
+        }
+    }
 }
 
 /// Reads a list.
@@ -196,8 +213,12 @@ fn json(line: &str, live: &Live, clock: &WallClock) -> Result<Line, LineError> {
         return Err(no_record(format!("version {} is not {SCHEMA}", record.version)));
     }
     let Some(until) = record.ban.until else { return Err(no_record("it has no `until`".to_owned())) };
+    if printable(&record.ban.source) != record.ban.source {
+        return Err(no_record("its source holds control characters".to_owned()));
+    }
     let source = parse_source(&record.ban.source, live.mask())?;
     refuse_loopback(source, &record.ban.source, live)?;
+    refuse_labels(source, &record.ban, live)?;
     let now_ns = clock.boot_now_ns();
     let remaining_ns = ns(clock.at(now_ns), until);
     let length_ns = match record.length.as_deref().map(str::parse::<units::Span>) {
@@ -213,6 +234,21 @@ fn json(line: &str, live: &Live, clock: &WallClock) -> Result<Line, LineError> {
     };
     let (key, ban) = live.ban(source, &record.ban, span)?;
     Ok(if remaining_ns == 0 { Line::Expired } else { Line::Ban(key, ban) })
+}
+
+/// A note is one line, as `--reason` takes it, and so is the name of a rule.
+fn refuse_labels(source: Address, record: &BanFields, live: &Live) -> Result<(), Unfit> {
+    for (field, value, longest, accepted) in [
+        ("note", &record.note, MAX_LABEL, "one line of up to 24 bytes"),
+        ("rule", &record.rule, MAX_LABEL, "the name of a rule"),
+    ] {
+        let value = value.as_deref().unwrap_or_default();
+        if value.len() > longest || printable(value) != value {
+            let value = printable(value).chars().take(SHOWN).collect();
+            return Err(Unfit::Field { source_text: live.text(source), field, value, accepted });
+        }
+    }
+    Ok(())
 }
 
 /// From then to then; nothing if that is backwards.

@@ -54,7 +54,7 @@ impl Put {
                 Some(old) if old.is_monitored() && !ban.is_monitored() => outcome.imposed.push((key, ban)),
                 Some(old)
                     if ban.is_monitored() != old.is_monitored()
-                        || ban.until_ns < old.until_ns.saturating_add(SAME_NS) =>
+                        || ban.until_ns.saturating_sub(old.until_ns) < SAME_NS =>
                 {
                     outcome.kept += 1;
                 }
@@ -83,13 +83,20 @@ impl Put {
     pub fn apply(self, datapath: &mut Datapath) -> Result<Outcome, Error> {
         let maps = datapath.maps_mut();
         let mut done = Vec::new();
+        match self.put(maps, &mut done) {
+            Ok(()) => Ok(self.outcome),
+            Err(error) => {
+                self.take_back(maps, &done);
+                Err(error)
+            }
+        }
+    }
+
+    /// Puts them; `done` are those that were put.
+    fn put(&self, maps: &mut Maps, done: &mut Vec<SourceKey>) -> Result<(), Error> {
         let mut restart = Vec::new();
         for (key, ban) in self.outcome.changed() {
-            let now_ns = system::boot_now_ns()?;
-            if let Err(error) = maps.lengthen_ban(key, ban, now_ns) {
-                self.take_back(maps, &done);
-                return Err(error);
-            }
+            maps.lengthen_ban(key, ban, system::boot_now_ns()?)?;
             done.push(*key);
             if self.there.get(key).is_some_and(Ban::refreshes) {
                 restart.push((key, ban));
@@ -115,13 +122,15 @@ impl Put {
                 maps.remember(key, &there.unwrap_or_default().after_restored(ban))?;
             }
         }
-        Ok(self.outcome)
+        Ok(())
     }
 
     /// As far as it goes: the error that led here is the one to tell.
     fn take_back(&self, maps: &mut Maps, done: &[SourceKey]) {
+        let now_ns = system::boot_now_ns().unwrap_or(0);
         for key in done {
-            let _ = match self.there.get(key) {
+            // One that has ended meanwhile has ended.
+            let _ = match self.there.get(key).filter(|old| old.is_active(now_ns)) {
                 Some(old) => maps.set_ban(key, old),
                 None => maps.remove_ban(key).map(drop),
             };

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -17,7 +17,7 @@ use crate::config::policy::{Policy, SourcePrefixes};
 use crate::config::services::{ExportFormat, Hook, Log, LogFormat, Services};
 use crate::config::sizes::Sizes;
 use crate::config::warnings::warnings;
-use crate::output::BOLD;
+use crate::output::{BOLD, printable};
 use crate::paths::Paths;
 
 #[derive(Debug, Args)]
@@ -57,7 +57,7 @@ pub(super) fn check(paths: &Paths, args: &CheckArgs, out: &mut dyn Write) -> any
 /// What the configuration comes to.
 fn print(configuration: &Configuration, out: &mut dyn Write) -> anyhow::Result<()> {
     let Configuration { policy, services, sizes, files } = configuration;
-    let files: Vec<_> = files.iter().map(|file| format!("`{}`", file.display())).collect();
+    let files: Vec<_> = files.iter().map(|file| format!("`{}`", printable(&file.display().to_string()))).collect();
     let are = if files.len() == 1 { "is" } else { "together are" };
     writeln!(out, "{} {are} valid: {}", files.join(", "), rules_in_short(policy))?;
     let interfaces = match policy.interfaces.as_slice() {
@@ -101,8 +101,9 @@ fn print(configuration: &Configuration, out: &mut dyn Write) -> anyhow::Result<(
     Ok(())
 }
 
+/// What files say is anybody's text.
 fn line(out: &mut dyn Write, name: &str, text: impl fmt::Display) -> anyhow::Result<()> {
-    Ok(writeln!(out, "{BOLD}{name}{BOLD:#}: {text}")?)
+    Ok(writeln!(out, "{BOLD}{name}{BOLD:#}: {}", printable(&text.to_string()))?)
 }
 
 fn rules_in_short(policy: &Policy) -> String {
@@ -148,6 +149,17 @@ fn missing(services: &Services) -> Vec<String> {
             Ok(there) if there.is_file() && there.permissions().mode() & 0o111 != 0 => {}
             Ok(_) => found.push(format!("hook `{program}` is no program that can be run")),
             Err(error) => found.push(format!("hook `{program}`: {error}")),
+        }
+    }
+    for export in &services.exports {
+        let shown = export.path.display();
+        if let Ok(there) = fs::metadata(&export.path)
+            && (there.uid(), there.gid()) != (0, 0)
+        {
+            found.push(format!(
+                "`{shown}` does not belong to root:root: the daemon may not give files away, and cannot replace it; \
+                 `dosguard bans export --watch` can"
+            ));
         }
     }
     let written = services.exports.iter().map(|export| &export.path);

@@ -10,7 +10,7 @@ use super::since::since;
 use super::{Answer, talk};
 use crate::config::cidr::Cidr;
 use crate::config::units::Span;
-use crate::output::{EventRecord, grouped, local, table, write_json, write_table};
+use crate::output::{EventRecord, grouped, local, printable, table, write_json, write_table};
 use crate::paths::Paths;
 use crate::store::{End, EventFilter, Past, PastBan, SourceSum, Store, kind_named, top};
 
@@ -115,10 +115,10 @@ fn show_bans(bans: &[PastBan], now: Timestamp, json: bool, out: &mut dyn Write) 
     let mut lines = table(&["BEGAN", "SOURCE", "RULE", "SCOPE", "REASON", "OFFENCE", "LASTED", "END"]);
     for past in bans.iter().take(SHOWN) {
         let ban = &past.ban;
-        let said = |text: &Option<String>| talk::printable(text.as_deref().unwrap_or("-"));
+        let said = |text: &Option<String>| printable(text.as_deref().unwrap_or("-")).into_owned();
         let mut reason = said(&ban.reason);
         if let Some(note) = &ban.note {
-            reason = format!("{reason}: {}", talk::printable(note));
+            reason = format!("{reason}: {}", printable(note));
         }
         if ban.monitor {
             reason += " (monitor)";

@@ -1,6 +1,6 @@
 //! `dosguard sysctl`.
 
-use std::fs;
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +11,7 @@ use dosguard_common::event::Kind;
 use super::changes::{Names, say_ended};
 use super::{Answer, talk};
 use crate::config::assignments::{Assignment, Place, apply, parse_lines};
+use crate::config::file;
 use crate::config::keys::{self, Key};
 use crate::datapath::Datapath;
 use crate::lock::StateLock;
@@ -108,14 +109,15 @@ fn joined(words: &[String]) -> Vec<String> {
     joined
 }
 
-fn read_assignments(file: &Path) -> anyhow::Result<Vec<Assignment>> {
-    let text = if file.as_os_str() == "-" {
-        std::io::read_to_string(std::io::stdin())
+fn read_assignments(path: &Path) -> anyhow::Result<Vec<Assignment>> {
+    let text = if path.as_os_str() == "-" {
+        file::read_bounded(std::io::stdin(), path)?
     } else {
-        fs::read_to_string(file)
+        let opened = File::open(path);
+        let opened = opened.with_context(|| {
+            format!("cannot read `{}`\nhint: a file as `dosguard sysctl -a` prints it, or `-`", path.display())
+        })?;
+        file::read_bounded(opened, path)?
     };
-    let text = text.with_context(|| {
-        format!("cannot read `{}`\nhint: a file as `dosguard sysctl -a` prints it, or `-`", file.display())
-    })?;
-    Ok(parse_lines(&text, file)?)
+    Ok(parse_lines(&text, path)?)
 }

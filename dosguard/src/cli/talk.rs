@@ -5,7 +5,10 @@ use std::io::Write as _;
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
-use crate::output::{BOLD, RED, YELLOW};
+use crate::output::{BOLD, RED, YELLOW, printable};
+
+/// So many characters of a line are shown.
+const LONGEST: usize = 2_000;
 
 struct Stderr;
 
@@ -26,7 +29,7 @@ impl Log for Stderr {
             Level::Trace => (BOLD, "trace"),
         };
         // There is nowhere to report that stderr is gone.
-        let _ = writeln!(anstream::stderr().lock(), "{style}{word}:{style:#} {}", record.args());
+        let _ = writeln!(anstream::stderr().lock(), "{style}{word}:{style:#} {}", lines(&record.args().to_string()));
     }
 
     fn flush(&self) {}
@@ -42,7 +45,8 @@ impl Log for KernelTalk {
 
     fn log(&self, record: &Record<'_>) {
         let level = record.level().as_str().to_lowercase();
-        let _ = writeln!(anstream::stderr().lock(), "{BOLD}kernel {level}:{BOLD:#} {}", record.args());
+        let text = record.args().to_string();
+        let _ = writeln!(anstream::stderr().lock(), "{BOLD}kernel {level}:{BOLD:#} {}", printable(&text));
     }
 
     fn flush(&self) {}
@@ -59,7 +63,7 @@ pub(super) fn init(verbose: u8) {
     }
 }
 
-/// A line of talk.
+/// A line of talk. It may be coloured: what comes from elsewhere is to be made [`printable`] before it is put in.
 pub(super) fn say(line: &str) {
     let _ = writeln!(anstream::stderr().lock(), "{line}");
 }
@@ -96,20 +100,17 @@ fn tell(message: &str, hints: &[String]) {
 /// not sent.
 fn message_and_hints(causes: anyhow::Chain<'_>) -> (String, Vec<String>) {
     let (message, hints) = raw_message_and_hints(causes);
-    (printable(&message), hints.iter().map(|hint| printable(hint)).collect())
+    (lines(&message), hints.iter().map(|hint| lines(hint)).collect())
 }
 
-/// Control characters are shown, and not sent: a terminal would obey them.
-pub(super) fn printable(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_control() && c != '\n' {
-            shown.extend(c.escape_default());
-        } else {
-            shown.push(c);
-        }
-    }
-    shown
+/// Text of several lines, each of them printable. Those behind the first are indented, so that none can pass for a line
+/// of our own.
+fn lines(text: &str) -> String {
+    let shown = |line: &str| match line.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", printable(&line[..end])),
+        None => printable(line).into_owned(),
+    };
+    text.lines().map(shown).collect::<Vec<_>>().join("\n  ")
 }
 
 fn raw_message_and_hints(causes: anyhow::Chain<'_>) -> (String, Vec<String>) {
@@ -144,6 +145,17 @@ mod tests {
             (message.as_str(), hints[0].as_str()),
             ("`a\\u{1b}[2Jb` is not an address", "no \\u{7} bell")
         );
+    }
+
+    #[test]
+    fn no_line_of_another_s_text_passes_for_ours() {
+        assert_eq!(lines("the verifier says:\nerror: \x1bc\u{202e}\n"), "the verifier says:\n  error: \\u{1b}c\\u{202e}");
+    }
+
+    #[test]
+    fn a_line_without_end_is_cut() {
+        assert_eq!(lines(&"ä".repeat(LONGEST)), "ä".repeat(LONGEST));
+        assert_eq!(lines(&"ä".repeat(LONGEST * 100)), "ä".repeat(LONGEST) + "…");
     }
 
     #[test]

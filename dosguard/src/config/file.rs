@@ -107,16 +107,33 @@ pub fn parse_all(files: &[(&str, &Path)]) -> Result<Configuration, FileError> {
 
 /// The text of a file of at most `room` bytes.
 fn read_text(path: &Path, room: u64) -> Result<String, FileError> {
+    let failed = |source: io::Error| failed(path, source);
+    read_from(File::open(path).map_err(failed)?, path, room)
+}
+
+/// The text of something that is as small as a configuration file; `path` is what it is called in messages.
+///
+/// # Errors
+///
+/// It cannot be read, is too large, or is not text.
+pub fn read_bounded(from: impl Read, path: &Path) -> Result<String, FileError> {
+    read_from(from, path, MAX_BYTES)
+}
+
+fn failed(path: &Path, source: io::Error) -> FileError {
+    let path = path.to_owned();
+    match source.kind() {
+        io::ErrorKind::NotFound => FileError::Missing { path },
+        io::ErrorKind::IsADirectory => FileError::Directory { path },
+        _ => FileError::Unreadable { path, source },
+    }
+}
+
+fn read_from(from: impl Read, path: &Path, room: u64) -> Result<String, FileError> {
     let owned = || path.to_owned();
-    let failed = |source: io::Error| match source.kind() {
-        io::ErrorKind::NotFound => FileError::Missing { path: owned() },
-        io::ErrorKind::IsADirectory => FileError::Directory { path: owned() },
-        _ => FileError::Unreadable { path: owned(), source },
-    };
-    let file = File::open(path).map_err(failed)?;
     let mut bytes = Vec::new();
     // One byte more than allowed, to see that there is one.
-    file.take(room + 1).read_to_end(&mut bytes).map_err(failed)?;
+    from.take(room + 1).read_to_end(&mut bytes).map_err(|source| failed(path, source))?;
     if bytes.len() as u64 > room {
         return Err(FileError::TooLarge { path: owned() });
     }
@@ -225,7 +242,7 @@ mod tests {
         let said = || load(&paths, None).unwrap_err().to_string();
         fs::write(dir.path().join("dosguard.toml"), "mode = 'monitor'\n").unwrap();
         fs::write(dir.path().join("conf.d"), "no folder").unwrap();
-        assert!(said().starts_with("cannot read `") && said().ends_with("/conf.d`"), "{}", said());
+        assert!(said().starts_with("cannot read `") && said().contains("/conf.d`\nhint: "), "{}", said());
         fs::remove_file(dir.path().join("conf.d")).unwrap();
         fs::create_dir(dir.path().join("conf.d")).unwrap();
 

@@ -101,17 +101,24 @@ fn dated(at: Timestamp, zone: TimeZone) -> String {
     at.to_zoned(zone).strftime("%Y-%m-%dT%H:%M:%S%.3f%:z").to_string()
 }
 
-/// The text with its control characters written out. Notes and names of interfaces come from elsewhere: they must not
-/// end a line early, nor tell a terminal what to do.
+/// The text with its control characters written out. Notes, names of interfaces and what files say come from elsewhere:
+/// they must not end a line early, nor tell a terminal what to do, nor turn the order of what stands there around.
 pub(crate) fn printable(text: &str) -> Cow<'_, str> {
-    if !text.contains(char::is_control) {
+    if !text.contains(is_obeyed) {
         return Cow::Borrowed(text);
     }
-    let written = |c: char| match c.is_control() {
+    let written = |c: char| match is_obeyed(c) {
         true => c.escape_default().collect(),
         false => String::from(c),
     };
     Cow::Owned(text.chars().map(written).collect())
+}
+
+/// Whether a terminal obeys it instead of showing it: C0 and C1, the ends of lines and paragraphs of Unicode, and what
+/// changes the direction of writing.
+fn is_obeyed(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 #[cfg(test)]
@@ -146,6 +153,7 @@ mod tests {
             r"ban 198.51.100.66 for 10m: admin: a\nban 192.0.2.1 \u{1b}[2J\u{9b}1m\r\u{0} ä (scope all)"
         );
         assert!(record.dated_line().ends_with(&message));
+        assert_eq!(printable("a\u{202e}b\u{2066}c\u{2069}d\u{85}e"), r"a\u{202e}b\u{2066}c\u{2069}d\u{85}e");
         let shown = anstream::adapter::strip_str(&record.line()).to_string();
         assert!(shown.contains(r"admin: a\nban") && !shown.contains(char::is_control), "{shown}");
     }

@@ -8,12 +8,14 @@ use dosguard_common::rule::RuleIndex;
 
 use super::{Selected, Setting, family};
 use crate::config::ports::Ports;
+use crate::config::sizes::Size;
 use crate::paths::DEFAULT_INSTANCE;
 
 /// The longest timeout of an entry of a set, in seconds: 24 days (`IPSET_MAX_TIMEOUT`, in milliseconds a `UINT_MAX` / 2).
 const IPSET_LONGEST_S: u64 = 2_147_483;
-/// Entries that a set may have: more than there is room for bans.
-const IPSET_ENTRIES: u32 = 1 << 20;
+/// Entries that a set may have: as many as there can be bans. It is the same for every export, since a set that is there
+/// with another number is no set that `create -exist` accepts, and takes no memory by itself.
+const IPSET_ENTRIES: u32 = Size::MOST;
 /// Ports that one match of `multiport` takes; a range counts twice.
 const MULTIPORT: usize = 15;
 
@@ -117,6 +119,7 @@ pub(super) fn ipset(out: &mut dyn Write, selected: &Selected, setting: &Setting<
         for name in [&set, &new] {
             writeln!(out, "create {name} hash:net family {kind} maxelem {IPSET_ENTRIES} timeout 0 -exist")?;
         }
+        // One that was left by an export that was broken off is not empty.
         writeln!(out, "flush {new}")?;
         for (network, seconds) in of_family(&sources, setting, version) {
             writeln!(out, "add {new} {network} timeout {}", seconds.min(IPSET_LONGEST_S))?;

@@ -3,6 +3,7 @@ use dosguard_common::rule::RuleSpec;
 
 use super::super::testing::{SECOND, SMTP, WEB, clock, imposed, live, source};
 use super::firewall::nft_time;
+use super::text::inert;
 use super::*;
 use crate::config::policy::default_spec;
 use crate::output::BanRecord;
@@ -105,6 +106,13 @@ fn records_have_everything_and_are_quoted() {
 }
 
 #[test]
+fn no_note_is_a_formula() {
+    for (note, shown) in [("=1+1", "'=1+1"), ("@a", "'@a"), ("-", "'-"), ("\ta", "'\ta"), ("a=1", "a=1"), ("", "")] {
+        assert_eq!(inert(note.to_owned()), shown);
+    }
+}
+
+#[test]
 fn a_table_of_nftables_says_what_reaches_how_far() {
     let text = written(Format::Nft, false);
     for part in [
@@ -146,8 +154,8 @@ fn sets_are_filled_and_then_put_in_place() {
     assert_eq!(
         lines[..7],
         [
-            "create dosguard-lab4 hash:net family inet maxelem 1048576 timeout 0 -exist",
-            "create dosguard-lab4+ hash:net family inet maxelem 1048576 timeout 0 -exist",
+            "create dosguard-lab4 hash:net family inet maxelem 16777216 timeout 0 -exist",
+            "create dosguard-lab4+ hash:net family inet maxelem 16777216 timeout 0 -exist",
             "flush dosguard-lab4+",
             "add dosguard-lab4+ 198.51.100.1 timeout 600",
             "add dosguard-lab4+ 198.51.100.4 timeout 90",

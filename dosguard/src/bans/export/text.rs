@@ -64,6 +64,11 @@ pub(super) fn json(out: &mut dyn Write, selected: &Selected, setting: &Setting<'
     records(selected, setting).try_for_each(|record| write_json(out, &record))
 }
 
+/// Text that no spreadsheet takes for a formula.
+pub(super) fn inert(text: String) -> String {
+    if text.starts_with(['=', '+', '-', '@', '\t', '\r']) { format!("'{text}") } else { text }
+}
+
 pub(super) fn csv(out: &mut dyn Write, selected: &Selected, setting: &Setting<'_>) -> io::Result<()> {
     let mut table = csv::Writer::from_writer(out);
     table.write_record([
@@ -99,7 +104,7 @@ pub(super) fn csv(out: &mut dyn Write, selected: &Selected, setting: &Setting<'_
             time(ban.until),
             format!("{remaining_s:.3}"),
             text(length),
-            text(ban.note),
+            inert(text(ban.note)),
         ])?;
     }
     table.flush()

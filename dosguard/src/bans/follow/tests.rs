@@ -108,14 +108,21 @@ fn damaged_markers_are_left_alone() {
 }
 
 #[test]
-fn what_a_killed_process_left_is_removed_in_time() {
+fn what_a_killed_process_left_is_removed_and_what_another_writes_is_not() {
     let (folder, mut followed) = folder_with("");
     let left = folder.path().join(".hosts.deny.dosguard-lab");
     fs::write(&left, "half").unwrap();
-    assert!(followed.update(LINES).is_err(), "it may be another process's");
-    assert_eq!(content(&followed), "");
-    File::open(&left).unwrap().set_modified(SystemTime::now() - 2 * STALE).unwrap();
+    let others = File::open(&left).unwrap();
+    // The time of the file says nothing: the clock may have been set.
+    others.lock().unwrap();
+    let error = followed.update(LINES).unwrap_err().to_string();
+    assert!(error.contains("another process is writing") && error.contains("\nhint: "), "{error}");
+    assert_eq!((content(&followed).as_str(), fs::read_to_string(&left).unwrap().as_str()), ("", "half"));
+    drop(others);
     assert!(followed.update(LINES).unwrap());
+    assert_eq!(names(&folder), ["hosts.deny"]);
+    symlink("hosts.deny", &left).unwrap();
+    assert!(followed.update(b"192.0.2.2\n").unwrap(), "a link is not followed");
     assert_eq!(names(&folder), ["hosts.deny"]);
 }
 

@@ -89,6 +89,9 @@ fn what_was_exported_comes_back() {
     let text = exported(&live, &bans);
     assert!(looks_like_json(&mut text.as_bytes()).unwrap());
     assert!(!looks_like_json(&mut "192.0.2.1\n".as_bytes()).unwrap());
+    let blank = format!("\u{feff}\n{}{text}", " ".repeat(100_000));
+    let mut few = std::io::BufReader::with_capacity(2, blank.as_bytes());
+    assert!(looks_like_json(&mut few).unwrap());
     assert_eq!(import(&text, Lines::Json).unwrap().bans, bans.into());
 
     // Half a minute later, on a machine that has been up for longer.
@@ -123,6 +126,19 @@ fn a_record_that_means_nothing_here_is_an_error() {
         let bad = format!("{good}\n{}", good.replacen(from, to, 1));
         let error = import(&bad, Lines::Json).unwrap_err();
         assert!(error.contains("line 3: ") && error.contains(what), "{error}");
+    }
+}
+
+#[test]
+fn a_note_is_one_line_without_control_characters() {
+    let live = live();
+    let admin = Ban::by_admin(Scope::All, RuleIndex::DEFAULT, UP_NS, UP_NS + 5 * SECOND, "note");
+    let good = exported(&live, &[(SourceKey::everywhere(source(4)), admin)]);
+    import(&good, Lines::Json).unwrap();
+    for note in ["\\u001b]0;x\\u0007", "a\\nb", "\\u009b", "\u{202e}", &"x".repeat(25)] {
+        let bad = good.replace("\"note\":\"note\"", &format!("\"note\":\"{note}\""));
+        let error = import(&bad, Lines::Json).unwrap_err();
+        assert!(error.contains("`note` of `198.51.100.4`") && printable(&error).len() < error.len() + 9, "{error}");
     }
 }
 

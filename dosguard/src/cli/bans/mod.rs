@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use super::{Answer, talk};
 use crate::config::units::Span;
 use crate::datapath::Datapath;
-use crate::output::{BanRecord, WallClock, table, write_json, write_table};
+use crate::output::{BanRecord, WallClock, printable, table, write_json, write_table};
 use crate::paths::Paths;
 use crate::system::boot_now_ns;
 
@@ -117,14 +117,14 @@ fn list(paths: &Paths, args: &ListArgs, out: &mut dyn Write) -> anyhow::Result<A
         let dash = || "-".to_owned();
         let count = if ban.count == 0 { dash() } else { ban.count.to_string() };
         let fields = record.ban;
-        let said = |text: Option<String>| text.unwrap_or_else(dash);
+        let said = |text: Option<String>| text.map_or_else(dash, |text| printable(&text).into_owned());
         let limit = fields.window.map_or_else(dash, |window| format!("{}/{window}", ban.limit));
         let offence = if ban.offence == 0 { dash() } else { ban.offence.to_string() };
         // A ban of everything by hand has nothing to do with a rule.
         let rule = if ban.window_ns == 0 && key.is_everywhere() { dash() } else { said(fields.rule) };
         let mut reason = said(fields.reason);
         if let Some(note) = fields.note {
-            reason = format!("{reason}: {note}");
+            reason = format!("{reason}: {}", printable(&note));
         }
         if fields.monitor {
             reason += " (monitor)";

@@ -1,7 +1,7 @@
 //! What the daemon does beside the filter, and how much the maps hold.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 
 use dosguard_common::event::Kind;
 
@@ -40,6 +40,8 @@ pub(super) struct Drafts {
     services: Services,
     file: Option<FileDraft>,
     exports: Vec<(Export, Place)>,
+    /// With the number of the file.
+    hooks: Vec<(Hook, usize)>,
 }
 
 /// `[log.file]`, as far as files have described it.
@@ -123,7 +125,7 @@ impl Drafts {
     /// Takes every `[[hook]]`.
     pub(super) fn hooks(&mut self, entry: &Entry<'_>) -> Result<(), Located> {
         for table in entry.tables("[[hook]]")? {
-            self.services.hooks.push(hook(&table)?);
+            self.hooks.push((hook(&table)?, table.1.file));
         }
         Ok(())
     }
@@ -156,11 +158,22 @@ impl Drafts {
             let path = path.ok_or_else(|| lacking(at, "`[log.file]`", "path", FILE))?;
             self.services.log.file = path.map(|path| LogFile { path, ..rest });
         }
+        let mut hooks: Vec<(Hook, usize)> = Vec::new();
+        for (hook, file) in self.hooks {
+            if !hooks.iter().any(|(known, first)| *known == hook && *first != file) {
+                hooks.push((hook, file));
+            }
+        }
+        self.services.hooks = hooks.into_iter().map(|(hook, _)| hook).collect();
+        let log = self.services.log.file.as_ref().map(|file| normal(&file.path));
         let mut known: Vec<(Export, Place)> = Vec::new();
         for (export, at) in self.exports {
-            match known.iter().find(|(known, _)| known.path == export.path) {
+            if log.as_ref() == Some(&normal(&export.path)) {
+                return Err(located(at)(Problem::ExportedLog { path: export.path }));
+            }
+            match known.iter().find(|(known, _)| normal(&known.path) == normal(&export.path)) {
                 None => known.push((export, at)),
-                Some((known, first)) if *known == export && first.file != at.file => {}
+                Some((known, first)) if known.format == export.format && first.file != at.file => {}
                 Some((_, first)) => {
                     let (file, line) = describe(*first);
                     return Err(located(at)(Problem::ExportedTwice { path: export.path, file, line }));
@@ -262,6 +275,22 @@ fn listen(entry: &Entry<'_>) -> Result<Option<SocketAddr>, Located> {
         let accepted = format!("an address and a port, such as `127.0.0.1:9741` or `[::1]:9741`, or `{OFF}`");
         entry.value_error("listen", text, accepted)
     })
+}
+
+/// The path without `.`, `..` and what else does not tell files apart. Symbolic links are not followed: where they lead may
+/// change.
+fn normal(path: &Path) -> PathBuf {
+    let mut normal = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => {
+                normal.pop();
+            }
+            Component::CurDir => {}
+            part => normal.push(part),
+        }
+    }
+    normal
 }
 
 /// A path of a file that means the same wherever the daemon is started.

@@ -12,6 +12,7 @@ use crate::config::field::{FieldError, RuleField};
 use crate::config::policy::{PolicyError, RuleName};
 use crate::config::ports::PortError;
 use crate::config::units::SpanError;
+use crate::output::printable;
 
 /// Why there is no configuration in files.
 #[derive(Debug, Error)]
@@ -29,7 +30,7 @@ pub enum FileError {
         path: PathBuf,
     },
     /// It could not be read.
-    #[error("cannot read `{path}`", path = path.display())]
+    #[error("cannot read `{path}`\nhint: see that it is a file that root may read", path = path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
@@ -62,7 +63,7 @@ pub enum FileError {
         column: usize,
     },
     /// What it says is wrong.
-    #[error("`{path}` line {line}, column {column}: {problem}", path = path.display())]
+    #[error("`{path}` line {line}, column {column}: {problem}", path = path.display(), problem = plain(problem))]
     Invalid {
         /// The file.
         path: PathBuf,
@@ -73,6 +74,15 @@ pub enum FileError {
         /// What is wrong there.
         problem: Problem,
     },
+}
+
+/// What is wrong and what to do, where nothing that the file says can begin a line.
+fn plain(problem: &Problem) -> String {
+    let text = problem.to_string();
+    match text.rsplit_once("\nhint: ") {
+        Some((text, hint)) => format!("{}\nhint: {}", printable(text), printable(hint)),
+        None => printable(&text).into_owned(),
+    }
 }
 
 /// What is wrong at some place of a file.
@@ -143,6 +153,12 @@ pub enum Problem {
         file: PathBuf,
         /// The line there, from 1.
         line: usize,
+    },
+    /// A file that follows the bans is the log, too.
+    #[error("`{path}` is exported to, and is the file of `[log.file]`\nhint: a file for each", path = path.display())]
+    ExportedLog {
+        /// The file that both write.
+        path: PathBuf,
     },
     /// A duration is malformed.
     #[error("`{key}`: {error}")]

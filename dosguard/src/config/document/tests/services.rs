@@ -113,7 +113,7 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("[log]\njournal = true", "2, column 1: unknown key `journal` in `[log]`", "did you mean `journald`?"),
     ("[log]\njournald = 1", "2, column 12: `journald` cannot be an integer", "such as `journald = true`"),
     ("[log]\nsyslog = ''", "2, column 10: `syslog` cannot be ``", "1 to 64 printable ASCII characters"),
-    ("[log]\nsyslog = \"a\\nb\"", "2, column 10: `syslog` cannot be `a\nb`", "1 to 64 printable"),
+    ("[log]\nsyslog = \"a\\nb\"", "2, column 10: `syslog` cannot be `a\\nb`", "1 to 64 printable"),
     ("log.file = '/x'", "1, column 12: `file` cannot be a string", "such as `[log.file]`"),
     ("[log.file]\npath = 'x.log'", "2, column 8: `path` cannot be `x.log`", "an absolute path, such as"),
     ("[log.file]\npath = '/var/'", "2, column 8: `path` cannot be `/var/`", "an absolute path"),
