@@ -63,6 +63,7 @@ impl Writer {
         let now = Instant::now();
         let mut thread = Thread {
             store: None,
+            opened: false,
             paths,
             shared: Arc::clone(&shared),
             health: health.clone(),
@@ -71,12 +72,13 @@ impl Writer {
             calm: Calm::new(Timestamp::now(), now),
             most: BATCH,
         };
-        match opened {
-            Ok(opened) => drop(thread.adopt(opened)),
-            Err(error) => {
-                shared.ask_for_whole(&Pending::default());
-                thread.failed(&error, &Pending::default());
-            }
+        let failure = match opened {
+            Ok(opened) => thread.adopt(opened).err(),
+            Err(error) => Some(error),
+        };
+        if let Some(error) = failure {
+            shared.ask_for_whole(&Pending::default());
+            thread.failed(&error, &Pending::default());
         }
         thread::spawn(move || {
             thread.run();
@@ -106,7 +108,7 @@ impl Writer {
     }
 
     /// Takes events that were told before, for a database that was begun anew: those that it does not have are written
-    /// under their numbers.
+    /// under their numbers. Nothing happens if the database was not begun anew.
     pub fn tell_again(&self, records: Vec<Arc<EventRecord>>) {
         self.shared.tell_again(records);
     }
@@ -181,6 +183,8 @@ impl Flusher {
 struct Thread {
     /// None while it cannot be opened.
     store: Option<Store>,
+    /// Whether one was opened ever.
+    opened: bool,
     paths: Paths,
     shared: Arc<Shared>,
     health: Health,
@@ -278,28 +282,36 @@ impl Thread {
             if let Some(store) = self.store.take() {
                 let _ = store.empty_log();
             }
-            self.shared.ask_for_whole(&Pending::default());
+            self.shared.replaced(&Pending::default());
         }
         let budget = Budget::of(&self.shared.history());
         let store = match self.store.take() {
             Some(store) => self.store.insert(store),
             None => {
                 let opened = Store::open(&self.paths)?;
-                self.adopt(opened)
+                self.adopt(opened)?
             }
         };
         store.bound_log(budget)?;
         Ok(store)
     }
 
-    fn adopt(&mut self, opened: Opened) -> &mut Store {
-        let Opened { store, set_aside } = opened;
+    fn adopt(&mut self, opened: Opened) -> Result<&mut Store, StoreError> {
+        let Opened { mut store, set_aside } = opened;
         if let Some(aside) = set_aside {
-            self.shared.ask_for_whole(&Pending::default());
+            self.shared.replaced(&Pending::default());
             self.tell_of(&aside);
         }
+        if !std::mem::replace(&mut self.opened, true) {
+            self.shared.opened_first(store.last_seq());
+        }
+        // In one that is begun anew numbers go on, whether it is told anything again or not.
+        let committed = self.shared.committed();
+        if store.last_seq() < committed {
+            store.raise_last_seq(committed)?;
+        }
         self.shared.opened(store.last_seq());
-        self.store.insert(store)
+        Ok(self.store.insert(store))
     }
 
     fn works(&mut self) {
@@ -317,7 +329,7 @@ impl Thread {
             match files::set_aside(&self.paths.database()) {
                 Ok(aside) => {
                     log::warn!("{}", error.in_full());
-                    self.shared.ask_for_whole(changes);
+                    self.shared.replaced(changes);
                     self.tell_of(&aside);
                     // The next round begins a new one at once.
                     return;
