@@ -17,7 +17,7 @@ const STEP: u64 = 4_000;
 const STEP_PAGES: u64 = 2_000;
 /// A clock that moves by more than this against the machine's own has been set.
 const JUMP: SignedDuration = SignedDuration::from_mins(10);
-/// For so long nothing is taken for old after that: the clock may be set back again.
+/// For so long nothing is taken for old after that, nor after the start: the clock may be wrong, and be set right.
 const DOUBT: Duration = Duration::from_secs(60 * 60);
 
 /// How many bytes the parts of a database may take.
@@ -154,8 +154,9 @@ pub(super) struct Calm {
 }
 
 impl Calm {
+    /// At the start, when nobody knows whether the clock is right: some begin years ahead until they are set.
     pub(super) fn new(wall: Timestamp, machine: Instant) -> Self {
-        Self { wall, machine, not_before: None }
+        Self { wall, machine, not_before: machine.checked_add(DOUBT) }
     }
 
     /// Looks at both clocks again.

@@ -179,6 +179,33 @@ fn nothing_that_is_written_is_replaced() {
 }
 
 #[test]
+fn what_is_not_understood_ends_no_reading() {
+    let (_folder, paths) = folder();
+    let mut store = open(&paths);
+    let records: Vec<_> = (1..=50).map(|seq| event(seq, 0, "192.0.2.7")).collect();
+    store.append(&records).unwrap();
+    store
+        .connection
+        .execute_batch(
+            "UPDATE events SET record = 'no JSON' WHERE seq BETWEEN 3 AND 40; \
+             UPDATE events SET record = x'ff00' WHERE seq = 20",
+        )
+        .unwrap();
+    let filter = EventFilter { source: Some("192.0.2.7".parse().unwrap()), ..EventFilter::default() };
+    for filter in [filter, EventFilter::default()] {
+        let (mut found, mut after) = (Vec::new(), 0);
+        while let Some(last) = {
+            let part = store.events(&filter, after, 10).unwrap();
+            found.extend(part.iter().map(|record| record.seq.unwrap()));
+            part.last().and_then(|record| record.seq)
+        } {
+            after = last;
+        }
+        assert_eq!(found, (1..=2).chain(41..=50).collect::<Vec<_>>());
+    }
+}
+
+#[test]
 fn numbers_go_on_when_every_event_is_gone() {
     let (_folder, paths) = folder();
     let mut store = open(&paths);
