@@ -73,7 +73,7 @@ fn what_is_appended_is_found_again() {
     let (_folder, paths) = folder();
     assert!(Store::open_read_only(&paths).unwrap().is_none());
     let mut store = open(&paths);
-    assert_eq!((mode(paths.state_dir()), mode(&paths.database())), (0o750, 0o640));
+    assert_eq!((mode(paths.state_dir()), mode(&paths.database())), (0o700, 0o600));
     assert_eq!(store.last_seq(), 0);
     let mut noted = event(3, 2, "2001:db8::/64").as_ref().clone();
     noted.ban.note = Some("a\u{1b}[2J '); DROP TABLE events; -- \u{0} \u{202e} \"".to_owned());

@@ -33,6 +33,8 @@ const ABOUT_DAMAGE: &str = "the damaged history";
 const RETRY: Duration = Duration::from_secs(1);
 /// Events that are tried first after a failure.
 const LITTLE: usize = 256;
+/// Another damaged file is set aside only so much later: what damages one after the other shall not replace them all.
+const ASIDE: Duration = Duration::from_mins(1);
 /// How often old events are looked for.
 const TIDY: Duration = Duration::from_secs(10);
 /// Steps of tidying up in one go: between them what has come is written.
@@ -68,6 +70,7 @@ impl Writer {
             shared: Arc::clone(&shared),
             health: health.clone(),
             retry_at: None,
+            aside_at: None,
             tidy_at: now,
             calm: Calm::new(Timestamp::now(), now),
             most: BATCH,
@@ -189,6 +192,8 @@ struct Thread {
     shared: Arc<Shared>,
     health: Health,
     retry_at: Option<Instant>,
+    /// When a file was last set aside.
+    aside_at: Option<Instant>,
     tidy_at: Instant,
     calm: Calm,
     /// Events that are tried at once: fewer after a failure, since a little may fit where much does not.
@@ -288,7 +293,7 @@ impl Thread {
         let store = match self.store.take() {
             Some(store) => self.store.insert(store),
             None => {
-                let opened = Store::open(&self.paths)?;
+                let opened = Store::open_and(&self.paths, self.not_aside_before().is_none())?;
                 self.adopt(opened)?
             }
         };
@@ -322,19 +327,26 @@ impl Thread {
 
     /// Something failed: the file is replaced if it is at fault, and everything waits a moment.
     fn failed(&mut self, error: &StoreError, changes: &Pending) {
+        let mut retry_at = Instant::now() + RETRY;
         if error.is_damage() {
             if let Some(store) = self.store.take() {
                 store.leave_as_it_is();
             }
-            match files::set_aside(&self.paths.database()) {
-                Ok(aside) => {
-                    log::warn!("{}", error.in_full());
-                    self.shared.replaced(changes);
-                    self.tell_of(&aside);
-                    // The next round begins a new one at once.
-                    return;
+            if let Some(then) = self.not_aside_before() {
+                // It is looked at again when it is opened.
+                retry_at = then;
+                self.health.warn(ABOUT, error.in_full());
+            } else {
+                match files::set_aside(&self.paths.database()) {
+                    Ok(aside) => {
+                        log::warn!("{}", error.in_full());
+                        self.shared.replaced(changes);
+                        self.tell_of(&aside);
+                        // The next round begins a new one at once.
+                        return;
+                    }
+                    Err(worse) => self.health.warn(ABOUT, worse.in_full()),
                 }
-                Err(worse) => self.health.warn(ABOUT, worse.in_full()),
             }
         } else {
             self.health.warn(ABOUT, error.in_full());
@@ -342,12 +354,18 @@ impl Thread {
                 self.store = None;
             }
         }
-        self.retry_at = Some(Instant::now() + RETRY);
+        self.retry_at = Some(retry_at);
         self.most = LITTLE;
     }
 
-    fn tell_of(&self, aside: &std::path::Path) {
+    /// Until when nothing may be set aside; none if it may be now.
+    fn not_aside_before(&self) -> Option<Instant> {
+        self.aside_at.map(|last| last + ASIDE).filter(|then| *then > Instant::now())
+    }
+
+    fn tell_of(&mut self, aside: &std::path::Path) {
         let (path, aside) = (self.paths.database(), aside.display());
+        self.aside_at = Some(Instant::now());
         let text = format!(
             "`{}` was damaged and is set aside as `{aside}`; a new history was begun\n\
              hint: `sqlite3 {aside} .recover` shows what can be read of it; delete it once it is of no use",

@@ -28,6 +28,14 @@ fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
+/// Damages all of it, and its log.
+fn write_over(paths: &Paths) {
+    for file in [paths.database(), files::beside(&paths.database(), "-wal")] {
+        let length = usize::try_from(file.metadata().unwrap().len()).unwrap();
+        fs::OpenOptions::new().write(true).open(file).unwrap().write_all(&vec![0xa5; length]).unwrap();
+    }
+}
+
 fn all(paths: &Paths) -> Vec<u64> {
     seqs(&Store::open_read_only(paths).unwrap().unwrap(), &EventFilter::default())
 }
@@ -179,10 +187,7 @@ fn what_a_reader_finds_damaged_is_replaced_and_told_again() {
     writer.tell(event(101, 0, "192.0.2.7"));
     assert!(flushed(&writer) && health.warned().is_empty());
 
-    for file in [paths.database(), files::beside(&paths.database(), "-wal")] {
-        let length = usize::try_from(file.metadata().unwrap().len()).unwrap();
-        fs::OpenOptions::new().write(true).open(file).unwrap().write_all(&vec![0xa5; length]).unwrap();
-    }
+    write_over(&paths);
     writer.flusher().doubt();
     wait_until("it is replaced", || writer.needs_whole());
     // One that still waits is told again, too, and is there once.
@@ -275,5 +280,30 @@ fn a_whole_may_be_as_large_as_it_is() {
     wait_until("it is saved", || {
         Store::open_read_only(&paths).unwrap().unwrap().saved().unwrap().bans.len() == 3
     });
+    writer.finish();
+}
+
+#[test]
+fn no_more_than_one_a_minute_is_set_aside() {
+    let (_folder, paths) = folder();
+    let (writer, health) = start(&paths);
+    let damage = || {
+        write_over(&paths);
+        writer.flusher().doubt();
+    };
+    let warned = |what: &str| health.warned().iter().any(|text| text.contains(what));
+    writer.tell(event(1, 0, "192.0.2.7"));
+    assert!(flushed(&writer));
+    damage();
+    wait_until("it is replaced", || warned(".corrupt-"));
+    writer.tell(event(2, 0, "192.0.2.7"));
+    assert!(flushed(&writer));
+    damage();
+    wait_until("it is said", || warned("not a database"));
+    writer.tell(event(3, 0, "192.0.2.7"));
+    assert!(!flushed(&writer), "it waits");
+    let names = fs::read_dir(paths.state_dir()).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(names.filter(|name| name.to_string_lossy().ends_with('Z')).count(), 1);
+    assert_eq!(writer.waiting(), 1);
     writer.finish();
 }
