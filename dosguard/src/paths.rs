@@ -91,7 +91,7 @@ impl Paths {
         &self.run_dir
     }
 
-    /// The folder of what survives a boot, 0750.
+    /// The folder of what survives a boot, 0700.
     pub fn state_dir(&self) -> &Path {
         &self.state_dir
     }
@@ -164,7 +164,7 @@ impl Paths {
         self.run_dir.join(format!("{}.confirm", self.instance))
     }
 
-    /// The instance's history and what is to survive a boot: an SQLite database, 0640.
+    /// The instance's history and what is to survive a boot: an SQLite database, 0600.
     pub fn database(&self) -> PathBuf {
         self.state_dir.join(format!("{}.db", self.instance))
     }

@@ -1,4 +1,4 @@
-//! `history`: what was, without a daemon and without privileges.
+//! `history`: what was, with a daemon and without one, and who may ask.
 
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail as the test itself does")]
 
@@ -6,16 +6,18 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use dosguard::output::EventRecord;
 use dosguard::paths::Paths;
 use dosguard::store::Store;
-use dosguard_tests::cli::{Said, done, refused, say, words};
+use dosguard_tests::addresses::GUARD_ATTACKER_SIDE;
+use dosguard_tests::cli::{PATIENCE, Said, done, refused, say, words};
 use dosguard_tests::daemon::Dosguard;
 use dosguard_tests::documented::assert_documented;
 use dosguard_tests::lab::Lab;
+use dosguard_tests::wait::wait_until;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
@@ -112,29 +114,61 @@ fn bad_questions_are_refused() {
 }
 
 #[test]
-fn whoever_may_read_the_file_needs_no_privileges() {
+fn whoever_may_not_open_the_file_is_told_by_the_daemon() {
+    const NOBODY: u32 = 65_534;
     let lab = Lab::new().unwrap();
     let dosguard = Dosguard::new(&lab).unwrap();
     // Where everybody gets at: the lab's own folder is root's.
     let folder = tempfile::tempdir().unwrap();
-    let (state, binary) = (folder.path().join("state"), folder.path().join("dosguard"));
+    let (state, run) = (folder.path().join("state"), folder.path().join("run"));
+    let binary = folder.path().join("dosguard");
     fs::copy(dosguard.binary(), &binary).unwrap();
-    let mut open = store(&state);
-    open.append(&[event("ban", 50, 50, "192.0.2.7", &json!({}))]).unwrap();
-    drop(open);
-    for (path, mode) in [(folder.path(), 0o755), (&state, 0o755), (&state.join("lab.db"), 0o644)] {
-        fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    drop(fill(&state));
+    fs::create_dir(&run).unwrap();
+    for path in [folder.path(), &run, &binary] {
+        fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();
     }
-    let ask = || {
+    let mut global = dosguard.global_arguments();
+    for (option, folder) in [("--state-dir", &state), ("--run-dir", &run)] {
+        let place = global.iter().position(|argument| argument == option).unwrap();
+        global[place + 1] = folder.into();
+    }
+    let ask = |user: u32, line: &str| -> Said {
         let mut command = Command::new(&binary);
-        command.args(["--instance", "lab", "--state-dir"]).arg(&state).args(["history", "--json"]);
-        let nobody = 65_534;
-        let said: Said = command.uid(nobody).gid(nobody).output().unwrap().into();
-        assert_eq!(said.code, Some(0), "{said:?}");
-        said.out.lines().count()
+        command.args(&global).args(words(line));
+        command.uid(user).gid(user).output().unwrap().into()
     };
-    assert_eq!(ask(), 1, "nobody writes, and the folder is another's");
-    let mut open = store(&state);
-    open.append(&[event("ban", 40, 40, "192.0.2.8", &json!({}))]).unwrap();
-    assert_eq!(ask(), 2, "somebody writes");
+    let refused = || {
+        ask(NOBODY, "history").assert_refused(&["lab.db` may not be read by this user", "`dosguard`"]);
+    };
+    refused();
+
+    let mut daemon = lab.guard().command(dosguard.binary());
+    daemon.args(&global).args(["run", "--no-guards", GUARD_ATTACKER_SIDE]).env_remove("SSH_CONNECTION");
+    let mut daemon = daemon.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    let socket = run.join("lab.sock");
+    wait_until("the daemon listens", PATIENCE, || Ok(socket.exists())).unwrap();
+    refused();
+    // The same as a member of the socket's group, as far as the daemon can tell.
+    wait_until("it may be opened", PATIENCE, || {
+        fs::set_permissions(&socket, Permissions::from_mode(0o666))?;
+        Ok(ask(NOBODY, "events").code == Some(0))
+    })
+    .unwrap();
+    let lines =
+        ["history --top 1", "history --kind malformed,would-ban --json", "history --since 35m --source ::/0"];
+    for line in lines {
+        let (told, read) = (ask(NOBODY, line), ask(0, line));
+        assert_eq!((told.code, &told.out), (Some(0), &read.out), "{told:?}");
+    }
+    // How long they have lasted differs from one moment to the next.
+    let sources = |said: &Said| {
+        said.out.lines().map(|line| line.split_whitespace().nth(1).unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let told = ask(NOBODY, "history");
+    assert_eq!(sources(&told), sources(&ask(0, "history")));
+    assert_eq!(sources(&told).len(), 5, "{told:?}");
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    refused();
 }

@@ -10,14 +10,16 @@ use super::since::since;
 use super::{Answer, talk};
 use crate::config::cidr::Cidr;
 use crate::config::units::Span;
+use crate::daemon::{SubscriptionError, Wanted, subscribe};
 use crate::output::{EventRecord, grouped, local, printable, table, write_json, write_table};
 use crate::paths::Paths;
-use crate::store::{End, EventFilter, Past, PastBan, SourceSum, Store, kind_named, top};
+use crate::store::{End, EventFilter, Past, PastBan, SourceSum, Store, StoreError, kind_named, top};
 
 /// Events that are read at once.
 const PART: usize = 10_000;
 /// Bans that are shown to people.
 const SHOWN: usize = 1_000;
+const NOT_READ: &str = "there is no reading the history";
 
 #[derive(Debug, Args)]
 pub(super) struct HistoryArgs {
@@ -45,7 +47,7 @@ pub(super) fn history(paths: &Paths, args: &HistoryArgs, out: &mut dyn Write) ->
         kinds: args.kind.iter().map(|name| kind_named(name)).collect::<Result<_, _>>()?,
         source: args.source.as_deref().map(str::parse::<Cidr>).transpose()?,
     };
-    let Some(store) = Store::open_read_only(paths).context("there is no reading the history")? else {
+    let Some(teller) = Teller::find(paths)? else {
         talk::say(&format!(
             "there is no history at `{}`: `{} run` begins it",
             paths.database().display(),
@@ -54,11 +56,11 @@ pub(super) fn history(paths: &Paths, args: &HistoryArgs, out: &mut dyn Write) ->
         return Ok(Answer::No);
     };
     if !filter.kinds.is_empty() {
-        return events(&store, &filter, args.json, out);
+        return events(teller, &filter, args.json, out);
     }
     let filter = EventFilter { kinds: Past::KINDS.to_vec(), ..filter };
     let mut past = Past::default();
-    each(&store, &filter, |record| {
+    teller.each(&filter, |record| {
         past.add(record);
         Ok(())
     })?;
@@ -71,24 +73,65 @@ pub(super) fn history(paths: &Paths, args: &HistoryArgs, out: &mut dyn Write) ->
     show_bans(&bans, now, args.json, out)
 }
 
-/// Reads the events that are meant, in parts: a reader that takes long keeps the daemon's log from being emptied.
-fn each(
-    store: &Store,
-    filter: &EventFilter,
-    mut take: impl FnMut(&EventRecord) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    let mut after = 0;
-    loop {
-        let part = store.events(filter, after, PART)?;
-        let Some(last) = part.last().and_then(|record| record.seq) else { return Ok(()) };
-        after = last;
-        part.iter().try_for_each(&mut take)?;
+/// Who tells the events.
+enum Teller<'a> {
+    /// The database itself.
+    Store(Store),
+    /// The daemon, for who may not read the database.
+    Daemon(&'a Paths, StoreError),
+}
+
+impl<'a> Teller<'a> {
+    /// None if there is no history.
+    fn find(paths: &'a Paths) -> anyhow::Result<Option<Self>> {
+        match Store::open_read_only(paths) {
+            Ok(store) => Ok(store.map(Self::Store)),
+            Err(error) if error.is_not_allowed() => Ok(Some(Self::Daemon(paths, error))),
+            Err(error) => Err(error).context(NOT_READ),
+        }
+    }
+
+    /// Takes the events that are meant, in the order of their numbers.
+    fn each(
+        self,
+        filter: &EventFilter,
+        mut take: impl FnMut(&EventRecord) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        match self {
+            Self::Store(store) => {
+                // In parts: a reader that takes long keeps the daemon's log from being emptied.
+                let mut after = 0;
+                loop {
+                    let part = store.events(filter, after, PART)?;
+                    let Some(last) = part.last().and_then(|record| record.seq) else { return Ok(()) };
+                    after = last;
+                    part.iter().try_for_each(&mut take)?;
+                }
+            }
+            Self::Daemon(paths, error) => {
+                // Without a time it tells only what it remembers.
+                let since = filter.since.or(Some(Timestamp::UNIX_EPOCH));
+                let filter = EventFilter { since, ..filter.clone() };
+                match subscribe(paths, Wanted { follow: false, filter }) {
+                    Ok(mut events) => events.try_for_each(|record| take(&record?)),
+                    Err(SubscriptionError::NoDaemon { .. } | SubscriptionError::NotAllowed) => {
+                        Err(error).context(NOT_READ)
+                    }
+                    Err(error) => Err(error.into()),
+                }
+            }
+        }
     }
 }
 
-fn events(store: &Store, filter: &EventFilter, json: bool, out: &mut dyn Write) -> anyhow::Result<Answer> {
+fn events(
+    teller: Teller<'_>,
+    filter: &EventFilter,
+    json: bool,
+    out: &mut dyn Write,
+) -> anyhow::Result<Answer> {
     let mut found = false;
-    each(store, filter, |record| {
+    teller.each(filter, |record| {
         found = true;
         if json {
             write_json(out, record)?;

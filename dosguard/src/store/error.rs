@@ -21,6 +21,30 @@ pub enum StoreError {
         #[source]
         source: io::Error,
     },
+    /// It is for others to read.
+    #[error(
+        "`{}` may not be read by this user\n\
+         hint: run as root; while a daemon runs, it tells members of the group `dosguard`",
+        path.display()
+    )]
+    NotAllowed {
+        /// The database.
+        path: PathBuf,
+    },
+    /// An older version of dosguard wrote it, and it is only to be read.
+    #[error(
+        "`{}` was written by an older dosguard: its version is {found}, and this one reads {known}\n\
+         hint: the daemon brings it up to date when it starts",
+        path.display()
+    )]
+    Older {
+        /// The database.
+        path: PathBuf,
+        /// The version that it has.
+        found: i64,
+        /// The version that is read.
+        known: i64,
+    },
     /// A newer version of dosguard wrote it.
     #[error(
         "`{}` was written by a newer dosguard: its version is {found}, and this one knows {known}\n\
@@ -51,14 +75,14 @@ pub enum StoreError {
     },
     /// Somebody reads for so long that the log grows.
     #[error(
-        "the log of `{}` has {} MiB, and somebody who reads keeps it from being emptied\n\
+        "somebody who reads keeps {1} MiB of the log of `{0}` from being moved into it\n\
          hint: see `fuser -v` for who, and end it",
         path.display(), bytes >> 20
     )]
     LogHeld {
         /// The database.
         path: PathBuf,
-        /// How long the log is.
+        /// How much that is.
         bytes: u64,
     },
     /// SQLite failed.
@@ -92,8 +116,17 @@ impl StoreError {
                     Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
                 )
             }
-            Self::File { .. } | Self::Newer { .. } | Self::LogHeld { .. } => false,
+            Self::File { .. }
+            | Self::NotAllowed { .. }
+            | Self::Older { .. }
+            | Self::Newer { .. }
+            | Self::LogHeld { .. } => false,
         }
+    }
+
+    /// Whether the file is there, and not for this user.
+    pub const fn is_not_allowed(&self) -> bool {
+        matches!(self, Self::NotAllowed { .. })
     }
 
     /// Whether the connection is as good as before: what failed may work again as it is.

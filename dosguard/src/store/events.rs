@@ -55,7 +55,8 @@ impl Store {
         write().map_err(at("write", path))
     }
 
-    /// Up to `limit` events that `filter` means with a number above `after_seq`, in the order of their numbers.
+    /// Up to `limit` events that `filter` means with a number above `after_seq`, in the order of their numbers. None only if
+    /// there are no more: those that are not understood are passed over.
     pub fn events(
         &self,
         filter: &EventFilter,
@@ -189,16 +190,38 @@ fn query(
     sql += " ORDER BY seq LIMIT ?";
     values.push(Value::Integer(i64::try_from(limit).unwrap_or(i64::MAX)));
     let mut statement = connection.prepare_cached(&sql)?;
-    let mut rows = statement.query(params_from_iter(values))?;
     let mut found = Vec::new();
-    while let Some(row) = rows.next()? {
-        let (seq, record): (i64, String) = (row.get(0)?, row.get(1)?);
-        match serde_json::from_str::<EventRecord>(&record) {
-            Ok(record) => found.push(EventRecord { seq: u64::try_from(seq).ok(), ..record }),
-            Err(error) => log::warn!("event {seq} of the history is not understood: {error}"),
+    loop {
+        let read = read_some(&mut statement, &values, &mut found)?;
+        match read {
+            // Who asks takes an empty answer for the end.
+            Some(last) if found.is_empty() => values[0] = Value::Integer(last),
+            _ => return Ok(found),
         }
     }
-    Ok(found)
+}
+
+/// Reads the rows of one query. Returns the number of the last one; none if there was none.
+fn read_some(
+    statement: &mut Statement<'_>,
+    values: &[Value],
+    found: &mut Vec<EventRecord>,
+) -> rusqlite::Result<Option<i64>> {
+    let (mut last, mut unclear) = (None, 0_u64);
+    let mut rows = statement.query(params_from_iter(values))?;
+    while let Some(row) = rows.next()? {
+        let (seq, record) = (row.get(0)?, row.get_ref(1)?);
+        last = Some(seq);
+        let parsed = record.as_bytes().map(serde_json::from_slice::<EventRecord>);
+        match parsed {
+            Ok(Ok(record)) => found.push(EventRecord { seq: u64::try_from(seq).ok(), ..record }),
+            _ => unclear += 1,
+        }
+    }
+    if unclear > 0 {
+        log::warn!("{unclear} events of the history up to number {} are not understood", last.unwrap_or(0));
+    }
+    Ok(last)
 }
 
 fn places(count: usize) -> String {

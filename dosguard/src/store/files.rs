@@ -3,18 +3,21 @@
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use nix::unistd::{Group, chown};
+use nix::errno::Errno;
+use nix::unistd::{AccessFlags, access};
 
 use super::StoreError;
+use crate::system;
 
-/// Whose members may read, if there is one.
-const GROUP: &str = "dosguard";
-const FOLDER_MODE: u32 = 0o750;
-const FILE_MODE: u32 = 0o640;
+// Whoever can open the database can lock it, and keep the daemon from writing: others ask the daemon.
+const FOLDER_MODE: u32 = 0o700;
+const FILE_MODE: u32 = 0o600;
+/// With which the folder was once made for the group.
+const GROUP_FOLDER_MODE: u32 = 0o750;
 /// What SQLite puts beside a database.
 const COMPANIONS: [&str; 2] = ["-wal", "-shm"];
 /// How many damaged databases are kept. A disk that damages one after the other must not fill up with them.
@@ -26,29 +29,51 @@ pub(super) fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) ->
 }
 
 /// Makes the folder and an empty file, unless they are there. SQLite gives its other files the permissions of this one.
+/// What was once made for a group to read is taken back.
 pub(super) fn prepare(folder: &Path, file: &Path) -> Result<(), StoreError> {
     if !folder.is_dir() {
         DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(folder).map_err(at("create", folder))?;
-        give_to_group(folder);
     }
+    keep_to_owner(folder, file);
     match OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(file) {
         Ok(created) => {
             // The mode above is subject to the umask.
-            created.set_permissions(Permissions::from_mode(FILE_MODE)).map_err(at("create", file))?;
-            give_to_group(file);
-            Ok(())
+            created.set_permissions(Permissions::from_mode(FILE_MODE)).map_err(at("create", file))
         }
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(at("create", file)(error)),
     }
 }
 
-fn give_to_group(path: &Path) {
-    // Only root can; without the group, or without root, the owner alone reads.
-    if let Ok(Some(group)) = Group::from_name(GROUP)
-        && let Err(error) = chown(path, None, Some(group.gid))
-    {
-        log::info!("`{}` is not readable by the group `{GROUP}`: {error}", path.display());
+fn keep_to_owner(folder: &Path, file: &Path) {
+    let tighten = |path: &Path, mode| {
+        if let Err(error) = fs::set_permissions(path, Permissions::from_mode(mode)) {
+            log::warn!("others than the owner may open `{}`: {error}", path.display());
+        }
+    };
+    // Another folder may have been chosen for its mode, and hold more than this.
+    let is_ours = |found: &fs::Metadata| {
+        found.mode() & 0o7777 == GROUP_FOLDER_MODE && Some(found.gid()) == system::group()
+    };
+    if folder.metadata().is_ok_and(|found| is_ours(&found)) {
+        tighten(folder, FOLDER_MODE);
+    }
+    for path in ["", COMPANIONS[0], COMPANIONS[1]].map(|suffix| beside(file, suffix)) {
+        let wide = |found: fs::Metadata| found.is_file() && found.mode() & 0o7777 & !FILE_MODE != 0;
+        if path.symlink_metadata().is_ok_and(wide) {
+            tighten(&path, FILE_MODE);
+        }
+    }
+}
+
+/// Whether the file is there. An error if it may not be read.
+pub(super) fn is_there(path: &Path) -> Result<bool, StoreError> {
+    // Not by opening it: closing it again would drop the locks that this process has on it.
+    match access(path, AccessFlags::R_OK) {
+        Ok(()) => Ok(true),
+        Err(Errno::ENOENT) => Ok(false),
+        Err(Errno::EACCES) => Err(StoreError::NotAllowed { path: path.to_owned() }),
+        Err(errno) => Err(at("look at", path)(errno.into())),
     }
 }
 
@@ -71,14 +96,15 @@ pub(super) fn set_aside(path: &Path) -> Result<PathBuf, StoreError> {
             Err(error) => return Err(at("rename", &from)(error)),
         }
     }
-    forget_oldest(path);
+    forget_some(path, &aside);
     Ok(aside)
 }
 
-fn forget_oldest(path: &Path) {
-    let mut kept = kept_aside(path);
+/// The first stays, for it shows how it began, and so do the one that was just set aside and the latest others.
+fn forget_some(path: &Path, latest: &Path) {
+    let kept = kept_aside(path);
     let surplus = kept.len().saturating_sub(KEPT_ASIDE);
-    for old in kept.drain(..surplus) {
+    for old in kept.into_iter().skip(1).filter(|old| old != latest).take(surplus) {
         for suffix in ["", COMPANIONS[0], COMPANIONS[1]] {
             // Whatever cannot be removed is tried again the next time.
             let _ = fs::remove_file(beside(&old, suffix));
@@ -86,24 +112,25 @@ fn forget_oldest(path: &Path) {
     }
 }
 
-/// Databases that were set aside, the oldest first.
+/// Databases that were set aside, the oldest first, as their names say: who looks into one changes its times.
 fn kept_aside(path: &Path) -> Vec<PathBuf> {
     let Some(begin) = path.file_name().map(|name| format!("{}.corrupt-", name.to_string_lossy())) else {
         return Vec::new();
     };
     let entries = path.parent().and_then(|folder| fs::read_dir(folder).ok()).into_iter().flatten().flatten();
     let mut found: Vec<_> = entries
-        .filter(|entry| {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            name.starts_with(&begin) && !COMPANIONS.iter().any(|companion| name.ends_with(companion))
-        })
-        .map(|entry| {
-            let changed = entry.metadata().and_then(|metadata| metadata.modified()).ok();
-            (changed, entry.path())
+        .filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            let stamp = name.strip_prefix(&begin)?;
+            if COMPANIONS.iter().any(|companion| stamp.ends_with(companion)) {
+                return None;
+            }
+            let (stamp, number) = stamp.split_once('-').unwrap_or((stamp, "1"));
+            Some((stamp.to_owned(), number.parse::<u32>().unwrap_or(u32::MAX), entry.path()))
         })
         .collect();
     found.sort();
-    found.into_iter().map(|(_, path)| path).collect()
+    found.into_iter().map(|(.., path)| path).collect()
 }
 
 /// A file's path with something appended to its name.

@@ -69,11 +69,16 @@ impl Store {
     ///
     /// The folder or the file cannot be used, or a newer version of dosguard wrote it: then nothing was touched.
     pub fn open(paths: &Paths) -> Result<Opened, StoreError> {
+        Self::open_and(paths, true)
+    }
+
+    /// The same; if nothing may be set aside, damage is an error.
+    fn open_and(paths: &Paths, may_set_aside: bool) -> Result<Opened, StoreError> {
         let path = paths.database();
         files::prepare(paths.state_dir(), &path)?;
         let (last_seq, why) = match Self::try_open(&path) {
             Ok(store) => return Ok(Opened { store, set_aside: None }),
-            Err((last_seq, error)) if error.is_damage() => (last_seq, error),
+            Err((last_seq, error)) if error.is_damage() && may_set_aside => (last_seq, error),
             Err((_, error)) => return Err(error),
         };
         let aside = files::set_aside(&path)?;
@@ -89,10 +94,10 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// It cannot be read, is damaged, or is of a newer version.
+    /// It cannot or may not be read, is damaged, or is of another version.
     pub fn open_read_only(paths: &Paths) -> Result<Option<Self>, StoreError> {
         let path = paths.database();
-        if !path.try_exists().map_err(files::at("look at", &path))? {
+        if !files::is_there(&path)? {
             return Ok(None);
         }
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;

@@ -78,10 +78,8 @@ impl Past {
         let Some(kind) = Self::KINDS.into_iter().find(|kind| kind.name() == record.kind) else { return };
         let key = (key_of(&record.ban), record.ban.monitor);
         let known = self.open.get(&key).copied().filter(|place| {
-            let (old, new) = (self.bans[*place].ban.since, record.ban.since);
-            old.zip(new).is_some_and(|(old, new)| new.duration_since(old).abs() <= SAME)
+            matches!(kind, Kind::Extend | Kind::Unban) && is_same(&self.bans[*place].ban, &record.ban)
         });
-        let known = known.filter(|_| matches!(kind, Kind::Extend | Kind::Unban));
         let place = known.unwrap_or_else(|| {
             let ban = record.ban.clone();
             self.bans.push(PastBan { version: SCHEMA, ban, end: End::Running, ended: None, lasted_s: 0.0 });
@@ -113,6 +111,14 @@ impl Past {
         }
         self.bans
     }
+}
+
+/// Whether what is told of later is the ban that was told of before. One that came back after a boot began anew with it.
+fn is_same(old: &BanFields, new: &BanFields) -> bool {
+    old.since.zip(new.since).is_some_and(|(began, again)| {
+        let within = began <= again && old.until.is_none_or(|until| again < until);
+        within || again.duration_since(began).abs() <= SAME
+    })
 }
 
 /// What the bans of one source come to.
@@ -204,6 +210,17 @@ mod tests {
         past.add(&told(Kind::WouldBan, 0, "192.0.2.4", |_| {}));
         past.add(&told(Kind::Unban, 599, "192.0.2.4", |ban| ban.scope = Some("syn".to_owned())));
         past.add(&told(Kind::Limited, 0, "192.0.2.5", |_| {}));
+        // They came back after a boot, when one was lifted, and the other one extended until its end.
+        for source in ["192.0.2.6", "192.0.2.7"] {
+            past.add(&told(Kind::Ban, 0, source, |_| {}));
+        }
+        past.add(&told(Kind::Unban, 400, "192.0.2.6", |ban| ban.since = Some(after(300))));
+        past.add(&told(Kind::Extend, 400, "192.0.2.7", |ban| {
+            (ban.since, ban.until) = (Some(after(300)), Some(after(700)));
+        }));
+        past.add(&told(Kind::Unban, 700, "192.0.2.7", |ban| {
+            (ban.since, ban.until) = (Some(after(300)), Some(after(700)));
+        }));
         let bans = past.bans(after(2_000));
         let found: Vec<_> =
             bans.iter().map(|past| (past.ban.source.as_str(), past.end, past.lasted_s)).collect();
@@ -214,6 +231,8 @@ mod tests {
             ("192.0.2.3", End::Running, 1_100.0),
             ("192.0.2.4", End::Ended, 600.0),
             ("192.0.2.4", End::Lifted, 599.0),
+            ("192.0.2.6", End::Lifted, 400.0),
+            ("192.0.2.7", End::Ended, 700.0),
         ];
         assert_eq!(found, expected);
 

@@ -17,7 +17,7 @@ const STEP: u64 = 4_000;
 const STEP_PAGES: u64 = 2_000;
 /// A clock that moves by more than this against the machine's own has been set.
 const JUMP: SignedDuration = SignedDuration::from_mins(10);
-/// For so long nothing is taken for old after that: the clock may be set back again.
+/// For so long nothing is taken for old after that, nor after the start: the clock may be wrong, and be set right.
 const DOUBT: Duration = Duration::from_secs(60 * 60);
 
 /// How many bytes the parts of a database may take.
@@ -90,21 +90,29 @@ impl Store {
         if length() <= budget.log {
             return Ok(());
         }
-        self.empty_log()?;
-        match length() {
-            bytes if bytes > budget.most_log() => Err(StoreError::LogHeld { path: self.path.clone(), bytes }),
-            _ => Ok(()),
+        // What is moved makes room in the log, even if somebody who reads keeps the file from becoming shorter.
+        let bytes = self.empty_log()?.unwrap_or_else(length);
+        if bytes > budget.most_log() {
+            return Err(StoreError::LogHeld { path: self.path.clone(), bytes });
         }
+        Ok(())
     }
 
-    /// Moves what the log holds into the database, and empties it unless somebody reads.
-    pub(super) fn empty_log(&self) -> Result<(), StoreError> {
+    /// Moves what the log holds into the database, and empties it unless somebody reads. Returns how many bytes could not
+    /// be moved; none if that is not known.
+    pub(super) fn empty_log(&self) -> Result<Option<u64>, StoreError> {
         let empty = || {
             // Who reads is waited for only briefly: it can be done the next time as well.
             self.connection.busy_timeout(Duration::from_millis(50))?;
-            let done = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+            let done = self
+                .connection
+                .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| Ok((row.get(1)?, row.get(2)?)));
             self.connection.busy_timeout(super::BUSY)?;
-            done
+            let (pages, moved): (i64, i64) = done?;
+            let left = pages.checked_sub(moved).and_then(|left| u64::try_from(left).ok());
+            // Both are -1 while somebody else is at it.
+            let known = left.filter(|_| pages >= 0);
+            known.map(|left| Ok(left * size(&self.connection)?.page)).transpose()
         };
         empty().map_err(at("empty the log of", &self.path))
     }
@@ -154,8 +162,9 @@ pub(super) struct Calm {
 }
 
 impl Calm {
+    /// At the start, when nobody knows whether the clock is right: some begin years ahead until they are set.
     pub(super) fn new(wall: Timestamp, machine: Instant) -> Self {
-        Self { wall, machine, not_before: None }
+        Self { wall, machine, not_before: machine.checked_add(DOUBT) }
     }
 
     /// Looks at both clocks again.

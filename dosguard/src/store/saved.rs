@@ -133,6 +133,15 @@ impl Pending {
         self.offenders.extend(forgotten.into_iter().map(|key| (key, None)));
         self.offenders.extend(offenders.into_iter().map(|offender| (offender.key(), Some(offender))));
         self.stamp = Some((now, boot_id));
+        self.settle();
+    }
+
+    /// A whole is what there is: what is gone needs no mention, so that it never becomes larger than the kernel's maps.
+    fn settle(&mut self) {
+        if self.whole {
+            self.bans.retain(|_, ban| ban.is_some());
+            self.offenders.retain(|_, offender| offender.is_some());
+        }
     }
 
     /// Adds earlier changes, which could not be written.
@@ -144,6 +153,7 @@ impl Pending {
         bans.extend(self.bans.drain());
         offenders.extend(self.offenders.drain());
         *self = Self { whole, bans, offenders, stamp: self.stamp.take().or(stamp) };
+        self.settle();
     }
 }
 

@@ -58,6 +58,7 @@ impl Found {
         let path = path.to_owned();
         match self {
             Self::Version(found) if found > VERSION => StoreError::Newer { path, found, known: VERSION },
+            Self::Version(found @ 0..VERSION) => StoreError::Older { path, found, known: VERSION },
             Self::Version(found) => {
                 StoreError::Damaged { path, what: format!("there is no version {found} of it") }
             }

@@ -73,7 +73,7 @@ fn what_is_appended_is_found_again() {
     let (_folder, paths) = folder();
     assert!(Store::open_read_only(&paths).unwrap().is_none());
     let mut store = open(&paths);
-    assert_eq!((mode(paths.state_dir()), mode(&paths.database())), (0o750, 0o640));
+    assert_eq!((mode(paths.state_dir()), mode(&paths.database())), (0o700, 0o600));
     assert_eq!(store.last_seq(), 0);
     let mut noted = event(3, 2, "2001:db8::/64").as_ref().clone();
     noted.ban.note = Some("a\u{1b}[2J '); DROP TABLE events; -- \u{0} \u{202e} \"".to_owned());
@@ -176,6 +176,33 @@ fn nothing_that_is_written_is_replaced() {
     let found: Vec<_> =
         found.iter().map(|record| (record.seq.unwrap(), record.ban.source.as_str())).collect();
     assert_eq!(found, [(7, "192.0.2.7"), (8, "192.0.2.8"), (9, "192.0.2.9"), (12, "192.0.2.10")]);
+}
+
+#[test]
+fn what_is_not_understood_ends_no_reading() {
+    let (_folder, paths) = folder();
+    let mut store = open(&paths);
+    let records: Vec<_> = (1..=50).map(|seq| event(seq, 0, "192.0.2.7")).collect();
+    store.append(&records).unwrap();
+    store
+        .connection
+        .execute_batch(
+            "UPDATE events SET record = 'no JSON' WHERE seq BETWEEN 3 AND 40; \
+             UPDATE events SET record = x'ff00' WHERE seq = 20",
+        )
+        .unwrap();
+    let filter = EventFilter { source: Some("192.0.2.7".parse().unwrap()), ..EventFilter::default() };
+    for filter in [filter, EventFilter::default()] {
+        let (mut found, mut after) = (Vec::new(), 0);
+        while let Some(last) = {
+            let part = store.events(&filter, after, 10).unwrap();
+            found.extend(part.iter().map(|record| record.seq.unwrap()));
+            part.last().and_then(|record| record.seq)
+        } {
+            after = last;
+        }
+        assert_eq!(found, (1..=2).chain(41..=50).collect::<Vec<_>>());
+    }
 }
 
 #[test]

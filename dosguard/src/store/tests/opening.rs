@@ -85,11 +85,48 @@ fn a_database_with_pages_written_over_is_set_aside_and_numbers_go_on_if_they_can
 #[test]
 fn no_more_than_a_few_are_kept_aside() {
     let (_folder, paths) = filled();
-    for _ in 0..6 {
-        fs::write(paths.database(), "not a database at all").unwrap();
-        assert_replaced(&paths);
+    // Of long ago, several of one second, and of a clock that was ahead.
+    let aside = |stamp: &str| files::beside(&paths.database(), &format!(".corrupt-{stamp}"));
+    for stamp in ["20250101T000000Z", "20250101T000000Z-2", "20250101T000000Z-10", "20990101T000000Z"] {
+        fs::write(aside(stamp), stamp).unwrap();
     }
-    assert_eq!(files(&paths).len(), 1 + 3, "{:?}", files(&paths));
+    let mut latest = None;
+    for _ in 0..4 {
+        fs::write(paths.database(), "not a database at all").unwrap();
+        let Opened { set_aside, .. } = Store::open(&paths).unwrap();
+        latest = set_aside;
+        let found = files(&paths);
+        assert_eq!(found.len(), 1 + 3, "{found:?}");
+        assert!(aside("20250101T000000Z").exists(), "the first shows how it began");
+    }
+    assert!(latest.unwrap().exists() && aside("20990101T000000Z").exists());
+}
+
+#[test]
+fn nobody_but_the_owner_may_open_it_and_what_was_wider_is_made_narrow() {
+    let (_folder, paths) = filled();
+    let mut store = open(&paths);
+    store.append(&[event(501, 0, "192.0.2.7")]).unwrap();
+    let all = ["", "-wal", "-shm"].map(|suffix| files::beside(&paths.database(), suffix));
+    for path in &all {
+        assert_eq!(mode(path), 0o600, "{}", path.display());
+        fs::set_permissions(path, fs::Permissions::from_mode(0o640)).unwrap();
+    }
+    // A folder that is not for the group `dosguard` was chosen as it is.
+    fs::set_permissions(paths.state_dir(), fs::Permissions::from_mode(0o755)).unwrap();
+    open(&paths);
+    assert_eq!(all.each_ref().map(|path| mode(path)), [0o600; 3]);
+    assert_eq!(mode(paths.state_dir()), 0o755);
+    assert_eq!(seqs(&store, &EventFilter::default()).len(), 501);
+}
+
+#[test]
+fn an_older_database_is_not_damaged() {
+    let (_folder, paths) = filled();
+    Connection::open(paths.database()).unwrap().execute_batch("PRAGMA user_version = 0").unwrap();
+    let error = Store::open_read_only(&paths).unwrap_err();
+    assert!(matches!(error, StoreError::Older { found: 0, .. }) && !error.is_damage(), "{error}");
+    assert!(error.to_string().contains("\nhint: the daemon brings it up to date"), "{error}");
 }
 
 #[test]

@@ -18,8 +18,9 @@ pub(super) const QUEUE: usize = 65_536;
 pub(super) const BATCH: usize = 8_192;
 /// How long something waits at most for others to be written with it.
 const GATHER: Duration = Duration::from_millis(250);
-/// Saved bans and offences that may wait while nothing can be written. Beyond that the whole is asked for.
-const MOST_CHANGES: usize = 4 * QUEUE;
+/// Changes of bans and offences that may wait while nothing can be written. Beyond that the whole is asked for, whose bound
+/// are the sizes of the kernel's maps.
+pub(super) const MOST_CHANGES: usize = 4 * QUEUE;
 
 /// What the thread shares with those who tell it.
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub(super) struct Shared {
     /// The highest number that was given to an event, and the highest of those that are written.
     given: AtomicU64,
     committed: AtomicU64,
+    /// Events up to this one were told before a database could be opened: they may have got other numbers in it.
+    blind: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -45,6 +48,8 @@ struct Inbox {
     since: Option<Instant>,
     finish: Option<Instant>,
     needs_whole: bool,
+    /// Whether the file was replaced, and nothing was told again since.
+    replaced: bool,
     /// Events that a database which is begun anew is told again.
     again: Vec<Arc<EventRecord>>,
     /// Whether somebody who reads the database has found it damaged.
@@ -78,10 +83,11 @@ impl Shared {
             again: Vec::new(),
             doubted: false,
             needs_whole: false,
+            replaced: false,
             history,
         };
-        let [given, committed] = [0, 0].map(AtomicU64::new);
-        Self { inbox: Mutex::new(inbox), wake: Condvar::new(), given, committed }
+        let [given, committed, blind] = [0, 0, 0].map(AtomicU64::new);
+        Self { inbox: Mutex::new(inbox), wake: Condvar::new(), given, committed, blind }
     }
 
     fn inbox(&self) -> MutexGuard<'_, Inbox> {
@@ -110,7 +116,7 @@ impl Shared {
         let mut inbox = self.inbox();
         inbox.needs_whole &= !changes.whole;
         inbox.changes.add(changes);
-        if inbox.changes.len() > MOST_CHANGES {
+        if inbox.changes.len() > MOST_CHANGES && !inbox.changes.whole {
             inbox.changes = Pending::default();
             inbox.needs_whole = true;
         }
@@ -119,8 +125,14 @@ impl Shared {
         self.wake.notify_one();
     }
 
-    pub(super) fn tell_again(&self, records: Vec<Arc<EventRecord>>) {
+    /// Takes them only if the file was replaced: otherwise they are in it, or wait to be.
+    pub(super) fn tell_again(&self, mut records: Vec<Arc<EventRecord>>) {
         let mut inbox = self.inbox();
+        if !std::mem::take(&mut inbox.replaced) {
+            return;
+        }
+        let blind = self.blind.load(Ordering::Relaxed);
+        records.retain(|record| record.seq.is_some_and(|seq| seq > blind));
         inbox.again = records;
         inbox.since.get_or_insert_with(Instant::now);
         drop(inbox);
@@ -165,12 +177,28 @@ impl Shared {
         inbox.needs_whole |= !unless.whole && !inbox.changes.whole;
     }
 
+    /// The file that held everything is no longer there: a new one is begun.
+    pub(super) fn replaced(&self, waits: &Pending) {
+        self.ask_for_whole(waits);
+        self.inbox().replaced = true;
+    }
+
     /// The next number for an event.
     pub(super) fn next_seq(&self) -> u64 {
         self.given.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// A database was opened whose events have numbers up to this one.
+    /// The first database was opened, whose events have numbers up to this one.
+    pub(super) fn opened_first(&self, last_seq: u64) {
+        // Numbers that were given before began at 1. Unless it is empty those events get the next of its own, and numbers
+        // go on after them.
+        let before = self.given.fetch_add(last_seq, Ordering::Relaxed);
+        if last_seq > 0 {
+            self.blind.store(before, Ordering::Relaxed);
+        }
+    }
+
+    /// The database has events with numbers up to this one.
     pub(super) fn opened(&self, last_seq: u64) {
         self.given.fetch_max(last_seq, Ordering::Relaxed);
         self.committed.fetch_max(last_seq, Ordering::AcqRel);

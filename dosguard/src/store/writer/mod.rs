@@ -33,6 +33,8 @@ const ABOUT_DAMAGE: &str = "the damaged history";
 const RETRY: Duration = Duration::from_secs(1);
 /// Events that are tried first after a failure.
 const LITTLE: usize = 256;
+/// Another damaged file is set aside only so much later: what damages one after the other shall not replace them all.
+const ASIDE: Duration = Duration::from_mins(1);
 /// How often old events are looked for.
 const TIDY: Duration = Duration::from_secs(10);
 /// Steps of tidying up in one go: between them what has come is written.
@@ -63,20 +65,23 @@ impl Writer {
         let now = Instant::now();
         let mut thread = Thread {
             store: None,
+            opened: false,
             paths,
             shared: Arc::clone(&shared),
             health: health.clone(),
             retry_at: None,
+            aside_at: None,
             tidy_at: now,
             calm: Calm::new(Timestamp::now(), now),
             most: BATCH,
         };
-        match opened {
-            Ok(opened) => drop(thread.adopt(opened)),
-            Err(error) => {
-                shared.ask_for_whole(&Pending::default());
-                thread.failed(&error, &Pending::default());
-            }
+        let failure = match opened {
+            Ok(opened) => thread.adopt(opened).err(),
+            Err(error) => Some(error),
+        };
+        if let Some(error) = failure {
+            shared.ask_for_whole(&Pending::default());
+            thread.failed(&error, &Pending::default());
         }
         thread::spawn(move || {
             thread.run();
@@ -106,7 +111,7 @@ impl Writer {
     }
 
     /// Takes events that were told before, for a database that was begun anew: those that it does not have are written
-    /// under their numbers.
+    /// under their numbers. Nothing happens if the database was not begun anew.
     pub fn tell_again(&self, records: Vec<Arc<EventRecord>>) {
         self.shared.tell_again(records);
     }
@@ -181,10 +186,14 @@ impl Flusher {
 struct Thread {
     /// None while it cannot be opened.
     store: Option<Store>,
+    /// Whether one was opened ever.
+    opened: bool,
     paths: Paths,
     shared: Arc<Shared>,
     health: Health,
     retry_at: Option<Instant>,
+    /// When a file was last set aside.
+    aside_at: Option<Instant>,
     tidy_at: Instant,
     calm: Calm,
     /// Events that are tried at once: fewer after a failure, since a little may fit where much does not.
@@ -278,28 +287,36 @@ impl Thread {
             if let Some(store) = self.store.take() {
                 let _ = store.empty_log();
             }
-            self.shared.ask_for_whole(&Pending::default());
+            self.shared.replaced(&Pending::default());
         }
         let budget = Budget::of(&self.shared.history());
         let store = match self.store.take() {
             Some(store) => self.store.insert(store),
             None => {
-                let opened = Store::open(&self.paths)?;
-                self.adopt(opened)
+                let opened = Store::open_and(&self.paths, self.not_aside_before().is_none())?;
+                self.adopt(opened)?
             }
         };
         store.bound_log(budget)?;
         Ok(store)
     }
 
-    fn adopt(&mut self, opened: Opened) -> &mut Store {
-        let Opened { store, set_aside } = opened;
+    fn adopt(&mut self, opened: Opened) -> Result<&mut Store, StoreError> {
+        let Opened { mut store, set_aside } = opened;
         if let Some(aside) = set_aside {
-            self.shared.ask_for_whole(&Pending::default());
+            self.shared.replaced(&Pending::default());
             self.tell_of(&aside);
         }
+        if !std::mem::replace(&mut self.opened, true) {
+            self.shared.opened_first(store.last_seq());
+        }
+        // In one that is begun anew numbers go on, whether it is told anything again or not.
+        let committed = self.shared.committed();
+        if store.last_seq() < committed {
+            store.raise_last_seq(committed)?;
+        }
         self.shared.opened(store.last_seq());
-        self.store.insert(store)
+        Ok(self.store.insert(store))
     }
 
     fn works(&mut self) {
@@ -310,19 +327,26 @@ impl Thread {
 
     /// Something failed: the file is replaced if it is at fault, and everything waits a moment.
     fn failed(&mut self, error: &StoreError, changes: &Pending) {
+        let mut retry_at = Instant::now() + RETRY;
         if error.is_damage() {
             if let Some(store) = self.store.take() {
                 store.leave_as_it_is();
             }
-            match files::set_aside(&self.paths.database()) {
-                Ok(aside) => {
-                    log::warn!("{}", error.in_full());
-                    self.shared.ask_for_whole(changes);
-                    self.tell_of(&aside);
-                    // The next round begins a new one at once.
-                    return;
+            if let Some(then) = self.not_aside_before() {
+                // It is looked at again when it is opened.
+                retry_at = then;
+                self.health.warn(ABOUT, error.in_full());
+            } else {
+                match files::set_aside(&self.paths.database()) {
+                    Ok(aside) => {
+                        log::warn!("{}", error.in_full());
+                        self.shared.replaced(changes);
+                        self.tell_of(&aside);
+                        // The next round begins a new one at once.
+                        return;
+                    }
+                    Err(worse) => self.health.warn(ABOUT, worse.in_full()),
                 }
-                Err(worse) => self.health.warn(ABOUT, worse.in_full()),
             }
         } else {
             self.health.warn(ABOUT, error.in_full());
@@ -330,12 +354,18 @@ impl Thread {
                 self.store = None;
             }
         }
-        self.retry_at = Some(Instant::now() + RETRY);
+        self.retry_at = Some(retry_at);
         self.most = LITTLE;
     }
 
-    fn tell_of(&self, aside: &std::path::Path) {
+    /// Until when nothing may be set aside; none if it may be now.
+    fn not_aside_before(&self) -> Option<Instant> {
+        self.aside_at.map(|last| last + ASIDE).filter(|then| *then > Instant::now())
+    }
+
+    fn tell_of(&mut self, aside: &std::path::Path) {
         let (path, aside) = (self.paths.database(), aside.display());
+        self.aside_at = Some(Instant::now());
         let text = format!(
             "`{}` was damaged and is set aside as `{aside}`; a new history was begun\n\
              hint: `sqlite3 {aside} .recover` shows what can be read of it; delete it once it is of no use",

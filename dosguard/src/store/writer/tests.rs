@@ -2,7 +2,7 @@ use std::fs;
 use std::io::Write as _;
 use std::time::Duration;
 
-use super::inbox::QUEUE;
+use super::inbox::{MOST_CHANGES, QUEUE};
 use super::*;
 use crate::config::units::Span;
 use crate::store::EventFilter;
@@ -25,6 +25,14 @@ fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     while !holds() {
         assert!(Instant::now() < end, "{what}");
         thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Damages all of it, and its log.
+fn write_over(paths: &Paths) {
+    for file in [paths.database(), files::beside(&paths.database(), "-wal")] {
+        let length = usize::try_from(file.metadata().unwrap().len()).unwrap();
+        fs::OpenOptions::new().write(true).open(file).unwrap().write_all(&vec![0xa5; length]).unwrap();
     }
 }
 
@@ -179,10 +187,7 @@ fn what_a_reader_finds_damaged_is_replaced_and_told_again() {
     writer.tell(event(101, 0, "192.0.2.7"));
     assert!(flushed(&writer) && health.warned().is_empty());
 
-    for file in [paths.database(), files::beside(&paths.database(), "-wal")] {
-        let length = usize::try_from(file.metadata().unwrap().len()).unwrap();
-        fs::OpenOptions::new().write(true).open(file).unwrap().write_all(&vec![0xa5; length]).unwrap();
-    }
+    write_over(&paths);
     writer.flusher().doubt();
     wait_until("it is replaced", || writer.needs_whole());
     // One that still waits is told again, too, and is there once.
@@ -192,5 +197,113 @@ fn what_a_reader_finds_damaged_is_replaced_and_told_again() {
     assert!(flushed(&writer));
     assert_eq!(all(&paths), (1..=100).chain(102..=103).collect::<Vec<_>>());
     assert_eq!(health.losses(Loss::History), 0);
+    writer.finish();
+}
+
+#[test]
+fn a_database_that_opens_late_is_told_nothing_twice() {
+    let (_folder, paths) = folder();
+    open(&paths).append(&[event(1, 0, "192.0.2.1"), event(2, 0, "192.0.2.2")]).unwrap();
+    // It cannot be opened at first: another file is where its folder should be.
+    let elsewhere = paths.state_dir().with_extension("away");
+    fs::rename(paths.state_dir(), &elsewhere).unwrap();
+    fs::write(paths.state_dir(), "").unwrap();
+    let (writer, health) = start(&paths);
+    let told: Vec<_> = (3..=5).map(|last| event(writer.next_seq(), 0, &format!("192.0.2.{last}"))).collect();
+    told.iter().cloned().for_each(|record| writer.tell(record));
+    assert!(!flushed(&writer) && writer.needs_whole());
+    // Whoever is asked for the whole tells again what it knows.
+    writer.tell_again(told.clone());
+    fs::remove_file(paths.state_dir()).unwrap();
+    fs::rename(&elsewhere, paths.state_dir()).unwrap();
+    wait_until("it is written", || writer.last_committed() == 5);
+    writer.tell_again(told.clone());
+    let later = event(writer.next_seq(), 0, "192.0.2.6");
+    writer.tell(Arc::clone(&later));
+    assert!(flushed(&writer));
+    let sources = || {
+        let store = Store::open_read_only(&paths).unwrap().unwrap();
+        let found = store.events(&EventFilter::default(), 0, usize::MAX).unwrap();
+        found.iter().map(|record| (record.seq.unwrap(), record.ban.source.clone())).collect::<Vec<_>>()
+    };
+    assert_eq!(sources(), (1..=6).map(|seq| (seq, format!("192.0.2.{seq}"))).collect::<Vec<_>>());
+
+    // It is moved: what has the number under which it was written is told again, and numbers go on.
+    fs::rename(paths.database(), paths.state_dir().join("backup.db")).unwrap();
+    let next = writer.next_seq();
+    assert_eq!(next, 7);
+    writer.tell(event(next, 0, "192.0.2.7"));
+    assert!(flushed(&writer));
+    writer.tell_again(told.into_iter().chain([later]).collect());
+    assert!(flushed(&writer));
+    assert_eq!(sources(), [(6, "192.0.2.6".to_owned()), (7, "192.0.2.7".to_owned())]);
+    writer.finish();
+    assert_eq!((open(&paths).last_seq(), health.losses(Loss::History)), (7, 0));
+}
+
+#[test]
+fn numbers_go_on_in_a_database_that_is_told_only_what_was() {
+    let (_folder, paths) = folder();
+    let (writer, _health) = start(&paths);
+    let told = event(1, 0, "192.0.2.7");
+    writer.tell(Arc::clone(&told));
+    assert!(flushed(&writer));
+    fs::remove_file(paths.database()).unwrap();
+    writer.save(Changes::default());
+    assert!(flushed(&writer) && writer.needs_whole());
+    writer.tell_again(vec![told]);
+    assert!(flushed(&writer));
+    writer.finish();
+    assert_eq!((all(&paths), open(&paths).last_seq()), (vec![1], 1));
+}
+
+#[test]
+fn a_whole_may_be_as_large_as_it_is() {
+    let (_folder, paths) = folder();
+    let (writer, _health) = start(&paths);
+    let holder = open(&paths);
+    holder.connection.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let ban = saved_ban("192.0.2.7", false, "all");
+    let source = |number: usize| format!("source {number}");
+    let keys = || (0..=MOST_CHANGES).map(|number| (source(number), None));
+    // So many ends are not kept: everything is asked for.
+    writer.save(Changes { ended: keys().collect(), ..Changes::default() });
+    assert!(writer.needs_whole());
+    let mut bans: Vec<_> = (0..=MOST_CHANGES).map(|_| ban.clone()).collect();
+    bans.iter_mut().enumerate().for_each(|(number, ban)| ban.record.source = source(number));
+    writer.save(Changes { whole: true, bans, ..Changes::default() });
+    assert!(!writer.needs_whole(), "it is taken as it is");
+    // What ends meanwhile makes it smaller.
+    writer.save(Changes { ended: keys().skip(3).collect(), ..Changes::default() });
+    assert!(!writer.needs_whole());
+    drop(holder);
+    wait_until("it is saved", || {
+        Store::open_read_only(&paths).unwrap().unwrap().saved().unwrap().bans.len() == 3
+    });
+    writer.finish();
+}
+
+#[test]
+fn no_more_than_one_a_minute_is_set_aside() {
+    let (_folder, paths) = folder();
+    let (writer, health) = start(&paths);
+    let damage = || {
+        write_over(&paths);
+        writer.flusher().doubt();
+    };
+    let warned = |what: &str| health.warned().iter().any(|text| text.contains(what));
+    writer.tell(event(1, 0, "192.0.2.7"));
+    assert!(flushed(&writer));
+    damage();
+    wait_until("it is replaced", || warned(".corrupt-"));
+    writer.tell(event(2, 0, "192.0.2.7"));
+    assert!(flushed(&writer));
+    damage();
+    wait_until("it is said", || warned("not a database"));
+    writer.tell(event(3, 0, "192.0.2.7"));
+    assert!(!flushed(&writer), "it waits");
+    let names = fs::read_dir(paths.state_dir()).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(names.filter(|name| name.to_string_lossy().ends_with('Z')).count(), 1);
+    assert_eq!(writer.waiting(), 1);
     writer.finish();
 }
