@@ -84,8 +84,9 @@ impl Exporter {
         if exporter.as_ref().map(|exporter| exporter.wanted) == wanted {
             return Ok(());
         }
-        *exporter = None;
-        if let Some(address) = wanted {
+        let before = exporter.take().map(|exporter| exporter.local.port());
+        // A port that was ours until now is let go of by another thread: the next time.
+        if let Some(address) = wanted.filter(|address| before != Some(address.port())) {
             *exporter = Some(Self::start(address, paths, health)?);
         }
         Ok(())
@@ -127,7 +128,7 @@ mod tests {
         assert_eq!(now, None, "nobody asked for the one before");
         drop(other);
         assert_eq!(apply(Some(taken)), (Ok(()), Some(taken)), "another program let go of it");
-        let absent = SocketAddr::from(([192, 0, 2, 1], taken.port()));
+        let absent = SocketAddr::from(([192, 0, 2, 1], free.port()));
         let began = Instant::now();
         for _ in 0..10 {
             assert!(apply(Some(absent)).0.unwrap_err().contains("Cannot assign requested address"));

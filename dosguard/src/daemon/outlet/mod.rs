@@ -92,6 +92,9 @@ impl Target {
     }
 }
 
+/// Whether a hook from before and a wanted one, each with its place, are the same one.
+type IsSame = fn((usize, &Hook), (usize, &Hook)) -> bool;
+
 impl Outlets {
     /// The outlets that `services` asks for, for an instance of that name.
     pub fn start(services: &Services, instance: &str, health: &Health) -> Self {
@@ -113,7 +116,7 @@ impl Outlets {
         let wanted = Target::all(&services.log);
         let mut before = std::mem::take(&mut self.sinks);
         // One that could not be started is tried again.
-        before.retain(|(_, worker)| !worker.is_finished());
+        before.retain_mut(|(_, worker)| !is_dead(worker));
         for target in wanted {
             let same_place = before.iter().position(|(old, _)| old.loss() == target.loss());
             let worker = match same_place.map(|at| before.swap_remove(at)) {
@@ -136,21 +139,17 @@ impl Outlets {
     fn apply_hooks(&mut self, wanted: &[Hook]) {
         let before = std::mem::take(&mut self.hooks).into_iter();
         // One that could not be started is tried again.
-        let mut before: Vec<_> = before.map(|runner| Some(runner).filter(|it| !it.is_finished())).collect();
+        let mut before: Vec<_> = before.map(|runner| Some(runner).take_if(|it| !is_dead(it))).collect();
         let mut after: Vec<Option<HookRunner>> = wanted.iter().map(|_| None).collect();
-        let is_same: [fn(&Hook, usize, &Hook, usize) -> bool; 3] = [
-            |old, _, new, _| old == new,
-            |old, _, new, _| old.run == new.run,
-            |_, old_at, _, new_at| old_at == new_at,
-        ];
+        let is_same: [IsSame; 3] =
+            [|old, new| old.1 == new.1, |old, new| old.1.run == new.1.run, |old, new| old.0 == new.0];
         for is_same in is_same {
             for (at, hook) in
                 wanted.iter().enumerate().filter(|(at, _)| after[*at].is_none()).collect::<Vec<_>>()
             {
-                let found = before
-                    .iter_mut()
-                    .enumerate()
-                    .find_map(|(old_at, old)| old.take_if(|runner| is_same(runner.hook(), old_at, hook, at)));
+                let found = before.iter_mut().enumerate().find_map(|(old_at, old)| {
+                    old.take_if(|runner| is_same((old_at, runner.hook()), (at, hook)))
+                });
                 after[at] = found.map(|mut runner| {
                     if runner.hook() != hook {
                         runner.change(hook);
@@ -202,6 +201,15 @@ impl Outlets {
             outlet.finish(until);
         }
     }
+}
+
+/// Whether one that was not retired has no thread. Then it is not warned of any more.
+fn is_dead(outlet: &mut impl Outlet) -> bool {
+    let is_dead = outlet.is_finished();
+    if is_dead {
+        outlet.retire();
+    }
+    is_dead
 }
 
 #[cfg(test)]

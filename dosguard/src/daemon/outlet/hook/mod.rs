@@ -119,7 +119,10 @@ impl Outlet for HookRunner {
     }
 
     fn retire(&mut self) {
-        self.jobs = None;
+        if self.jobs.take().is_none() {
+            // There is no thread, or not for long, that does it.
+            self.health.forget(&self.name);
+        }
     }
 
     fn is_finished(&self) -> bool {
