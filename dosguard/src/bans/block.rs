@@ -129,7 +129,11 @@ mod tests {
         assert_eq!(first, format!("{block}ALL: 203.0.113.1").as_bytes());
         assert_eq!(replaced(&first, "192.0.2.1\n"), first);
         let first = replaced("ALL: 203.0.113.1 \\\n", "192.0.2.1\n");
-        assert_eq!(first, format!("{block}ALL: 203.0.113.1 \\\n").as_bytes(), "it would go on with the block");
+        assert_eq!(
+            first,
+            format!("{block}ALL: 203.0.113.1 \\\n").as_bytes(),
+            "it would go on with the block"
+        );
     }
 
     #[test]

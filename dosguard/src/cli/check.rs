@@ -57,7 +57,8 @@ pub(super) fn check(paths: &Paths, args: &CheckArgs, out: &mut dyn Write) -> any
 /// What the configuration comes to.
 fn print(configuration: &Configuration, out: &mut dyn Write) -> anyhow::Result<()> {
     let Configuration { policy, services, sizes, files } = configuration;
-    let files: Vec<_> = files.iter().map(|file| format!("`{}`", printable(&file.display().to_string()))).collect();
+    let files: Vec<_> =
+        files.iter().map(|file| format!("`{}`", printable(&file.display().to_string()))).collect();
     let are = if files.len() == 1 { "is" } else { "together are" };
     writeln!(out, "{} {are} valid: {}", files.join(", "), rules_in_short(policy))?;
     let interfaces = match policy.interfaces.as_slice() {

@@ -115,7 +115,10 @@ fn read_assignments(path: &Path) -> anyhow::Result<Vec<Assignment>> {
     } else {
         let opened = File::open(path);
         let opened = opened.with_context(|| {
-            format!("cannot read `{}`\nhint: a file as `dosguard sysctl -a` prints it, or `-`", path.display())
+            format!(
+                "cannot read `{}`\nhint: a file as `dosguard sysctl -a` prints it, or `-`",
+                path.display()
+            )
         })?;
         file::read_bounded(opened, path)?
     };

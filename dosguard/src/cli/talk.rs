@@ -29,7 +29,11 @@ impl Log for Stderr {
             Level::Trace => (BOLD, "trace"),
         };
         // There is nowhere to report that stderr is gone.
-        let _ = writeln!(anstream::stderr().lock(), "{style}{word}:{style:#} {}", lines(&record.args().to_string()));
+        let _ = writeln!(
+            anstream::stderr().lock(),
+            "{style}{word}:{style:#} {}",
+            lines(&record.args().to_string())
+        );
     }
 
     fn flush(&self) {}
@@ -149,7 +153,10 @@ mod tests {
 
     #[test]
     fn no_line_of_another_s_text_passes_for_ours() {
-        assert_eq!(lines("the verifier says:\nerror: \x1bc\u{202e}\n"), "the verifier says:\n  error: \\u{1b}c\\u{202e}");
+        assert_eq!(
+            lines("the verifier says:\nerror: \x1bc\u{202e}\n"),
+            "the verifier says:\n  error: \\u{1b}c\\u{202e}"
+        );
     }
 
     #[test]

@@ -107,7 +107,9 @@ fn records_have_everything_and_are_quoted() {
 
 #[test]
 fn no_note_is_a_formula() {
-    for (note, shown) in [("=1+1", "'=1+1"), ("@a", "'@a"), ("-", "'-"), ("\ta", "'\ta"), ("a=1", "a=1"), ("", "")] {
+    for (note, shown) in
+        [("=1+1", "'=1+1"), ("@a", "'@a"), ("-", "'-"), ("\ta", "'\ta"), ("a=1", "a=1"), ("", "")]
+    {
         assert_eq!(inert(note.to_owned()), shown);
     }
 }

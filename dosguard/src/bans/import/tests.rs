@@ -138,7 +138,10 @@ fn a_note_is_one_line_without_control_characters() {
     for note in ["\\u001b]0;x\\u0007", "a\\nb", "\\u009b", "\u{202e}", &"x".repeat(25)] {
         let bad = good.replace("\"note\":\"note\"", &format!("\"note\":\"{note}\""));
         let error = import(&bad, Lines::Json).unwrap_err();
-        assert!(error.contains("`note` of `198.51.100.4`") && printable(&error).len() < error.len() + 9, "{error}");
+        assert!(
+            error.contains("`note` of `198.51.100.4`") && printable(&error).len() < error.len() + 9,
+            "{error}"
+        );
     }
 }
 

@@ -93,6 +93,9 @@ bans = 2048
     let programs: Vec<_> = read.services.hooks.iter().map(|hook| hook.run.join(" ")).collect();
     assert_eq!(programs, ["/bin/one", "/bin/two"]);
     assert_eq!(read.services.exports.len(), 1, "the same one");
+    let hook = "[[hook]]\non = ['ban']\nrun = ['/a']\n";
+    let both = [(hook, Path::new("a")), (hook, Path::new("b"))];
+    assert_eq!(crate::config::file::parse_all(&both).unwrap().services.hooks.len(), 1, "so are hooks");
     let log = &read.services.log;
     let file = log.file.as_ref().unwrap();
     assert_eq!((log.syslog.as_deref(), file.path.to_str(), file.keep), (None, Some("/l"), 7));

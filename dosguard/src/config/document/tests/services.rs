@@ -177,7 +177,11 @@ const WRONG: &[(&str, &str, &str)] = &[
     ("[[hook]]\non = ['all']", "2, column 7: `on` cannot be `all`", "one of `ban`, `unban`, `extend`,"),
     ("[[hook]]\non = 'ban'", "2, column 6: `on` cannot be a string", "such as `on = [\"ban\", \"unban\"]`"),
     ("[[hook]]\nrun = ['tell']", "2, column 8: `run` cannot be `tell`", "the absolute path of a program"),
-    ("[[hook]]\nrun = ['/t', \"\\u0000\"]", "2, column 14: `run` cannot be `\\u{0}`", "no program can be given"),
+    (
+        "[[hook]]\nrun = ['/t', \"\\u0000\"]",
+        "2, column 14: `run` cannot be `\\u{0}`",
+        "no program can be given",
+    ),
     ("[[hook]]\nrun = '/t a'", "2, column 7: `run` cannot be a string", "such as `run = ["),
     ("[[hook]]\ntimeout = '2h'", "2, column 11: `timeout` cannot be `2h`", "from `100ms` to `1h`, such as"),
     ("[[hook]]\nat_most = 65", "2, column 11: `at_most` cannot be `65`", "a whole number from 1 to 64"),
@@ -202,6 +206,21 @@ const WRONG: &[(&str, &str, &str)] = &[
         "[[export]]\npath = '/a'\n[[export]]\npath = '/a'",
         "3, column 1: `/a` is exported to twice, first in `f` line 1",
         "a file for each format",
+    ),
+    (
+        "[[export]]\npath = '/a'\n[[export]]\npath = '/b/.././/a'",
+        "3, column 1: `/b/.././/a` is exported to twice, first in `f` line 1",
+        "a file for each format",
+    ),
+    (
+        "[[export]]\npath = '/a'\n[log.file]\npath = '/../a'",
+        "1, column 1: `/a` is exported to, and is the file of `[log.file]`",
+        "a file for each",
+    ),
+    (
+        "[log]\nsyslog = \"a\\nhint: b\\u001b\"",
+        "2, column 10: `syslog` cannot be `a\\nhint: b\\u{1b}`",
+        "1 to 64 printable",
     ),
     (
         "[metrics]\nlisten = '9741'",
