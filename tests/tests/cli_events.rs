@@ -206,7 +206,7 @@ fn a_slow_reader_is_told_how_many_it_missed_and_holds_nobody_up() {
     drop(quick);
 
     let syn = Packet::eth().ipv4(Ipv4Addr::new(10, 0, 0, 1), GUARD_V4).tcp(1, 80).syn().build();
-    let flood = Flood::new(syn).sources(SOURCES).rate(100_000).frames(u64::from(SOURCES) * 2);
+    let flood = Flood::new(syn).sources(SOURCES).rate(200_000).frames(u64::from(SOURCES) * 2);
     let sent = flood.run(lab.attacker(), PEER).unwrap().sent;
     let tally = |name: &str| {
         let status = dosguard.status().unwrap();

@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use dosguard_tests::addresses::{FORGED_V4, GUARD_ATTACKER_SIDE, GUARD_CLIENT_SIDE, SECOND_FORGED_V4};
-use dosguard_tests::cli::{PATIENCE, at, bans, done, say, start, syns_from};
+use dosguard_tests::cli::{PATIENCE, at, bans, done, programs, say, start, syns_from};
 use dosguard_tests::daemon::{Daemon, Dosguard};
 use dosguard_tests::lab::Lab;
 use dosguard_tests::wait::wait_until;
@@ -163,6 +163,8 @@ fn boot(lab: &Lab) {
         fs::remove_dir(folder).unwrap();
     }
     remove(&lab.directory().bpffs().join("dosguard"));
+    // Without its pin a link goes a moment later.
+    wait_until("nothing is attached", PATIENCE, || Ok(programs(lab.guard()).is_empty())).unwrap();
 }
 
 #[test]
