@@ -36,7 +36,7 @@ pub(super) fn say_restored(restored: &Restored) {
         ));
     }
     for warning in &restored.warnings {
-        talk::say(&format!("{YELLOW}warning:{YELLOW:#} {warning}"));
+        talk::say(&format!("{YELLOW}warning:{YELLOW:#} {}", crate::output::printable(warning)));
     }
 }
 
