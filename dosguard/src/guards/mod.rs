@@ -11,7 +11,7 @@ mod session;
 use std::fmt;
 use std::net::IpAddr;
 
-pub use cut::{Change, Cut, refuse_cut, warnings, would_cut};
+pub use cut::{Change, Cut, Start, refuse_cut, warnings, would_cut};
 pub use session::ssh_peer;
 
 use crate::config::cidr::Cidr;
