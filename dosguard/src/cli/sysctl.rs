@@ -14,7 +14,7 @@ use super::{Answer, talk};
 use crate::config::assignments::{Assignment, Place, apply, parse_lines};
 use crate::config::keys::{self, Key};
 use crate::datapath::Datapath;
-use crate::guards::Change;
+use crate::guards::{Change, warn_of_rules};
 use crate::lock::StateLock;
 use crate::paths::Paths;
 use crate::system::require_capabilities;
@@ -78,6 +78,7 @@ pub(super) fn sysctl(paths: &Paths, args: &SysctlArgs, out: &mut dyn Write) -> a
         if wanted.mode != live.mode {
             refuse_cut(paths, &datapath, Change::Mode(wanted.mode), args.force)?;
         }
+        warn_of_rules(&datapath, &wanted)?;
         let names = Names::read(&datapath)?;
         let ended = datapath.apply_settings(&wanted, args.reset_counters)?;
         if ended.is_empty() && wanted.prefixes != live.prefixes {
