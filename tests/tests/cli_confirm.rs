@@ -89,7 +89,11 @@ fn what_is_confirmed_stays() {
     assert!(text.contains("unless confirmed"), "{text}");
     // One waits at a time, and an interface that waits is not somebody else's.
     refused(&dosguard, &format!("attach --confirm 60s {GUARD_CLIENT_SIDE}"), &["waits to be confirmed"]);
-    refused(&dosguard, &format!("attach {GUARD_CLIENT_SIDE}"), &["`up1`", "`dosguard confirm` keeps it"]);
+    refused(
+        &dosguard,
+        &format!("attach {GUARD_CLIENT_SIDE}"),
+        &["`up1`", "`dosguard --instance lab confirm` keeps it"],
+    );
     // The terminal may go with the connection.
     waiter.signal(Signal::SIGHUP);
     let socket = lab.directory().run_dir().join("lab.confirm");
