@@ -16,12 +16,14 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::paths::Paths;
+use crate::paths::{LinkName, Paths};
 
 /// A line is short.
 const MAX_LINE: u64 = 4_096;
 /// How long either side waits for the other. To confirm may take a little: others may be changing the instance.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long whoever only looks waits for an answer.
+const GLANCE: Duration = Duration::from_millis(1_500);
 /// How long somebody who connects may take to say what for.
 const HURRY: Duration = Duration::from_secs(1);
 
@@ -63,10 +65,49 @@ pub struct Pending {
 pub struct PendingInterface {
     /// Its name.
     pub name: String,
-    /// Its index.
+    /// The inode number of its network namespace.
+    pub namespace: u64,
+    /// Its index there.
     pub ifindex: u32,
     /// The mode obtained.
     pub mode: String,
+}
+
+impl PendingInterface {
+    /// What its link would be called.
+    pub const fn link(&self) -> LinkName {
+        LinkName { namespace: self.namespace, ifindex: self.ifindex }
+    }
+}
+
+/// Who waits to be confirmed.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Waiter {
+    /// Nobody.
+    Nobody,
+    /// A command, with these interfaces.
+    With(Pending),
+    /// A command that does not answer: it is stopped, or busy ending.
+    Silent,
+}
+
+impl Waiter {
+    /// Asks. Whoever cannot be asked waits all the same.
+    pub fn of(paths: &Paths) -> Self {
+        match ask(paths, Ask::Pending) {
+            Ok(None) => Self::Nobody,
+            Ok(Some(Reply::Pending(pending))) => Self::With(pending),
+            Ok(Some(_)) | Err(_) => Self::Silent,
+        }
+    }
+
+    /// The interfaces, as far as they are known.
+    pub fn interfaces(&self) -> &[PendingInterface] {
+        match self {
+            Self::With(pending) => &pending.interfaces,
+            Self::Nobody | Self::Silent => &[],
+        }
+    }
 }
 
 /// Why there is no confirming.
@@ -75,11 +116,13 @@ pub enum ConfirmError {
     /// Another command waits.
     #[error(
         "another `attach --confirm` of instance `{instance}` waits to be confirmed\n\
-         hint: `dosguard confirm` first, or wait until it has given up"
+         hint: `{command} confirm` first, or wait until it has given up"
     )]
     AnotherWaits {
         /// The instance.
         instance: String,
+        /// How to call dosguard for the instance.
+        command: String,
     },
     /// The socket cannot be used.
     #[error("cannot wait to be confirmed at `{}`\nhint: another `--run-dir`, not too long", path.display())]
@@ -93,7 +136,10 @@ pub enum ConfirmError {
     #[error("whoever waits may not be talked to\nhint: run as root")]
     NotAllowed,
     /// The connection failed.
-    #[error("cannot talk to the command that waits to be confirmed")]
+    #[error(
+        "cannot talk to the command that waits to be confirmed\n\
+         hint: it may be stopped: continue it (`kill -CONT`) or end it; when it ends, what it attached is detached"
+    )]
     Io(#[from] io::Error),
 }
 
@@ -127,7 +173,8 @@ impl Waiting {
         let path = paths.confirm_socket();
         // A file without a process behind it was left by one that was killed.
         if BlockingStream::connect(&path).is_ok() {
-            return Err(ConfirmError::AnotherWaits { instance: paths.instance().to_owned() });
+            let (instance, command) = (paths.instance().to_owned(), paths.command());
+            return Err(ConfirmError::AnotherWaits { instance, command });
         }
         let listener = bind(&path).map_err(|source| ConfirmError::Listen { path: path.clone(), source })?;
         Ok(Self { listener, path })
@@ -209,7 +256,13 @@ impl Asker {
 pub fn ask(paths: &Paths, ask: Ask) -> Result<Option<Reply>, ConfirmError> {
     let mut stream = match BlockingStream::connect(paths.confirm_socket()) {
         Ok(stream) => stream,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+        // A path that is too long for a socket is nobody's.
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::InvalidInput
+            ) =>
+        {
             return Ok(None);
         }
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
@@ -217,8 +270,9 @@ pub fn ask(paths: &Paths, ask: Ask) -> Result<Option<Reply>, ConfirmError> {
         }
         Err(error) => return Err(error.into()),
     };
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    let patience = if ask == Ask::Pending { GLANCE } else { PATIENCE };
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(patience))?;
     let mut line = serde_json::to_vec(&ask).map_err(io::Error::from)?;
     line.push(b'\n');
     stream.write_all(&line)?;

@@ -1,10 +1,11 @@
 //! Locks: one process at a time changes an instance, and one daemon runs it.
 
+use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
@@ -58,6 +59,17 @@ impl StateLock {
         Ok(Self { _file: file })
     }
 
+    /// Waits for its turn, but not longer than this; none if it did not come.
+    pub fn acquire_within(paths: &Paths, patience: Duration) -> Result<Option<Self>, LockError> {
+        let began = Instant::now();
+        loop {
+            match Self::try_acquire(paths)? {
+                None if began.elapsed() < patience => std::thread::sleep(Duration::from_millis(20)),
+                acquired => return Ok(acquired),
+            }
+        }
+    }
+
     /// Takes its turn if nobody else has it.
     pub fn try_acquire(paths: &Paths) -> Result<Option<Self>, LockError> {
         let path = paths.lock();
@@ -103,11 +115,27 @@ impl DaemonLock {
     }
 }
 
-/// The process id of the daemon that runs the instance, if one does.
-pub fn running_daemon(paths: &Paths) -> Option<u32> {
+/// A daemon that runs an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunningDaemon {
+    /// Its process id; none if it has not left it yet, or it cannot be read.
+    pub pid: Option<u32>,
+}
+
+impl fmt::Display for RunningDaemon {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.pid {
+            Some(pid) => write!(out, "process {pid}"),
+            None => out.write_str("of an unknown process id"),
+        }
+    }
+}
+
+/// The daemon that runs the instance, if one does.
+pub fn running_daemon(paths: &Paths) -> Option<RunningDaemon> {
     let file = File::open(paths.daemon_lock()).ok()?;
     match file.try_lock_shared() {
-        Err(TryLockError::WouldBlock) => read_pid(&paths.pid()),
+        Err(TryLockError::WouldBlock) => Some(RunningDaemon { pid: read_pid(&paths.pid()) }),
         _ => None,
     }
 }
@@ -144,9 +172,22 @@ mod tests {
         let first = DaemonLock::acquire(&paths).unwrap();
         let second = DaemonLock::acquire(&paths).unwrap_err();
         assert!(second.to_string().contains(&format!("process {}", std::process::id())), "{second}");
-        assert_eq!(running_daemon(&paths), Some(std::process::id()));
+        assert_eq!(running_daemon(&paths), Some(RunningDaemon { pid: Some(std::process::id()) }));
+        fs::write(paths.pid(), "").unwrap();
+        assert_eq!(running_daemon(&paths), Some(RunningDaemon { pid: None }), "it runs nevertheless");
         drop(first);
         assert_eq!(running_daemon(&paths), None);
         DaemonLock::acquire(&paths).unwrap();
+    }
+
+    #[test]
+    fn whoever_does_not_wait_for_ever_is_told_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = paths(folder.path());
+        let held = StateLock::acquire(&paths).unwrap();
+        let patience = Duration::from_millis(50);
+        assert!(StateLock::acquire_within(&paths, patience).unwrap().is_none());
+        drop(held);
+        assert!(StateLock::acquire_within(&paths, patience).unwrap().is_some());
     }
 }

@@ -74,11 +74,7 @@ impl Paths {
 
     /// How to call dosguard for this instance, for hints.
     pub fn command(&self) -> String {
-        if self.instance == DEFAULT_INSTANCE {
-            "dosguard".to_owned()
-        } else {
-            format!("dosguard --instance {}", self.instance)
-        }
+        command(&self.instance)
     }
 
     /// The BPF file system's mount point.
@@ -182,6 +178,15 @@ impl Paths {
     /// The daemon's process id, 0644. It means something only while the lock is held.
     pub fn pid(&self) -> PathBuf {
         self.run_dir.join(format!("{}.pid", self.instance))
+    }
+}
+
+/// How to call dosguard for an instance, for hints.
+pub fn command(instance: &str) -> String {
+    if instance == DEFAULT_INSTANCE {
+        "dosguard".to_owned()
+    } else {
+        format!("dosguard --instance {instance}")
     }
 }
 

@@ -89,7 +89,11 @@ fn what_is_confirmed_stays() {
     assert!(text.contains("unless confirmed"), "{text}");
     // One waits at a time, and an interface that waits is not somebody else's.
     refused(&dosguard, &format!("attach --confirm 60s {GUARD_CLIENT_SIDE}"), &["waits to be confirmed"]);
-    refused(&dosguard, &format!("attach {GUARD_CLIENT_SIDE}"), &["`up1`", "`dosguard confirm` keeps it"]);
+    refused(
+        &dosguard,
+        &format!("attach {GUARD_CLIENT_SIDE}"),
+        &["`up1`", "`dosguard --instance lab confirm` keeps it"],
+    );
     // The terminal may go with the connection.
     waiter.signal(Signal::SIGHUP);
     let socket = lab.directory().run_dir().join("lab.confirm");
@@ -210,4 +214,73 @@ fn what_cannot_be_taken_back_is_refused() {
     // A confirmation that comes late is told so.
     sleep(Duration::from_millis(10));
     assert_eq!(say(&dosguard, ["confirm"]).code, Some(1));
+}
+
+#[test]
+fn whoever_waits_keeps_the_instance() {
+    let lab = Lab::new().unwrap();
+    let dosguard = Dosguard::new(&lab).unwrap();
+    let line = format!("attach --confirm 1h {GUARD_CLIENT_SIDE}");
+    done(&dosguard, &format!("attach {GUARD_ATTACKER_SIDE}"));
+    done(&dosguard, "bans add 203.0.113.7");
+    let waiter = Waiter::start(&dosguard, &line);
+    done(&dosguard, &format!("detach {GUARD_ATTACKER_SIDE}"));
+    assert_eq!(dosguard.status().unwrap()["bans"]["used"], 1, "the instance is there");
+    // Ctrl-Z does not keep it from detaching.
+    waiter.signal(Signal::SIGTSTP);
+    waiter.signal(Signal::SIGTTOU);
+    done(&dosguard, "confirm");
+    assert_eq!(waiter.end(), Some(0));
+    assert_eq!((programs(lab.guard()).len(), links(&lab)), (1, 1));
+    assert_eq!(dosguard.status().unwrap()["bans"]["used"], 1);
+
+    // Neither does one that cannot answer lose it, and nobody waits for its answer for long.
+    done(&dosguard, &format!("detach {GUARD_CLIENT_SIDE}"));
+    done(&dosguard, &format!("attach {GUARD_ATTACKER_SIDE}"));
+    let waiter = Waiter::start(&dosguard, &line);
+    waiter.signal(Signal::SIGSTOP);
+    let began = Instant::now();
+    let status = dosguard.status().unwrap();
+    assert!(began.elapsed() < Duration::from_secs(10), "it took {:?}", began.elapsed());
+    assert!(status["warnings"].to_string().contains("a command waits to be confirmed"), "{status}");
+    refused(&dosguard, "detach --all", &["does not answer", "kill -CONT"]);
+    done(&dosguard, &format!("detach {GUARD_ATTACKER_SIDE}"));
+    assert_eq!((programs(lab.guard()).len(), links(&lab)), (1, 0));
+    waiter.signal(Signal::SIGCONT);
+    wait_until("it answers again", PATIENCE, || {
+        Ok(dosguard.status()?["interfaces"][0]["detaches_in_s"].is_number())
+    })
+    .unwrap();
+    // The last interface takes the instance along, and whoever cancels sees that it worked.
+    done(&dosguard, "detach --all");
+    assert_eq!(waiter.end(), Some(1));
+    assert_untouched(&lab);
+}
+
+#[test]
+fn a_confirmation_is_of_the_instance_and_not_of_its_program() {
+    let lab = Lab::new().unwrap();
+    let dosguard = Dosguard::new(&lab).unwrap();
+    let line = format!("attach --confirm 1h {GUARD_ATTACKER_SIDE}");
+    let waiter = Waiter::start(&dosguard, &line);
+    done(&dosguard, "upgrade --force");
+    refused(
+        &dosguard,
+        &format!("attach {GUARD_ATTACKER_SIDE}"),
+        &["`dosguard --instance lab confirm` keeps it"],
+    );
+    done(&dosguard, "confirm");
+    assert_eq!(waiter.end(), Some(0));
+    let id = dosguard.status().unwrap()["program"]["id"].clone();
+    assert_eq!(dosguard.status().unwrap()["interfaces"][0]["mode"], "native", "it is on program {id}");
+    done(&dosguard, "detach --all");
+
+    // An interface that has gone cannot be confirmed.
+    let waiter =
+        Waiter::start(&dosguard, &format!("attach --confirm 1h {GUARD_ATTACKER_SIDE} {GUARD_CLIENT_SIDE}"));
+    let deleted = lab.guard().command("ip").args(["link", "del", GUARD_CLIENT_SIDE]).status().unwrap();
+    assert!(deleted.success());
+    refused(&dosguard, "confirm", &["`up1` is gone"]);
+    assert_eq!(waiter.end(), Some(2));
+    assert_untouched(&lab);
 }

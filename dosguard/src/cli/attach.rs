@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::path::PathBuf;
 
+use anyhow::Context as _;
 use clap::Args;
 use dosguard_common::config::Mode;
 use dosguard_common::event::Kind;
@@ -13,11 +14,12 @@ use super::upgrade::{put_in_order, say_interrupted, say_replaced};
 use super::{Answer, configured, rule, survive, talk};
 use crate::config::cidr::Cidr;
 use crate::config::policy::Policy;
+use crate::confirm::Waiter;
 use crate::datapath::{self, AttachMode, Datapath, Request, Started};
-use crate::guards::{self, Change, Guard};
+use crate::guards::{self, Change, Guard, Start};
 use crate::lock::{StateLock, running_daemon};
 use crate::output::{BOLD, YELLOW};
-use crate::paths::Paths;
+use crate::paths::{LinkName, Paths};
 use crate::system::{self, Bpffs};
 
 #[derive(Debug, Args)]
@@ -50,7 +52,7 @@ pub(super) struct GuardArgs {
     /// is loaded.
     #[arg(long)]
     pub(super) no_guards: bool,
-    /// Go on even if the file cuts off the ssh session that this is said in.
+    /// Go on even if it cuts off the ssh session that this is said in.
     #[arg(long)]
     pub(super) force: bool,
 }
@@ -68,6 +70,8 @@ pub(super) struct DetachArgs {
 
 pub(super) fn attach(paths: &Paths, args: &AttachArgs, _out: &mut dyn Write) -> anyhow::Result<Answer> {
     let patience = args.confirm.as_deref().map(patience).transpose()?;
+    system::require_capabilities()?;
+    put_in_order(paths)?;
     let is_loaded = || Ok::<_, datapath::Error>(Datapath::open(paths)?.is_some());
     let configuration = match &args.config {
         None if is_loaded()? => None,
@@ -91,7 +95,6 @@ pub(super) fn attach(paths: &Paths, args: &AttachArgs, _out: &mut dyn Write) -> 
     };
     // What can be refused is refused before anything is made.
     datapath::check(paths, &request)?;
-    put_in_order(paths)?;
     anyhow::ensure!(
         !interfaces.is_empty() || (args.config.is_some() && is_loaded()?),
         "no interface to guard\nhint: name one, such as `dosguard attach eth0`, or set `interfaces` in the file"
@@ -100,7 +103,7 @@ pub(super) fn attach(paths: &Paths, args: &AttachArgs, _out: &mut dyn Write) -> 
     if args.config.is_none() && is_loaded()? {
         request.policy = None; // somebody else has loaded it in the meantime
     }
-    args.guards.refuse_cut(paths, request.policy, &guards)?;
+    args.guards.refuse_start(paths, &interfaces, request.policy, &guards)?;
     if patience.is_some() {
         refuse_change(paths, request.policy)?;
     }
@@ -136,47 +139,106 @@ fn refuse_change(paths: &Paths, policy: Option<&Policy>) -> anyhow::Result<()> {
 
 pub(super) fn detach(paths: &Paths, args: &DetachArgs, _out: &mut dyn Write) -> anyhow::Result<Answer> {
     system::require_capabilities()?;
-    let pending = confirm::pending(paths);
-    let waits = |name: &String| pending.iter().any(|pending| pending.name == *name);
-    let cancelled = args.all || args.interfaces.iter().any(waits);
-    if cancelled {
-        confirm::cancel(paths)?;
-    }
-    let interfaces: Vec<_> = args.interfaces.iter().filter(|name| !waits(name)).collect();
-    if cancelled && !args.all && interfaces.is_empty() {
-        return Ok(Answer::Done);
-    }
-    let _lock = StateLock::acquire(paths)?;
     if args.all {
-        if !Datapath::is_pinned(paths)? {
-            talk::say(&format!("instance `{}` is not loaded", paths.instance()));
-            return Ok(Answer::No);
-        }
-        if let Some(pid) = running_daemon(paths) {
-            anyhow::bail!(
-                "the daemon of instance `{}` runs (process {pid})\nhint: stop it first, or detach single interfaces",
-                paths.instance()
-            );
-        }
-        return remove(paths);
+        return detach_all(paths);
     }
-    let datapath = Datapath::require(paths)?;
-    let guarded = datapath.guarded()?;
-    for name in &interfaces {
-        if !guarded.iter().any(|guarded| guarded.name.as_deref() == Some(name.as_str())) {
-            talk::say(&format!("instance `{}` is not attached to `{name}`", paths.instance()));
-            return Ok(Answer::No);
-        }
+    let waiter = Waiter::of(paths);
+    let waits = waiting_among(&args.interfaces, &waiter)?;
+    let interfaces: Vec<_> = args.interfaces.iter().filter(|name| !waits.contains(name)).collect();
+    // Before anything is given up.
+    if !interfaces.is_empty()
+        && let Some(name) = not_guarded(&Datapath::require(paths)?, &interfaces)?
+    {
+        say_not_attached(paths, name, &waiter);
+        return Ok(Answer::No);
+    }
+    let cancelled = !waits.is_empty() && confirm::cancel(paths)?;
+    let _lock = StateLock::acquire(paths)?;
+    let datapath = match Datapath::open(paths)? {
+        Some(datapath) => datapath,
+        // Whoever waited has taken it along.
+        None if cancelled => return Ok(Answer::Done),
+        None => Datapath::require(paths)?,
+    };
+    if let Some(name) = not_guarded(&datapath, &interfaces)? {
+        say_not_attached(paths, name, &waiter);
+        return Ok(Answer::No);
     }
     for name in &interfaces {
         datapath.detach(name)?;
         talk::say(&format!("detached from `{name}`"));
     }
-    // Nobody would miss what is left: no packet comes by it, and no daemon uses it.
-    if datapath.guarded()?.is_empty() && running_daemon(paths).is_none() {
+    // Nobody would miss what is left: no packet comes by it, and nobody uses it.
+    if confirm::is_unused(paths, &datapath)? {
         return remove(paths);
     }
     Ok(Answer::Done)
+}
+
+fn detach_all(paths: &Paths) -> anyhow::Result<Answer> {
+    refuse_daemon(paths)?;
+    let cancelled = confirm::cancel(paths)?;
+    let _lock = StateLock::acquire(paths)?;
+    if !Datapath::is_pinned(paths)? {
+        if cancelled {
+            // Whoever waited has taken it along.
+            survive::forget(paths);
+            return Ok(Answer::Done);
+        }
+        talk::say(&format!("instance `{}` is not loaded", paths.instance()));
+        return Ok(Answer::No);
+    }
+    // Somebody may have begun in the meantime.
+    refuse_daemon(paths)?;
+    anyhow::ensure!(
+        Waiter::of(paths) == Waiter::Nobody,
+        "a command waits for instance `{}` to be confirmed\nhint: `{} detach --all` again",
+        paths.instance(),
+        paths.command()
+    );
+    remove(paths)
+}
+
+fn refuse_daemon(paths: &Paths) -> anyhow::Result<()> {
+    if let Some(daemon) = running_daemon(paths) {
+        anyhow::bail!(
+            "the daemon of instance `{}` runs ({daemon})\nhint: stop it first, or detach single interfaces",
+            paths.instance()
+        );
+    }
+    Ok(())
+}
+
+/// Those of the interfaces that wait to be confirmed. A name means something in this network namespace only.
+fn waiting_among<'a>(names: &'a [String], waiter: &Waiter) -> anyhow::Result<Vec<&'a String>> {
+    if waiter.interfaces().is_empty() {
+        return Ok(Vec::new());
+    }
+    let namespace = system::network_namespace().context("cannot read the network namespace")?;
+    let present = datapath::interfaces().context("cannot read the list of interfaces")?;
+    let waits = |name: &&String| {
+        present.iter().filter(|interface| interface.name == **name).any(|interface| {
+            let link = LinkName { namespace, ifindex: interface.index };
+            waiter.interfaces().iter().any(|pending| pending.link() == link)
+        })
+    };
+    Ok(names.iter().filter(waits).collect())
+}
+
+/// The first of the interfaces that the instance is not attached to, if any.
+fn not_guarded<'a>(datapath: &Datapath, names: &[&'a String]) -> anyhow::Result<Option<&'a String>> {
+    let guarded = datapath.guarded()?;
+    let is_guarded = |name: &String| guarded.iter().any(|guarded| guarded.name.as_ref() == Some(name));
+    Ok(names.iter().copied().find(|name| !is_guarded(name)))
+}
+
+fn say_not_attached(paths: &Paths, name: &str, waiter: &Waiter) {
+    talk::say(&format!("instance `{}` is not attached to `{name}`", paths.instance()));
+    if *waiter == Waiter::Silent {
+        talk::say(
+            "a command waits to be confirmed, and does not say with which interfaces; they detach when it ends",
+        );
+    }
 }
 
 fn remove(paths: &Paths) -> anyhow::Result<Answer> {
@@ -192,22 +254,49 @@ impl GuardArgs {
         if self.no_guards { Vec::new() } else { guards::find() }
     }
 
-    /// Refuses a file that would cut off the ssh session. The instance's lock must be held.
+    /// Refuses what would cut off the ssh session: a file, what is put back, or that what is said already takes effect. The
+    /// instance's lock must be held.
     pub(super) fn refuse_cut(
         &self,
         paths: &Paths,
         policy: Option<&Policy>,
         guards: &[Guard],
     ) -> anyhow::Result<()> {
-        let Some(policy) = policy else { return Ok(()) };
-        warn_of(&policy.deny);
+        self.refuse_start(paths, &[], policy, guards)
+    }
+
+    /// The same where interfaces are attached.
+    pub(super) fn refuse_start(
+        &self,
+        paths: &Paths,
+        interfaces: &[String],
+        policy: Option<&Policy>,
+        guards: &[Guard],
+    ) -> anyhow::Result<()> {
+        if let Some(policy) = policy {
+            warn_of(&policy.deny);
+        }
         if self.force {
             return Ok(());
         }
         let datapath = Datapath::open(paths)?;
-        // Only a new instance gets the guards.
-        let guards = if datapath.is_some() { &[] } else { guards };
-        Ok(guards::refuse_cut(paths, datapath.as_ref(), Change::Policy(policy, guards))?)
+        let start = match &datapath {
+            Some(datapath) => {
+                let attaches = not_guarded(datapath, &interfaces.iter().collect::<Vec<_>>())?.is_some();
+                guards::refuse_cut(
+                    paths,
+                    Some(datapath),
+                    Change::Start(Start { policy, attaches, ..Start::default() }),
+                )
+            }
+            // Only a new instance gets the guards, and what is put back.
+            None => {
+                let saved = survive::saved(paths);
+                let start = Start { policy, guards, attaches: true, saved: saved.as_ref() };
+                guards::refuse_cut(paths, None, Change::Start(start))
+            }
+        };
+        Ok(start?)
     }
 }
 

@@ -3,18 +3,21 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
+use nix::sys::signal::{SigSet, Signal};
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{self, SignalKind, signal};
 use tokio::time::Instant;
 
 use super::{Answer, talk};
 use crate::config::units::Span;
-use crate::confirm::{Ask, Outcome, PendingInterface, Reply, Waiting, ask};
-use crate::datapath::{Datapath, Started};
+use crate::confirm::{Ask, Outcome, PendingInterface, Reply, Waiter, Waiting, ask};
+use crate::datapath::{Datapath, Held, Started};
 use crate::lock::{StateLock, running_daemon};
 use crate::output::BOLD;
 use crate::paths::Paths;
 
+/// How long others may be changing the instance when the wait has ended; whoever confirms waits for that.
+const BUSY: Duration = Duration::from_secs(10);
 /// The longest that may be waited: somebody stays at the keyboard.
 const LONGEST: Duration = Duration::from_hours(1);
 
@@ -32,20 +35,28 @@ pub(super) fn confirm(paths: &Paths) -> anyhow::Result<Answer> {
     }
 }
 
-/// The interfaces that wait to be confirmed. Whoever waits and does not say so does not count.
-pub(super) fn pending(paths: &Paths) -> Vec<PendingInterface> {
-    match ask(paths, Ask::Pending) {
-        Ok(Some(Reply::Pending(pending))) => pending.interfaces,
-        _ => Vec::new(),
+/// Gives up what waits to be confirmed; returns whether anything did. The instance's lock must not be held: whoever waits
+/// removes an instance that it has made and nobody else uses, before it answers.
+pub(super) fn cancel(paths: &Paths) -> anyhow::Result<bool> {
+    // Whoever does not say what it waits with would not end the wait either.
+    if Waiter::of(paths) == Waiter::Silent {
+        anyhow::bail!(
+            "a command waits to be confirmed, and does not answer\n\
+             hint: it may be stopped: continue it (`kill -CONT`) or end it; when it ends, what it attached is detached"
+        );
     }
+    let Some(Reply::Done(interfaces)) = ask(paths, Ask::Cancel)? else { return Ok(false) };
+    talk::say(&format!("no longer waiting for confirmation: detached from {}", interfaces.join(", ")));
+    Ok(true)
 }
 
-/// Gives up what waits to be confirmed, if anything does.
-pub(super) fn cancel(paths: &Paths) -> anyhow::Result<()> {
-    if let Some(Reply::Done(interfaces)) = ask(paths, Ask::Cancel)? {
-        talk::say(&format!("no longer waiting for confirmation: detached from {}", interfaces.join(", ")));
-    }
-    Ok(())
+/// Whether the instance may be removed: no link is pinned, nobody waits to be confirmed, and no daemon runs. The instance's
+/// lock must be held.
+pub(super) fn is_unused(paths: &Paths, datapath: &Datapath) -> anyhow::Result<bool> {
+    // Whoever waits and does not say so waits.
+    Ok(datapath.guarded()?.is_empty()
+        && Waiter::of(paths) == Waiter::Nobody
+        && running_daemon(paths).is_none())
 }
 
 /// How long `--confirm` waits.
@@ -75,6 +86,9 @@ impl Confirmation {
         let stop = StopSignals::new().context("cannot watch for signals")?;
         let waiting = Waiting::listen(paths)?;
         drop(inside);
+        // Whoever is stopped does not detach. Blocked, these do nothing; this thread is the only one.
+        let stops = [Signal::SIGTSTP, Signal::SIGTTIN, Signal::SIGTTOU];
+        SigSet::from_iter(stops).thread_block().context("cannot keep from being stopped")?;
         Ok(Self { patience, waiting, stop, runtime })
     }
 
@@ -82,10 +96,10 @@ impl Confirmation {
     pub(super) fn wait(self, paths: &Paths, mut started: Started) -> anyhow::Result<Answer> {
         let Self { patience, waiting, stop, runtime } = self;
         let names = names(&started);
-        if started.held.is_empty() {
+        let Some(instance) = started.held.first().map(Held::instance) else {
             talk::say("nothing was attached that was not before: there is nothing to confirm");
             return Ok(Answer::Done);
-        }
+        };
         let span = Span::from_ns(u64::try_from(patience.as_nanos()).unwrap_or(u64::MAX)).approx();
         talk::say(&format!(
             "{BOLD}waiting for confirmation{BOLD:#}: leave this running, log in anew, and if that works say \
@@ -94,61 +108,69 @@ impl Confirmation {
         ));
         let deadline = Instant::now() + patience;
         let pending = held(&started);
-        match runtime.block_on(waiting.wait(&pending, deadline, stop.received())) {
+        let outcome = runtime.block_on(waiting.wait(&pending, deadline, stop.received()));
+        let from = names.join(", ");
+        let (asker, why) = match outcome {
             Outcome::Confirmed(asker) => {
-                let held = std::mem::take(&mut started.held);
-                let pinned = StateLock::acquire(paths)
-                    .map_err(anyhow::Error::from)
-                    .and_then(|_lock| Ok(started.datapath.pin(held)?));
-                match pinned {
-                    Ok(()) => {
-                        runtime.block_on(asker.answer(&Reply::Done(names.clone())));
-                        talk::say(&format!("confirmed: guarding {}", names.join(", ")));
-                        Ok(Answer::Done)
-                    }
-                    Err(error) => {
-                        runtime.block_on(asker.answer(&Reply::Failed(format!("{error:#}"))));
-                        remove_unused(paths, &started)?;
-                        Err(error)
-                    }
-                }
+                // As long as the links are not pinned it counts as waiting.
+                let kept = keep(paths, &mut started);
+                drop(waiting);
+                let Err(error) = kept else {
+                    runtime.block_on(asker.answer(&Reply::Done(names)));
+                    talk::say(&format!("confirmed: guarding {from}"));
+                    return Ok(Answer::Done);
+                };
+                detach(&mut started);
+                let removed = remove_unused(paths, started.created, instance);
+                runtime.block_on(asker.answer(&Reply::Failed(format!("{error:#}"))));
+                return removed.and(Err(error));
             }
             Outcome::Cancelled(asker) => {
-                detach(&mut started);
-                runtime.block_on(asker.answer(&Reply::Done(names.clone())));
-                give_up(paths, started, &format!("detached from {}, as somebody asked for", names.join(", ")))
+                (Some(asker), format!("detached from {from}, as somebody asked for"))
             }
-            Outcome::TimedOut => give_up(
-                paths,
-                started,
-                &format!("not confirmed within {span}: detached from {}", names.join(", ")),
-            ),
-            Outcome::Stopped => {
-                give_up(paths, started, &format!("not confirmed: detached from {}", names.join(", ")))
-            }
+            Outcome::TimedOut => (None, format!("not confirmed within {span}: detached from {from}")),
+            Outcome::Stopped => (None, format!("not confirmed: detached from {from}")),
+        };
+        drop(waiting);
+        let given_up = give_up(paths, started, instance, &why);
+        if let Some(asker) = asker {
+            runtime.block_on(asker.answer(&Reply::Done(names)));
         }
+        given_up
     }
 }
 
+/// Pins the links.
+fn keep(paths: &Paths, started: &mut Started) -> anyhow::Result<()> {
+    let _lock = lock(paths)?;
+    Ok(started.datapath.pin(std::mem::take(&mut started.held))?)
+}
+
+/// The instance's lock, unless others keep it for too long.
+fn lock(paths: &Paths) -> anyhow::Result<StateLock> {
+    StateLock::acquire_within(paths, BUSY)?.with_context(|| {
+        format!("instance `{}` is being changed by another command, and that does not end", paths.instance())
+    })
+}
+
 /// Detaches, and removes what this command made.
-fn give_up(paths: &Paths, mut started: Started, why: &str) -> anyhow::Result<Answer> {
+fn give_up(paths: &Paths, mut started: Started, instance: u32, why: &str) -> anyhow::Result<Answer> {
     // The links go at once, whoever has the lock.
     detach(&mut started);
     talk::say(why);
-    remove_unused(paths, &started)?;
+    remove_unused(paths, started.created, instance)?;
     Ok(Answer::No)
 }
 
 /// Removes the instance if this command loaded it and nobody else uses it.
-fn remove_unused(paths: &Paths, started: &Started) -> anyhow::Result<()> {
-    if !started.created {
+fn remove_unused(paths: &Paths, created: bool, instance: u32) -> anyhow::Result<()> {
+    if !created {
         return Ok(());
     }
-    let _lock = StateLock::acquire(paths)?;
+    let _lock = lock(paths)?;
     let Some(datapath) = Datapath::open(paths)? else { return Ok(()) };
     // Not one that somebody else has loaded since.
-    let own = datapath.program()?.0 == started.program;
-    if own && datapath.guarded()?.is_empty() && running_daemon(paths).is_none() {
+    if datapath.identity()? == instance && is_unused(paths, &datapath)? {
         Datapath::remove(paths)?;
         talk::say(&format!("instance `{}` is gone again, and nothing left behind", paths.instance()));
     }
@@ -165,6 +187,7 @@ fn held(started: &Started) -> Vec<PendingInterface> {
     let new = started.attached.iter().filter(|attached| !attached.already);
     new.map(|attached| PendingInterface {
         name: attached.interface.clone(),
+        namespace: attached.link.namespace,
         ifindex: attached.link.ifindex,
         mode: attached.mode.to_owned(),
     })
@@ -178,9 +201,9 @@ fn names(started: &Started) -> Vec<String> {
 /// SIGINT and SIGTERM, which end the wait, and SIGHUP, which does not: the terminal may go with the connection that is
 /// put to the test.
 struct StopSignals {
-    interrupt: Signal,
-    terminate: Signal,
-    _hangup: Signal,
+    interrupt: unix::Signal,
+    terminate: unix::Signal,
+    _hangup: unix::Signal,
 }
 
 impl StopSignals {

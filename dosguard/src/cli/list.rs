@@ -8,14 +8,15 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::attach::warn_of;
+use super::changes::count;
 use super::{Answer, talk};
 use crate::config::cidr::Cidr;
-use crate::datapath::{Datapath, List, Origin, list_add, list_remove};
+use crate::datapath::{Datapath, List, Origin, covers, list_add, list_remove};
 use crate::guards::{self, Change};
 use crate::lock::StateLock;
 use crate::output::{SCHEMA, write_json};
 use crate::paths::Paths;
-use crate::system::require_capabilities;
+use crate::system::{boot_now_ns, require_capabilities};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ListVerb {
@@ -102,11 +103,35 @@ fn add(paths: &Paths, list: List, args: &NetworkArgs) -> anyhow::Result<Answer> 
     if networks.len() > TOLD {
         talk::say(&format!("{} networks are {}", networks.len(), list.participle()));
     } else {
-        for network in networks {
+        for network in &networks {
             talk::say(&format!("{network} is {}", list.participle()));
         }
     }
+    if list == List::Allow {
+        say_banned(&datapath, &networks)?;
+    }
+    talk::say(
+        "it lasts until the instance is next loaded; what is in the configuration file comes back then",
+    );
     Ok(Answer::Done)
+}
+
+/// Says which bans have no effect as long as these networks are allowed.
+fn say_banned(datapath: &Datapath, networks: &[Cidr]) -> anyhow::Result<()> {
+    let now_ns = boot_now_ns()?;
+    let prefixes: Vec<_> = networks.iter().map(Cidr::to_prefix).collect();
+    let bans = datapath.maps().bans()?;
+    let banned = bans.iter().filter(|(key, ban)| {
+        ban.is_active(now_ns) && prefixes.iter().any(|prefix| covers(prefix, &key.source()))
+    });
+    let banned = banned.count();
+    if banned > 0 {
+        talk::say(&format!(
+            "{} there: it goes on, and is of no effect as long as this is allowed",
+            count(banned, "ban")
+        ));
+    }
+    Ok(())
 }
 
 fn del(paths: &Paths, list: List, args: &NetworkArgs) -> anyhow::Result<Answer> {

@@ -15,6 +15,7 @@ use crate::config::keys::unknown_rule;
 use crate::config::policy::{NamedRule, RuleName, default_spec};
 use crate::config::ports::Ports;
 use crate::datapath::Datapath;
+use crate::guards::warn_of_rules;
 use crate::lock::StateLock;
 use crate::output::{BOLD, SCHEMA, YELLOW, table, write_json, write_table};
 use crate::paths::Paths;
@@ -170,6 +171,7 @@ fn add(paths: &Paths, args: &AddArgs) -> anyhow::Result<Answer> {
         args.limit
     );
     wanted.add_rule(named.clone())?;
+    warn_of_rules(&datapath, &wanted)?;
     datapath.apply_settings(&wanted, false)?;
     talk::say(&describe(&named));
     talk::say(

@@ -9,11 +9,13 @@ use clap::Args;
 use dosguard_common::event::Kind;
 
 use super::changes::{Names, say_ended};
+use super::list::refuse_cut;
 use super::{Answer, talk};
 use crate::config::assignments::{Assignment, Place, apply, parse_lines};
 use crate::config::file;
 use crate::config::keys::{self, Key};
 use crate::datapath::Datapath;
+use crate::guards::{Change, warn_of_rules};
 use crate::lock::StateLock;
 use crate::paths::Paths;
 use crate::system::require_capabilities;
@@ -37,6 +39,9 @@ pub(super) struct SysctlArgs {
     /// refusing.
     #[arg(long)]
     reset_counters: bool,
+    /// Go on even if it cuts off the ssh session that this is said in.
+    #[arg(long)]
+    force: bool,
     /// Keys to read, with `*` and `?` for any characters, or assignments such as `rule.default.limit=100/1s`.
     #[arg(value_name = "KEY|KEY=VALUE")]
     keys: Vec<String>,
@@ -71,6 +76,10 @@ pub(super) fn sysctl(paths: &Paths, args: &SysctlArgs, out: &mut dyn Write) -> a
     }
     let wanted = apply(&live, &sizes, &assignments)?;
     if wanted != live {
+        if wanted.mode != live.mode {
+            refuse_cut(paths, &datapath, Change::Mode(wanted.mode), args.force)?;
+        }
+        warn_of_rules(&datapath, &wanted)?;
         let names = Names::read(&datapath)?;
         let ended = datapath.apply_settings(&wanted, args.reset_counters)?;
         if ended.is_empty() && wanted.prefixes != live.prefixes {

@@ -72,10 +72,10 @@ pub(super) fn put_in_order(paths: &Paths) -> anyhow::Result<()> {
 /// Carries the instance over if it is of an earlier ABI version. Nobody but the holder of the state lock may be at work on it.
 pub(super) fn migrate(paths: &Paths, load: &LoadOptions) -> anyhow::Result<Option<Migrated>> {
     if datapath::plan(paths)?.is_some()
-        && let Some(pid) = running_daemon(paths).filter(|pid| *pid != std::process::id())
+        && let Some(daemon) = running_daemon(paths).filter(|daemon| daemon.pid != Some(std::process::id()))
     {
         anyhow::bail!(
-            "the daemon of instance `{}` runs (process {pid}), and knows the earlier ABI version only\n\
+            "the daemon of instance `{}` runs ({daemon}), and knows the earlier ABI version only\n\
              hint: stop it first; the filter goes on",
             paths.instance()
         );

@@ -3,18 +3,20 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use aya::programs::links::FdLink;
+use aya::maps::MapInfo;
+use aya::programs::links::{FdLink, LinkError as LinkKindError};
+use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, ProgramInfo, Xdp, XdpMode, loaded_programs};
 use aya_obj::programs::XdpAttachType;
-use dosguard_common::abi::PROGRAM;
+use dosguard_common::abi::{BANS, PROGRAM};
 
 use super::links::{AttachedProgram, Interface, interfaces};
-use super::switch::{Given, give, links_in};
-use super::{Datapath, Error, own_programs};
-use crate::paths::{LinkName, Paths};
+use super::switch::{Given, give, links_in, program_at};
+use super::{Datapath, Error, exists, own_programs};
+use crate::paths::{LinkName, NEXT_PROGRAM, Paths};
 use crate::system;
 
 /// How to attach.
@@ -118,31 +120,48 @@ impl Datapath {
         match interface.program {
             Some(on) if on.id == own && self.paths.link(link).exists() => {
                 if !mode.accepts(on.mode) {
-                    return Err(Error::OtherMode {
-                        interface: name.to_owned(),
-                        obtained: on.mode,
-                        asked: mode,
-                    });
+                    return Err(other_mode(&interface, on, mode, &self.paths));
                 }
                 return Ok((attached(on.mode, None, true), None));
             }
-            Some(on) if on.id == own => return Err(Error::AwaitsConfirmation { interface: name.to_owned() }),
-            Some(on) => return Err(foreign(&interface, on)),
+            Some(on) if on.id == own => return Err(awaits_confirmation(name, &self.paths)),
+            Some(on) => return Err(foreign(&interface, on, &self.paths)),
             None => {}
         }
         let (held, refused) = self.link(&interface, mode)?;
-        let held = Held { link: held, path: self.paths.link(link), program: own, ifindex: interface.index };
+        let held = Held {
+            link: held,
+            path: self.paths.link(link),
+            interface: name.to_owned(),
+            ifindex: interface.index,
+            program: own,
+            instance: self.identity()?,
+        };
         let on_it = find(name)?.program.filter(|on| on.id == own);
         let obtained = on_it.ok_or_else(|| self.not_attached(name))?.mode;
         Ok((attached(obtained, refused, false), Some(held)))
     }
 
-    /// Pins links, all of them or none. Refused if the instance was loaded anew since they were made.
+    /// What tells the pinned instance from one that is loaded in its place later: the id of a map, which stays when the
+    /// program is replaced.
+    pub fn identity(&self) -> Result<u32, Error> {
+        let path = self.paths.map(BANS.name);
+        MapInfo::from_pin(path).map(|info| info.id()).map_err(Error::map(BANS.name, "open"))
+    }
+
+    /// Pins links, all of them or none, with the program that the instance has now. Refused if the instance was loaded anew
+    /// since they were made, or if an interface is gone. The instance's lock must be held.
     pub fn pin(&self, held: Vec<Held>) -> Result<(), Error> {
-        let (program, _) = self.program()?;
-        if held.iter().any(|held| held.program != program) {
-            return Err(Error::LoadedAnew { instance: self.paths.instance().to_owned() });
+        let loaded_anew = || Error::LoadedAnew { instance: self.paths.instance().to_owned() };
+        if !exists(&self.paths.program())? {
+            return Err(loaded_anew());
         }
+        let instance = self.identity()?;
+        if held.iter().any(|held| held.instance != instance) {
+            return Err(loaded_anew());
+        }
+        let program = self.paths.program();
+        let held = held.into_iter().map(|held| held.with(&program)).collect::<Result<Vec<_>, _>>()?;
         let mut pinned = Vec::new();
         for held in held {
             let path = held.path.clone();
@@ -209,7 +228,7 @@ impl Datapath {
             Err(LinkError::Kernel(error)) => error,
         };
         if let Some(on) = find(&interface.name)?.program {
-            return Err(foreign(interface, on)); // somebody was faster
+            return Err(foreign(interface, on, &self.paths)); // somebody was faster
         }
         if mode != AttachMode::Auto {
             return Err(Error::ModeRefused {
@@ -245,11 +264,47 @@ impl Datapath {
 pub struct Held {
     link: FdLink,
     path: PathBuf,
-    program: u32,
+    interface: String,
     ifindex: u32,
+    program: u32,
+    instance: u32,
 }
 
 impl Held {
+    /// Which instance it is of, as [`Datapath::identity`] tells it.
+    pub const fn instance(&self) -> u32 {
+        self.instance
+    }
+
+    /// The same with a pinned program, which it may have already. Fails if the interface is gone.
+    fn with(self, program: &Path) -> Result<Self, Error> {
+        let gone = || Error::Gone { interface: self.interface.clone() };
+        let refused = |source: Box<dyn std::error::Error + Send + Sync>| Error::Attach {
+            interface: self.interface.clone(),
+            source,
+        };
+        let link = match XdpLink::try_from(self.link) {
+            Ok(link) => link,
+            Err(LinkKindError::InvalidLink) => return Err(gone()),
+            Err(error) => return Err(refused(error.into())),
+        };
+        let id = program_at(program).unwrap_or(self.program);
+        let mut program =
+            Xdp::from_pin(program, XdpAttachType::Interface).map_err(|error| refused(error.into()))?;
+        let given = match program.attach_to_link(link) {
+            Ok(given) => given,
+            Err(ProgramError::SyscallError(error))
+                if error.io_error.raw_os_error() == Some(libc::ENOLINK) =>
+            {
+                return Err(gone());
+            }
+            Err(error) => return Err(refused(error.into())),
+        };
+        let link = program.take_link(given).map_err(|error| refused(error.into()))?;
+        let link = FdLink::try_from(link).map_err(|error| refused(error.into()))?;
+        Ok(Self { link, program: id, ..self })
+    }
+
     /// Pins the link, which then outlives this process.
     pub fn pin(self) -> Result<(), Error> {
         let Self { link, path, .. } = self;
@@ -300,10 +355,8 @@ pub(super) fn check_interface(name: &str, mode: AttachMode, paths: &Paths) -> Re
     }
     let own = own_programs(paths);
     match interface.program {
-        Some(on) if !own.contains(&on.id) => Err(foreign(&interface, on)),
-        Some(on) if !mode.accepts(on.mode) => {
-            Err(Error::OtherMode { interface: name.to_owned(), obtained: on.mode, asked: mode })
-        }
+        Some(on) if !own.contains(&on.id) => Err(foreign(&interface, on, paths)),
+        Some(on) if !mode.accepts(on.mode) => Err(other_mode(&interface, on, mode, paths)),
         _ => Ok(()),
     }
 }
@@ -332,17 +385,56 @@ fn find(name: &str) -> Result<Interface, Error> {
     }
 }
 
-fn foreign(interface: &Interface, on: AttachedProgram) -> Error {
-    let named = |info: ProgramInfo| info.name_as_str().map(str::to_owned);
-    let program = loaded_programs().filter_map(Result::ok).find(|info| info.id() == on.id).and_then(named);
-    let program = program.unwrap_or_else(|| "unnamed".to_owned());
-    let hint = if program == PROGRAM {
-        format!("another instance guards it: `dosguard --instance NAME detach {}` first", interface.name)
-    } else {
-        format!(
-            "detach it first with the tool that attached it, or `ip link set dev {} xdp off`",
-            interface.name
-        )
+fn other_mode(interface: &Interface, on: AttachedProgram, asked: AttachMode, paths: &Paths) -> Error {
+    let (interface, command) = (interface.name.clone(), paths.command());
+    Error::OtherMode { interface, obtained: on.mode, asked, command }
+}
+
+fn awaits_confirmation(interface: &str, paths: &Paths) -> Error {
+    Error::AwaitsConfirmation { interface: interface.to_owned(), command: paths.command() }
+}
+
+/// Somebody else's program, and what to do about it.
+fn foreign(interface: &Interface, on: AttachedProgram, paths: &Paths) -> Error {
+    let name = &interface.name;
+    // Without CAP_SYS_ADMIN the kernel does not tell; the pins of the instances do.
+    let info = loaded_programs().filter_map(Result::ok).find(|info| info.id() == on.id);
+    let program = info.as_ref().and_then(ProgramInfo::name_as_str).map(str::to_owned);
+    // An attachment that waits to be confirmed keeps the program that it was made with, also if another one takes its
+    // place in the instance.
+    let maps = info.as_ref().and_then(|info| info.map_ids().ok().flatten()).unwrap_or_default();
+    let own_maps = MapInfo::from_pin(paths.map(BANS.name)).map(|info| info.id());
+    if own_maps.is_ok_and(|id| maps.contains(&id)) {
+        return awaits_confirmation(name, paths);
+    }
+    let instance = instance_with(on.id, paths);
+    let hint = match (&instance, program.as_deref()) {
+        (Some(instance), _) => {
+            format!("instance `{instance}` guards it: `dosguard --instance {instance} detach {name}` first")
+        }
+        (None, Some(PROGRAM)) => {
+            format!("another instance guards it: `dosguard --instance NAME detach {name}` first")
+        }
+        (None, Some(_)) => {
+            format!("detach it first with the tool that attached it, or `ip link set dev {name} xdp off`")
+        }
+        (None, None) => format!(
+            "find out whose it is, with `bpftool prog show id {}` as root, and detach it with the tool that attached it",
+            on.id
+        ),
     };
-    Error::ForeignProgram { interface: interface.name.clone(), program, id: on.id, mode: on.mode, hint }
+    let known = instance.map(|_| PROGRAM.to_owned());
+    let program = program.or(known).unwrap_or_else(|| "of unknown name".to_owned());
+    Error::ForeignProgram { interface: name.clone(), program, id: on.id, mode: on.mode, hint }
+}
+
+/// The instance that has a program pinned, below the same BPF file system. What cannot be read is nobody's.
+fn instance_with(program: u32, paths: &Paths) -> Option<String> {
+    let folders = |path: &Path| fs::read_dir(path).into_iter().flatten().filter_map(Result::ok);
+    let has = |pins: &Path| {
+        [PROGRAM, NEXT_PROGRAM].iter().any(|name| program_at(&pins.join(name)) == Some(program))
+    };
+    let mut instances = folders(&paths.bpffs().join("dosguard"));
+    let found = instances.find(|instance| folders(&instance.path()).any(|pins| has(&pins.path())))?;
+    found.file_name().into_string().ok()
 }

@@ -8,6 +8,7 @@ use dosguard_common::abi::ABI_VERSION;
 use thiserror::Error;
 
 use super::{AttachMode, Plan};
+use crate::paths::command;
 use crate::system::SystemError;
 
 /// An error of the data path.
@@ -50,9 +51,20 @@ pub enum Error {
     /// It is attached by a command that waits to be confirmed.
     #[error(
         "`{interface}` is attached, and detaches again unless it is confirmed\n\
-         hint: `dosguard confirm` keeps it; `dosguard detach {interface}` gives it up"
+         hint: `{command} confirm` keeps it; `{command} detach {interface}` gives it up"
     )]
     AwaitsConfirmation {
+        /// The interface.
+        interface: String,
+        /// How to call dosguard for the instance.
+        command: String,
+    },
+    /// An interface went while it awaited confirmation.
+    #[error(
+        "`{interface}` is gone, and nothing was confirmed\n\
+         hint: attach what is there again, without it"
+    )]
+    Gone {
         /// The interface.
         interface: String,
     },
@@ -81,7 +93,7 @@ pub enum Error {
     /// The interface is attached in another mode than asked for.
     #[error(
         "`{interface}` is attached in {obtained} mode already, and {asked} was asked for\n\
-         hint: `dosguard detach {interface}` first, or leave the mode out"
+         hint: `{command} detach {interface}` first, or leave the mode out"
     )]
     OtherMode {
         /// The interface.
@@ -90,6 +102,8 @@ pub enum Error {
         obtained: &'static str,
         /// The mode that was asked for.
         asked: AttachMode,
+        /// How to call dosguard for the instance.
+        command: String,
     },
     /// The kernel refused generic mode too.
     #[error("cannot attach to `{interface}`")]
@@ -109,8 +123,9 @@ pub enum Error {
     },
     /// The instance has no maps in the kernel.
     #[error(
-        "instance `{instance}` is not loaded (no pins at `{}`)\n\
-         hint: start it with `dosguard run IFACE` or `dosguard attach IFACE`",
+        "instance `{instance}` is not loaded (no pins at `{1}`)\n\
+         hint: start it with `{0} run IFACE` or `{0} attach IFACE`",
+        command(instance),
         path.display()
     )]
     NotLoaded {
@@ -165,18 +180,20 @@ pub enum Error {
     /// An interface does not take the new program.
     #[error(
         "`{interface}` refused the new program: {source}; every interface has the one from before\n\
-         hint: `dosguard detach {interface}` and attach it again, or go on with the program that is there"
+         hint: `{command} detach {interface}` and attach it again, or go on with the program that is there"
     )]
     LinkRefused {
         /// The interface.
         interface: String,
         /// What the kernel said.
         source: Box<dyn std::error::Error + Send + Sync>,
+        /// How to call dosguard for the instance.
+        command: String,
     },
     /// An interface does not take the new program, and others do not take the old one back.
     #[error(
         "`{interface}` refused the new program: {source}; {stuck} did not take the old one back, and both programs filter\n\
-         hint: the next `dosguard upgrade` or `run` tries again"
+         hint: the next `{command} upgrade` or `run` tries again"
     )]
     HalfReplaced {
         /// The interface that refused.
@@ -185,6 +202,8 @@ pub enum Error {
         stuck: String,
         /// What the kernel said.
         source: Box<dyn std::error::Error + Send + Sync>,
+        /// How to call dosguard for the instance.
+        command: String,
     },
     /// The program was built without its kernel part.
     #[error(

@@ -10,7 +10,7 @@ use aya_obj::programs::XdpAttachType;
 
 use super::Error;
 use super::links::interfaces;
-use crate::paths::{LINKS, LinkName};
+use crate::paths::{DEFAULT_INSTANCE, LINKS, LinkName, command};
 use crate::system;
 
 /// What the kernel said.
@@ -68,10 +68,10 @@ pub(super) fn switch(pins: &Path, old: &Path, new: &Path) -> Result<Vec<LinkName
     let links = links_in(pins)?;
     // What is no link of ours is found before anything is changed.
     for link in &links {
-        open(&link_in(pins, *link)).map_err(|source| refused(*link, source.into(), &[]))?;
+        open(&link_in(pins, *link)).map_err(|source| refused(pins, *link, source.into(), &[]))?;
     }
     let give = |link, which| give(&link_in(pins, link), if which == Which::New { new } else { old });
-    all_or_none(&links, give).map_err(|refusal| refused(refusal.link, refusal.error, &refusal.stuck))
+    all_or_none(&links, give).map_err(|refusal| refused(pins, refusal.link, refusal.error, &refusal.stuck))
 }
 
 /// Gives every link of a folder of pins the program that is pinned at `program` again. A link that does not take it counts
@@ -84,18 +84,21 @@ pub(super) fn give_back(pins: &Path, program: &Path, instead_of: &[PathBuf]) -> 
         if let Err(source) = give(&path, program)
             && program_of(&path).is_some_and(|id| ids.contains(&id))
         {
-            result = Err(refused(link, source, &[link]));
+            result = Err(refused(pins, link, source, &[link]));
         }
     }
     result
 }
 
-fn refused(link: LinkName, source: Cause, stuck: &[LinkName]) -> Error {
+fn refused(pins: &Path, link: LinkName, source: Cause, stuck: &[LinkName]) -> Error {
     let interface = names(&[link]).concat();
+    // The pins are in a folder of the instance's name.
+    let instance = pins.parent().and_then(Path::file_name).and_then(|name| name.to_str());
+    let command = command(instance.unwrap_or(DEFAULT_INSTANCE));
     if stuck.is_empty() {
-        Error::LinkRefused { interface, source }
+        Error::LinkRefused { interface, source, command }
     } else {
-        Error::HalfReplaced { interface, stuck: names(stuck).join(", "), source }
+        Error::HalfReplaced { interface, stuck: names(stuck).join(", "), source, command }
     }
 }
 

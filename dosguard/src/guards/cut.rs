@@ -3,8 +3,11 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use dosguard_common::address::Address;
+use dosguard_common::address::{Address, SourceMask};
+use dosguard_common::config::Mode;
 use dosguard_common::key::SourceKey;
+use dosguard_common::rule::Scope;
+use jiff::Timestamp;
 use thiserror::Error;
 
 use super::{Guard, ssh_peer};
@@ -12,6 +15,7 @@ use crate::config::cidr::{Cidr, to_address};
 use crate::config::policy::Policy;
 use crate::datapath::{self, Datapath, List, Origin, Prefix, covers};
 use crate::paths::Paths;
+use crate::store::Saved;
 use crate::system::boot_now_ns;
 
 /// A change of what is dropped whatever it is.
@@ -23,8 +27,23 @@ pub enum Change<'a> {
     Disallow(&'a [Cidr]),
     /// Every packet of these sources is dropped.
     Ban(&'a [Address]),
-    /// A file is applied; the guards are allowed too.
-    Policy(&'a Policy, &'a [Guard]),
+    /// This mode is to hold from now on.
+    Mode(Mode),
+    /// The instance is brought up, or a file is applied to it.
+    Start(Start<'a>),
+}
+
+/// What bringing up an instance changes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Start<'a> {
+    /// The file, if one is applied.
+    pub policy: Option<&'a Policy>,
+    /// Who is allowed when the instance is made.
+    pub guards: &'a [Guard],
+    /// Whether interfaces are attached that were not before.
+    pub attaches: bool,
+    /// What is put back when the instance is made.
+    pub saved: Option<&'a Saved>,
 }
 
 /// What would drop the packets of the session.
@@ -34,6 +53,8 @@ pub enum Cut {
     Denied(Cidr),
     /// A ban.
     Banned,
+    /// A ban from before, which is put back.
+    Restored,
 }
 
 /// A change that is refused.
@@ -42,10 +63,16 @@ pub enum CutError {
     /// It would cut off the session that it is made in.
     #[error(
         "this would cut off your own ssh session, which comes from {peer}: {}; nothing was changed\n\
-         hint: `{command} allow add {peer}` first, or say `--force`",
+         hint: {}, or say `--force`",
         match cut {
             Cut::Denied(network) => format!("`{network}` would be denied, and {peer} not allowed"),
             Cut::Banned => "it would be banned, and not allowed".to_owned(),
+            Cut::Restored => "it was banned before, that ban holds again, and it is not allowed".to_owned(),
+        },
+        if *loaded {
+            format!("`{command} allow add {peer}` first")
+        } else {
+            "leave `--no-guards` out, put it on the file's allow-list".to_owned()
         }
     )]
     Cut {
@@ -55,6 +82,8 @@ pub enum CutError {
         cut: Cut,
         /// How to call dosguard for the instance.
         command: String,
+        /// Whether the instance is loaded.
+        loaded: bool,
     },
     /// What is in force cannot be read.
     #[error(transparent)]
@@ -70,12 +99,13 @@ pub fn refuse_cut(paths: &Paths, datapath: Option<&Datapath>, change: Change<'_>
     let Some(peer) = ssh_peer() else { return Ok(()) };
     match would_cut(datapath, peer, change)? {
         None => Ok(()),
-        Some(cut) => Err(CutError::Cut { peer, cut, command: paths.command() }),
+        Some(cut) => Err(CutError::Cut { peer, cut, command: paths.command(), loaded: datapath.is_some() }),
     }
 }
 
-/// What would drop every packet from `peer` after the change and does not yet. Monitor mode makes no difference: what it
-/// lets pass is dropped as soon as it ends.
+/// What would drop every packet from `peer` after the change and does not yet. What monitor mode lets pass counts too if
+/// this change says it: it is dropped as soon as that mode ends. What was said before counts from when it takes effect: an
+/// interface is attached, or monitor mode ends.
 pub fn would_cut(
     datapath: Option<&Datapath>,
     peer: IpAddr,
@@ -83,22 +113,25 @@ pub fn would_cut(
 ) -> Result<Option<Cut>, CutError> {
     let peer = to_address(peer);
     let before = datapath.map(|datapath| Standing::read(datapath, peer)).transpose()?;
-    let mut standing = before.unwrap_or_default();
-    if standing.cut().is_some() {
-        return Ok(None);
-    }
+    let standing = before.unwrap_or_default();
     let mask = datapath.map(|datapath| datapath.maps().source_mask()).transpose()?;
     let source = mask.map_or(peer, |mask| mask.source(peer));
-    standing.change(peer, source, change);
-    Ok(standing.cut())
+    Ok(standing.cut_by(peer, source, change))
 }
 
-/// What is said about an address: the entries of the lists that cover it, and whether it is banned.
-#[derive(Debug, Default)]
+/// What is said about an address: the entries of the lists that cover it, whether it is banned, and whether that has an
+/// effect.
+#[derive(Clone, Debug, Default)]
 struct Standing {
     allow: BTreeMap<Prefix, Origin>,
     deny: BTreeMap<Prefix, Origin>,
     banned: bool,
+    /// Banned by what is put back.
+    restored: bool,
+    /// Nothing is dropped.
+    monitor: bool,
+    /// Some interface is guarded.
+    attached: bool,
 }
 
 impl Standing {
@@ -114,7 +147,29 @@ impl Standing {
         let now_ns = boot_now_ns()?;
         let key = SourceKey::everywhere(maps.source_mask()?.source(peer));
         let ban = maps.ban(&key)?.filter(|ban| ban.is_active(now_ns) && !ban.is_monitored());
-        Ok(Self { allow: covering(List::Allow)?, deny: covering(List::Deny)?, banned: ban.is_some() })
+        Ok(Self {
+            allow: covering(List::Allow)?,
+            deny: covering(List::Deny)?,
+            banned: ban.is_some(),
+            restored: false,
+            monitor: maps.config()?.mode() == Mode::Monitor,
+            attached: datapath.guarded()?.iter().any(|guarded| guarded.mode.is_some()),
+        })
+    }
+
+    /// What a change cuts off that was not before.
+    fn cut_by(mut self, peer: Address, source: Address, change: Change<'_>) -> Option<Cut> {
+        match change {
+            // Where the session arrives may be what is attached now.
+            Change::Start(Start { attaches: true, .. }) => self.attached = false,
+            // It may be an attachment that waits to be confirmed.
+            Change::Mode(_) => self.attached = true,
+            _ => {}
+        }
+        let mut after = self.clone();
+        after.change(peer, source, change);
+        let said = after.cut().filter(|_| self.cut().is_none());
+        said.or_else(|| after.effective_cut().filter(|_| self.effective_cut().is_none()))
     }
 
     fn change(&mut self, peer: Address, source: Address, change: Change<'_>) {
@@ -130,16 +185,26 @@ impl Standing {
                 }
             }
             Change::Ban(sources) => self.banned |= sources.contains(&source),
-            Change::Policy(policy, guards) => {
+            Change::Mode(mode) => self.monitor = mode == Mode::Monitor,
+            Change::Start(Start { policy, guards, attaches: _, saved }) => {
+                self.attached = true;
                 let guards: Vec<_> = guards.iter().map(|guard| Cidr::host(guard.address)).collect();
+                self.allow.extend(covering(&guards, Origin::GUARD));
+                let prefixes = policy.map(|policy| policy.prefixes).unwrap_or_default();
+                self.restored |= saved.is_some_and(|saved| bans_again(saved, peer, prefixes.into()));
+                let Some(policy) = policy else { return };
                 for list in [&mut self.allow, &mut self.deny] {
                     list.retain(|_, origin| !origin.is_of_file_alone());
                 }
                 self.allow.extend(covering(&policy.allow, Origin::FILE));
-                self.allow.extend(covering(&guards, Origin::GUARD));
                 self.deny.extend(covering(&policy.deny, Origin::FILE));
+                self.monitor = policy.mode == Mode::Monitor;
             }
         }
+    }
+
+    fn effective_cut(&self) -> Option<Cut> {
+        self.cut().filter(|_| self.attached && !self.monitor)
     }
 
     fn cut(&self) -> Option<Cut> {
@@ -148,8 +213,20 @@ impl Standing {
         }
         let longest = self.deny.keys().max_by_key(|(_, length)| *length);
         let denied = longest.map(|(address, bits)| Cut::Denied(Cidr::from_prefix(*address, *bits)));
-        denied.or(self.banned.then_some(Cut::Banned))
+        denied.or(self.banned.then_some(Cut::Banned)).or(self.restored.then_some(Cut::Restored))
     }
+}
+
+/// Whether a ban of every packet that is put back reaches an address.
+fn bans_again(saved: &Saved, peer: Address, mask: SourceMask) -> bool {
+    let now = Timestamp::now();
+    saved.bans.iter().map(|saved| &saved.record).any(|ban| {
+        let of_all = !ban.monitor && ban.scope.as_deref() == Some(Scope::All.name());
+        let network = ban.source.parse::<Cidr>().map(|network| network.to_prefix());
+        let reaches =
+            |(address, bits)| covers(&(address, bits), &peer) || mask.source(address) == mask.source(peer);
+        of_all && ban.until.is_some_and(|until| until > now) && network.is_ok_and(reaches)
+    })
 }
 
 /// What is worth a word before networks are denied, though it may be meant.
@@ -185,13 +262,16 @@ mod tests {
         let entries = |list: &[(&str, Origin)]| {
             list.iter().map(|(text, origin)| (text.parse::<Cidr>().unwrap().to_prefix(), *origin)).collect()
         };
-        Standing { allow: entries(allow), deny: entries(deny), banned }
+        Standing { allow: entries(allow), deny: entries(deny), banned, attached: true, ..Standing::default() }
     }
 
-    fn after(mut standing: Standing, change: Change<'_>) -> Option<Cut> {
+    fn file<'a>(policy: &'a Policy, guards: &'a [Guard]) -> Change<'a> {
+        Change::Start(Start { policy: Some(policy), guards, ..Start::default() })
+    }
+
+    fn after(standing: Standing, change: Change<'_>) -> Option<Cut> {
         let peer = to_address(PEER.parse().unwrap());
-        standing.change(peer, peer, change);
-        standing.cut()
+        standing.cut_by(peer, peer, change)
     }
 
     #[test]
@@ -205,6 +285,46 @@ mod tests {
         assert_eq!(after(allowed(), Change::Deny(&wide)), None);
         let both = cidrs(&["0.0.0.0/0", PEER]);
         assert_eq!(after(nothing(), Change::Deny(&both)), denied(PEER), "the nearest is named");
+        assert_eq!(after(standing(&[], &[], true), Change::Deny(&both)), None, "it is cut off already");
+    }
+
+    #[test]
+    fn what_begins_to_take_effect_cuts_off() {
+        let denied = || standing(&[], &[(PEER, Origin::HAND)], false);
+        let attach = Change::Start(Start { attaches: true, ..Start::default() });
+        assert!(after(denied(), attach).is_some(), "where the session arrives may be new");
+        assert_eq!(after(denied(), Change::Start(Start::default())), None);
+        let loose = Standing { attached: false, ..denied() };
+        assert!(after(loose, Change::Start(Start::default())).is_some());
+        let monitored = || Standing { monitor: true, ..denied() };
+        assert!(after(monitored(), Change::Mode(Mode::Enforce)).is_some());
+        assert_eq!(after(monitored(), Change::Mode(Mode::Monitor)), None);
+        assert_eq!(after(denied(), Change::Mode(Mode::Enforce)), None);
+        assert_eq!(after(monitored(), attach), None);
+        assert!(after(monitored(), file(&Policy::default(), &[])).is_some(), "a file may end monitor mode");
+        let other = cidrs(&["203.0.113.0/24"]);
+        assert_eq!(after(monitored(), Change::Deny(&other)), None, "it has nothing to do with the session");
+    }
+
+    #[test]
+    fn a_ban_that_is_put_back_cuts_off() {
+        let ban = |source: &str, scope: &str| {
+            let until = (Timestamp::now() + jiff::SignedDuration::from_hours(1)).to_string();
+            let ban = serde_json::json!({
+                "source": source, "scope": scope, "count": 0, "limit": 0, "offences": 0, "until": until, "length_ns": 1,
+            });
+            Saved { bans: vec![serde_json::from_value(ban).unwrap()], ..Saved::default() }
+        };
+        let put_back = |saved: &Saved, guards: &[Guard]| {
+            let start = Start { guards, attaches: true, saved: Some(saved), ..Start::default() };
+            after(Standing::default(), Change::Start(start))
+        };
+        assert_eq!(put_back(&ban(PEER, "all"), &[]), Some(Cut::Restored));
+        assert_eq!(put_back(&ban("198.51.100.0/24", "all"), &[]), Some(Cut::Restored));
+        assert_eq!(put_back(&ban(PEER, "syn"), &[]), None);
+        assert_eq!(put_back(&ban("203.0.113.9", "all"), &[]), None);
+        let guard = Guard { address: PEER.parse().unwrap(), roles: vec![Role::Session] };
+        assert_eq!(put_back(&ban(PEER, "all"), &[guard]), None);
     }
 
     #[test]
@@ -232,16 +352,16 @@ mod tests {
     fn a_file_replaces_what_a_file_said_and_nothing_else() {
         let deny = Policy { deny: cidrs(&["198.51.100.0/24"]), ..Policy::default() };
         let of = |origin| standing(&[(PEER, origin)], &[], false);
-        assert!(after(of(Origin::FILE), Change::Policy(&deny, &[])).is_some());
-        assert_eq!(after(of(Origin::HAND), Change::Policy(&deny, &[])), None);
-        assert_eq!(after(of(Origin::GUARD), Change::Policy(&deny, &[])), None);
+        assert!(after(of(Origin::FILE), file(&deny, &[])).is_some());
+        assert_eq!(after(of(Origin::HAND), file(&deny, &[])), None);
+        assert_eq!(after(of(Origin::GUARD), file(&deny, &[])), None);
         let guard = Guard { address: PEER.parse().unwrap(), roles: vec![Role::Session] };
-        assert_eq!(after(of(Origin::FILE), Change::Policy(&deny, &[guard])), None);
+        assert_eq!(after(of(Origin::FILE), file(&deny, &[guard])), None);
         let allow = Policy { allow: cidrs(&["198.51.0.0/16"]), ..deny };
-        assert_eq!(after(of(Origin::FILE), Change::Policy(&allow, &[])), None);
+        assert_eq!(after(of(Origin::FILE), file(&allow, &[])), None);
         // What the file denied before it may no longer deny.
         let denied = standing(&[], &[(PEER, Origin::FILE)], false);
-        assert_eq!(after(denied, Change::Policy(&Policy::default(), &[])), None);
+        assert_eq!(after(denied, file(&Policy::default(), &[])), None);
     }
 
     #[test]

@@ -5,14 +5,16 @@
 
 mod cut;
 mod gateways;
+mod port;
 mod resolvers;
 mod session;
 
 use std::fmt;
 use std::net::IpAddr;
 
-pub use cut::{Change, Cut, refuse_cut, warnings, would_cut};
-pub use session::ssh_peer;
+pub use cut::{Change, Cut, Start, refuse_cut, warnings, would_cut};
+pub use port::warn_of_rules;
+pub use session::{ssh_peer, ssh_port};
 
 use crate::config::cidr::Cidr;
 use crate::datapath::Prefix;

@@ -28,6 +28,19 @@ pub fn ssh_peer() -> Option<IpAddr> {
     }
 }
 
+/// The port of this machine that the session came to, as far as its own environment tells: `sudo` takes it away.
+pub fn ssh_port() -> Option<u16> {
+    // The last word of either.
+    let value = VARIABLES.iter().find_map(|name| std::env::var_os(name))?;
+    port(value.as_bytes())
+}
+
+/// The last word of the value, if it has the others too.
+fn port(value: &[u8]) -> Option<u16> {
+    let words: Vec<_> = OsStr::from_bytes(value).to_str()?.split_whitespace().collect();
+    words.get(2..)?.last()?.parse().ok()
+}
+
 /// Looks at the processes above `process`.
 fn peer_above(proc: &Path, process: u32) -> Option<IpAddr> {
     let mut process = process;
@@ -91,6 +104,13 @@ mod tests {
         assert_eq!(above(60), None, "one above says that there is none");
         assert_eq!(above(70), None);
         assert_eq!(above(99), None, "no such process");
+    }
+
+    #[test]
+    fn the_port_is_the_last_word() {
+        assert_eq!(port(b"198.51.100.7 51234 192.0.2.1 2222"), Some(2222));
+        assert_eq!(port(b"198.51.100.7 51234 22"), Some(22));
+        assert_eq!([&b""[..], b"198.51.100.7 22", b"a b c"].map(port), [None; 3]);
     }
 
     #[test]

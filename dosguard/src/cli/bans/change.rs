@@ -13,9 +13,10 @@ use crate::bans::parse_source;
 use crate::cli::changes::{Names, count};
 use crate::cli::list::refuse_cut;
 use crate::cli::{Answer, talk};
+use crate::config::cidr::to_address;
 use crate::config::units::Span;
 use crate::datapath::{Datapath, List};
-use crate::guards::Change;
+use crate::guards::{Change, ssh_peer};
 use crate::lock::StateLock;
 use crate::output::{YELLOW, source_text};
 use crate::paths::Paths;
@@ -35,6 +36,13 @@ pub(super) fn add(paths: &Paths, args: &AddArgs) -> anyhow::Result<Answer> {
     let names = Names::read(&datapath)?;
     if scope == Scope::All {
         refuse_cut(paths, &datapath, Change::Ban(&sources), args.force)?;
+    } else if let Some(peer) = ssh_peer()
+        && sources.contains(&mask.source(to_address(peer)))
+        && !datapath.maps().list(List::Allow).covers(&to_address(peer))?
+    {
+        log::warn!(
+            "your own ssh session comes from {peer}: it goes on, and new ones to these ports do not come in"
+        );
     }
     for source in sources {
         let key = SourceKey::with_scope(source, scope, index);

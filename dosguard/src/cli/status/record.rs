@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::config::field::RuleField;
-use crate::confirm::{Ask, Pending, Reply, ask};
+use crate::confirm::{Pending, Waiter};
 use crate::daemon::report::Rates;
 use crate::daemon::{SubscriptionError, ask_status};
 use crate::datapath::{Datapath, Guarded, List};
@@ -31,7 +31,7 @@ pub(super) struct StatusRecord {
 
 #[derive(Default, Serialize)]
 pub(super) struct DaemonRecord {
-    running: bool,
+    pub(super) running: bool,
     pub(super) pid: Option<u32>,
     #[serde(flatten)]
     pub(super) told: Option<ToldRecord>,
@@ -118,13 +118,19 @@ impl StatusRecord {
     /// All that can be found out. `datapath` is none if the instance is not loaded.
     pub(super) fn read(paths: &Paths, datapath: Option<&Datapath>) -> anyhow::Result<Self> {
         let mut state = datapath.map(StateRecord::read).transpose()?;
-        if let (Some(state), Ok(Some(Reply::Pending(pending)))) = (&mut state, ask(paths, Ask::Pending)) {
-            state.await_confirmation(pending);
-        }
-        let pid = running_daemon(paths);
-        let mut daemon = DaemonRecord { running: pid.is_some(), pid, told: None };
         let mut warnings = Vec::new();
-        if let Some(pid) = pid {
+        match (&mut state, Waiter::of(paths)) {
+            (Some(state), Waiter::With(pending)) => state.await_confirmation(pending),
+            (_, Waiter::Silent) => warnings.push(
+                "a command waits to be confirmed, and does not say with which interfaces; they detach when it ends"
+                    .to_owned(),
+            ),
+            _ => {}
+        }
+        let running = running_daemon(paths);
+        let pid = running.and_then(|running| running.pid);
+        let mut daemon = DaemonRecord { running: running.is_some(), pid, told: None };
+        if let Some(running) = running {
             match ask_status(paths) {
                 Ok(report) => {
                     warnings.extend(report.warnings);
@@ -135,7 +141,7 @@ impl StatusRecord {
                 // It ends, or is just beginning.
                 Err(SubscriptionError::NoDaemon { .. }) => {}
                 Err(error) => {
-                    warnings.push(format!("the daemon (process {pid}) does not say how it does: {error}"));
+                    warnings.push(format!("the daemon ({running}) does not say how it does: {error}"));
                 }
             }
         }
@@ -219,8 +225,10 @@ impl StateRecord {
 
     /// Adds the interfaces that somebody else holds until they are confirmed.
     fn await_confirmation(&mut self, pending: Pending) {
+        let here = system::network_namespace().ok();
         self.interfaces.extend(pending.interfaces.into_iter().map(|on| InterfaceRecord {
-            name: Some(on.name),
+            // As with the others: a name means something in its network namespace only.
+            name: Some(on.name).filter(|_| here == Some(on.namespace)),
             ifindex: on.ifindex,
             mode: Some(on.mode),
             detaches_in_s: Some(pending.left_s),

@@ -66,7 +66,10 @@ pub(super) fn write(
 }
 
 fn daemon_text(daemon: &DaemonRecord) -> String {
-    let Some(pid) = daemon.pid else { return format!("{YELLOW}no daemon{YELLOW:#}") };
+    if !daemon.running {
+        return format!("{YELLOW}no daemon{YELLOW:#}");
+    }
+    let pid = daemon.pid.map_or_else(|| "of unknown id".to_owned(), |pid| pid.to_string());
     let since = daemon.told.as_ref().map(|told| {
         let up = Timestamp::now().duration_since(told.started);
         let up = Span::from_secs(u64::try_from(up.as_secs()).unwrap_or_default()).approx();
