@@ -186,6 +186,8 @@ fn detach_all(paths: &Paths) -> anyhow::Result<Answer> {
             return Ok(Answer::Done);
         }
         talk::say(&format!("instance `{}` is not loaded", paths.instance()));
+        // Its bans from before are not to come back all the same.
+        survive::forget(paths);
         return Ok(Answer::No);
     }
     // Somebody may have begun in the meantime.
@@ -242,8 +244,9 @@ fn say_not_attached(paths: &Paths, name: &str, waiter: &Waiter) {
 }
 
 fn remove(paths: &Paths) -> anyhow::Result<Answer> {
-    Datapath::remove(paths)?;
+    // First: whoever is killed in between has removed too little, and brings nothing back.
     survive::forget(paths);
+    Datapath::remove(paths)?;
     talk::say(&format!("instance `{}` is gone: detached, and nothing left behind", paths.instance()));
     Ok(Answer::Done)
 }

@@ -13,7 +13,7 @@ use super::attach::{GuardArgs, report_attached};
 use super::changes::Names;
 use super::reload::Reloader;
 use super::survive::{self, History};
-use super::{Answer, configured, talk, upgrade};
+use super::{Answer, configured, confirm, talk, upgrade};
 use crate::config::services::LogFormat;
 use crate::daemon::health::Health;
 use crate::daemon::{self, KernelLog, Parts, RunningServices, Server, Signals};
@@ -181,10 +181,11 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
         anyhow::Ok(served?)
     })();
     if args.detach_on_exit {
-        // Also after a failure: that is what was asked for.
+        // Also after a failure: that is what was asked for. What waits to be confirmed goes along.
+        confirm::cancel(paths)?;
         let _lock = StateLock::acquire(paths)?;
-        Datapath::remove(paths)?;
         survive::forget(paths);
+        Datapath::remove(paths)?;
         talk::say("detached; nothing is guarded any more");
     } else if served.is_ok() && !is_guarding(paths) {
         talk::say("stopped; no interface is guarded");
