@@ -31,7 +31,7 @@ pub fn ssh_peer() -> Option<IpAddr> {
 /// The port of this machine that the session came to, as far as its own environment tells: `sudo` takes it away.
 pub fn ssh_port() -> Option<u16> {
     // The last word of either.
-    let value = VARIABLES.iter().find_map(|name| std::env::var_os(name))?;
+    let value = VARIABLES.iter().find_map(std::env::var_os)?;
     port(value.as_bytes())
 }
 
