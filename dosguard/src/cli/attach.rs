@@ -257,18 +257,8 @@ impl GuardArgs {
         if self.no_guards { Vec::new() } else { guards::find() }
     }
 
-    /// Refuses what would cut off the ssh session: a file, what is put back, or that what is said already takes effect. The
-    /// instance's lock must be held.
-    pub(super) fn refuse_cut(
-        &self,
-        paths: &Paths,
-        policy: Option<&Policy>,
-        guards: &[Guard],
-    ) -> anyhow::Result<()> {
-        self.refuse_start(paths, &[], policy, guards)
-    }
-
-    /// The same where interfaces are attached.
+    /// Refuses a start that would cut off the ssh session: by a file, by what is put back, or because what is said already takes
+    /// effect on these interfaces. The instance's lock must be held.
     pub(super) fn refuse_start(
         &self,
         paths: &Paths,

@@ -132,7 +132,7 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
     {
         upgrade::say_migrated(&migrated);
     }
-    args.guards.refuse_cut(paths, request.policy, &guards)?;
+    args.guards.refuse_start(paths, &interfaces, request.policy, &guards)?;
     let saved = survive::saved(paths);
     request.saved = saved.as_ref();
     let (names, started) = (Names::read_if_loaded(paths)?, datapath::start(paths, &request)?);
