@@ -43,11 +43,11 @@ fn attach(dosguard: &Dosguard<'_>) {
 }
 
 /// A ban with a note that no command line would take.
-fn ban_with_a_hostile_note(lab: &Lab) {
+fn ban_with_note(lab: &Lab, note: &str) {
     let mut datapath = Datapath::require(&paths(lab)).unwrap();
     let now_ns = dosguard::system::boot_now_ns().unwrap();
     let until_ns = now_ns + 600_000_000_000;
-    let ban = Ban::by_admin(Scope::All, RuleIndex::DEFAULT, now_ns, until_ns, HOSTILE);
+    let ban = Ban::by_admin(Scope::All, RuleIndex::DEFAULT, now_ns, until_ns, note);
     let key = SourceKey::everywhere(to_address(Ipv4Addr::new(203, 0, 113, 66).into()));
     datapath.maps_mut().set_ban(&key, &ban).unwrap();
 }
@@ -85,7 +85,7 @@ fn other_programs_take_what_is_exported() {
     done(&dosguard, "bans add 203.0.113.1 2001:db8:66::1 --for 30d --reason x");
     done(&dosguard, "bans add 203.0.113.2 2001:db8:67::1 --rule smtp");
     done(&dosguard, "bans add 203.0.113.3 --scope syn");
-    ban_with_a_hostile_note(&lab);
+    ban_with_note(&lab, HOSTILE);
     let export = |format: &str| done(&dosguard, &format!("bans export --format {format}"));
     for format in ["plain", "hosts.deny", "nft", "ipset", "iptables"] {
         assert!(!export(format).contains("flush ruleset"), "{format}");
@@ -159,7 +159,11 @@ fn what_was_exported_is_imported_and_only_what_is_missing_is_banned() {
     done(&dosguard, "bans add 203.0.113.2 --for 2h --rule smtp");
     done(&dosguard, "sysctl rule.default.ban=1h");
     syns(&lab, &dosguard, 80, 6);
-    ban_with_a_hostile_note(&lab);
+    // One with a control character cannot come from a command, and is refused.
+    ban_with_note(&lab, HOSTILE);
+    let refused = import(&dosguard, "", &done(&dosguard, "bans export --format json"));
+    assert!(refused.code == Some(2) && refused.err.contains("nothing was changed"), "{refused:?}");
+    ban_with_note(&lab, &HOSTILE.replace('\n', " "));
     let before = bans(&dosguard);
     let exported = done(&dosguard, "bans export --format json");
     let said = import(&dosguard, "", &exported);

@@ -155,8 +155,11 @@ fn whoever_may_not_open_the_file_is_told_by_the_daemon() {
         Ok(ask(NOBODY, "events").code == Some(0))
     })
     .unwrap();
-    let lines =
-        ["history --top 1", "history --kind malformed,would-ban --json", "history --since 35m --source ::/0"];
+    let lines = [
+        "history --top 1",
+        "history --kind malformed,would-ban --json",
+        "history --since 35m --source 2000::/3",
+    ];
     for line in lines {
         let (told, read) = (ask(NOBODY, line), ask(0, line));
         assert_eq!((told.code, &told.out), (Some(0), &read.out), "{told:?}");
