@@ -243,7 +243,22 @@ fn say_not_attached(paths: &Paths, name: &str, waiter: &Waiter) {
     }
 }
 
+/// The history is told that the bans end. An instance that is damaged is removed all the same.
+fn tell_ends(paths: &Paths) {
+    let told = || -> anyhow::Result<()> {
+        let Some(datapath) = Datapath::open(paths)? else { return Ok(()) };
+        let ended: Vec<_> =
+            datapath.look()?.bans.into_iter().filter(|(_, ban)| !ban.is_monitored()).collect();
+        Names::read(&datapath)?.report(paths, Kind::Unban, &ended);
+        Ok(())
+    };
+    if let Err(error) = told() {
+        log::warn!("the history is not told that the bans end: {error:#}");
+    }
+}
+
 fn remove(paths: &Paths) -> anyhow::Result<Answer> {
+    tell_ends(paths);
     // First: whoever is killed in between has removed too little, and brings nothing back.
     survive::forget(paths);
     Datapath::remove(paths)?;

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::talk;
+use crate::config::changes;
 use crate::config::file::{self, Configuration};
 use crate::config::policy::Policy;
 use crate::datapath::{LoadOptions, Started};
@@ -34,6 +35,15 @@ pub(super) fn wanted_interfaces(configuration: Option<&Configuration>, named: &[
         }
     }
     wanted
+}
+
+/// Says what the files have changed of live settings.
+pub(super) fn say_changes(before: &Policy, after: &Policy) {
+    // Interfaces are told as they are attached.
+    let before = Policy { interfaces: after.interfaces.clone(), ..before.clone() };
+    for line in changes(&before, after) {
+        talk::say(&format!("the file changes {line}"));
+    }
 }
 
 /// Says which files were read, and where the live maps are of another size than they ask for.

@@ -52,6 +52,9 @@ pub(super) fn events(paths: &Paths, args: &EventsArgs, out: &mut dyn Write) -> a
                 print(out, &record?, args.json)?;
                 out.flush()?;
             }
+            if args.follow {
+                talk::say("the daemon has ended, and with it the events; the filter does not need it");
+            }
         }
         Err(error @ SubscriptionError::NoDaemon { .. }) => match Store::open_read_only(paths) {
             Err(error) if !args.follow => return Err(error.into()),

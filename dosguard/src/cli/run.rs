@@ -135,6 +135,7 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
     args.guards.refuse_start(paths, &interfaces, request.policy, &guards)?;
     let saved = survive::saved(paths);
     request.saved = saved.as_ref();
+    let before = Datapath::open(paths)?.map(|datapath| datapath.policy()).transpose()?;
     let (names, started) = (Names::read_if_loaded(paths)?, datapath::start(paths, &request)?);
     let history = History::open(paths, started.created);
     drop(lock);
@@ -142,6 +143,10 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
         let ended = names.map(|names| names.records(Kind::Unban, &started.ended)).transpose()?;
         report_attached(paths, &started, &guards)?;
         if let Some(configuration) = &configuration {
+            // What was set live since then is as the file says again.
+            if let Some(before) = &before {
+                configured::say_changes(before, &configuration.policy);
+            }
             configured::report(paths, configuration, &started);
         }
         anyhow::ensure!(
