@@ -300,6 +300,18 @@ impl Drop for Daemon<'_> {
     }
 }
 
+/// A process that does not outlive the test, however that ends.
+#[derive(Debug)]
+pub struct Killed(pub Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // An error means that it has ended already.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
 fn is_ready(status: &Value) -> bool {
     let attached = status["interfaces"].as_array().is_some_and(|interfaces| !interfaces.is_empty());
     attached && status["daemon"]["running"] == true

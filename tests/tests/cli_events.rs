@@ -7,13 +7,13 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
 use dosguard_tests::addresses::{FORGED_V4, GUARD_ATTACKER_SIDE, GUARD_V4, PEER};
 use dosguard_tests::cli::{Lines, Listener, PATIENCE, done, loss, packets, refused, start, syns_from};
-use dosguard_tests::daemon::Dosguard;
+use dosguard_tests::daemon::{Dosguard, Killed};
 use dosguard_tests::flood::Flood;
 use dosguard_tests::lab::Lab;
 use dosguard_tests::packet::Packet;
@@ -142,16 +142,6 @@ fn whoever_may_read_may_not_change() {
     assert!(said("0", &report).contains(r#""taken":1"#));
     wait_until("the report is an event", PATIENCE, || Ok(said(NOBODY, follow).contains("192.0.2.1")))
         .unwrap();
-}
-
-/// A process that does not outlive the test, however that ends.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        drop(self.0.kill());
-        drop(self.0.wait());
-    }
 }
 
 #[test]

@@ -14,7 +14,7 @@ use dosguard::paths::Paths;
 use dosguard::store::Store;
 use dosguard_tests::addresses::GUARD_ATTACKER_SIDE;
 use dosguard_tests::cli::{PATIENCE, Said, done, refused, say, words};
-use dosguard_tests::daemon::Dosguard;
+use dosguard_tests::daemon::{Dosguard, Killed};
 use dosguard_tests::documented::assert_documented;
 use dosguard_tests::lab::Lab;
 use dosguard_tests::wait::wait_until;
@@ -145,7 +145,7 @@ fn whoever_may_not_open_the_file_is_told_by_the_daemon() {
 
     let mut daemon = lab.guard().command(dosguard.binary());
     daemon.args(&global).args(["run", "--no-guards", GUARD_ATTACKER_SIDE]).env_remove("SSH_CONNECTION");
-    let mut daemon = daemon.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    let daemon = Killed(daemon.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap());
     let socket = run.join("lab.sock");
     wait_until("the daemon listens", PATIENCE, || Ok(socket.exists())).unwrap();
     refused();
@@ -171,7 +171,6 @@ fn whoever_may_not_open_the_file_is_told_by_the_daemon() {
     let told = ask(NOBODY, "history");
     assert_eq!(sources(&told), sources(&ask(0, "history")));
     assert_eq!(sources(&told).len(), 5, "{told:?}");
-    daemon.kill().unwrap();
-    daemon.wait().unwrap();
+    drop(daemon);
     refused();
 }
