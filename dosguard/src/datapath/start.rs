@@ -43,8 +43,6 @@ pub struct Started {
     pub attached: Vec<Attached>,
     /// The new links, if they were to be held.
     pub held: Vec<Held>,
-    /// The id of the program that they are of.
-    pub program: u32,
     /// The bans that applying the policy ended.
     pub ended: Ended,
     /// What became of the bans and offences from before; none if there were none, or the instance was loaded.
@@ -66,8 +64,8 @@ pub fn check(paths: &Paths, request: &Request<'_>) -> Result<(), Error> {
     request.interfaces.iter().try_for_each(|interface| check_interface(interface, request.mode, paths))
 }
 
-/// Loads the instance unless it is pinned, replaces its program unless it is this dosguard's, attaches it and applies the policy. When a step fails, what the steps
-/// before it did is undone. The instance's lock must be held.
+/// Loads the instance unless it is pinned, replaces its program if that is asked for and it is not this dosguard's, attaches
+/// it and applies the policy. When a step fails, what the steps before it did is undone. The instance's lock must be held.
 pub fn start(paths: &Paths, request: &Request<'_>) -> Result<Started, Error> {
     check(paths, request)?;
     let bpffs = system::require_bpffs(paths.bpffs())?;
@@ -87,12 +85,10 @@ fn start_on(paths: &Paths, request: &Request<'_>, bpffs: Bpffs) -> Result<Starte
             (Datapath::create(paths, request.policy.unwrap_or(&built_in), request.load)?, true)
         }
     };
-    let (program, _) = datapath.program()?;
     let mut started = Started {
         datapath,
         attached: Vec::new(),
         held: Vec::new(),
-        program,
         ended: Ended::new(),
         restored: None,
         created,
@@ -126,7 +122,6 @@ fn finish(started: &mut Started, request: &Request<'_>) -> Result<(), Error> {
     started.datapath.forget_stale_links()?;
     if request.replace && !started.datapath.is_current(request.load)? {
         started.replaced = Some(started.datapath.replace_program(request.load));
-        (started.program, _) = started.datapath.program()?;
     }
     if let Some(saved) = request.saved.filter(|_| started.created) {
         // Before the first packet.
