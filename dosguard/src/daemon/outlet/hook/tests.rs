@@ -202,17 +202,26 @@ fn in_a_flood_so_many_run_and_wait_and_the_rest_is_skipped() {
     let skipped = health.losses(Loss::HookSkipped);
     assert!(skipped > told - 1_200, "{skipped}");
     wait("some runs", || script.read("runs").len() > 4);
-    Box::new(runner).finish(Instant::now());
+    let ended = Instant::now();
+    Box::new(runner).finish(ended);
+    assert!(ended.elapsed() < Duration::from_secs(10), "{:?}", ended.elapsed());
     // Each was run to its end, or killed, or skipped; those that were run, or killed, wrote their line or had no time to.
-    let (skipped, killed) = (health.losses(Loss::HookSkipped), health.losses(Loss::HookKilled));
-    let runs = script.read("runs").len() as u64;
-    assert!(killed <= 2, "at most two at once: {killed}");
-    assert!(
-        (told - skipped - killed..=told - skipped).contains(&runs),
-        "{runs} runs, {skipped} skipped, {killed} killed"
-    );
+    // The end of what runs is waited for no longer than `KILL`: on a busy machine it is counted after that.
+    let counts = || {
+        let (skipped, killed) = (health.losses(Loss::HookSkipped), health.losses(Loss::HookKilled));
+        (script.read("runs").len() as u64, skipped, killed)
+    };
+    let is_accounted_for = || {
+        let (runs, skipped, killed) = counts();
+        (told - skipped - killed..=told - skipped).contains(&runs)
+    };
+    wait("an account of each", is_accounted_for);
+    let (runs, ..) = counts();
     thread::sleep(Duration::from_millis(300));
-    assert_eq!(script.read("runs").len() as u64, runs, "nothing runs any more");
+    let (runs_later, skipped, killed) = counts();
+    assert!(is_accounted_for(), "{runs_later} runs, {skipped} skipped, {killed} killed");
+    assert_eq!(runs_later, runs, "nothing runs any more");
+    assert!(killed <= 2, "at most two at once: {killed}");
 }
 
 #[test]
