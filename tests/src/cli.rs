@@ -4,8 +4,10 @@
 
 use std::{
     ffi::OsStr,
+    fs,
     io::{BufRead as _, BufReader, Read},
     net::Ipv4Addr,
+    path::Path,
     process::{Child, Output, Stdio},
     sync::mpsc::{Receiver, channel},
     thread,
@@ -173,6 +175,20 @@ pub fn programs(namespace: &Namespace) -> Vec<String> {
     let text = namespace.run("ip", ["-details", "-json", "link", "show"]).unwrap();
     let links: Vec<Value> = serde_json::from_str(&text).unwrap();
     links.iter().filter_map(|link| link.get("xdp")).map(ToString::to_string).collect()
+}
+
+/// A boot as far as dosguard can tell: no pins, and no process.
+pub fn boot(lab: &Lab) {
+    fn remove(folder: &Path) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { remove(&path) } else { fs::remove_file(&path).unwrap() }
+        }
+        fs::remove_dir(folder).unwrap();
+    }
+    remove(&lab.directory().bpffs().join("dosguard"));
+    // Without its pin a link goes a moment later.
+    wait_until("nothing is attached", PATIENCE, || Ok(programs(lab.guard()).is_empty())).unwrap();
 }
 
 /// Nothing is pinned, and nothing is on the guard's interfaces.

@@ -76,13 +76,13 @@ fn bans_and_offences_go_on_in_an_instance_that_is_made_anew() {
     let before = bans(&dosguard);
     assert_eq!(before.len(), 4);
 
-    let mut datapath = Datapath::require(&paths(&lab)).unwrap();
+    let datapath = Datapath::require(&paths(&lab)).unwrap();
     let mut saver = Saver::new(&datapath);
-    let swept = datapath.sweep().unwrap();
-    let changes = saver.changes(&datapath, &swept, &clock()).unwrap().unwrap();
+    let look = datapath.look().unwrap();
+    let changes = saver.changes(&datapath, &look, &clock()).unwrap().unwrap();
     assert!(changes.whole && !changes.boot_id.is_empty());
     assert_eq!((changes.bans.len(), changes.offenders.len()), (4, 5), "{:#?}", changes.offenders);
-    assert_eq!(saver.changes(&datapath, &swept, &clock()).unwrap(), None, "nothing has changed");
+    assert_eq!(saver.changes(&datapath, &look, &clock()).unwrap(), None, "nothing has changed");
     let saved = saved(changes);
     drop(datapath);
     done(&dosguard, "detach --all");
@@ -162,13 +162,13 @@ fn with_many_bans_it_is_quick_and_those_that_end_last_are_put_back() {
     }
     let mut saver = Saver::new(&datapath);
     let began = Instant::now();
-    let swept = datapath.sweep().unwrap();
+    let look = datapath.look().unwrap();
     timed("a walk over the bans", began, 2_000);
     let began = Instant::now();
-    let changes = saver.changes(&datapath, &swept, &clock()).unwrap().unwrap();
+    let changes = saver.changes(&datapath, &look, &clock()).unwrap().unwrap();
     timed("all of them to be saved", began, 3_000);
     let began = Instant::now();
-    assert_eq!(saver.changes(&datapath, &swept, &clock()).unwrap(), None);
+    assert_eq!(saver.changes(&datapath, &look, &clock()).unwrap(), None);
     timed("nothing to be saved", began, 300);
     let saved = saved(changes);
     drop(datapath);

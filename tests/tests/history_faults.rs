@@ -41,7 +41,7 @@ fn ban(seq: u64) -> Arc<EventRecord> {
 fn saved(seq: u64) -> Changes {
     let record: BanFields = ban(seq % 10).ban.clone();
     Changes {
-        bans: vec![SavedBan { record, length_ns: seq }],
+        bans: vec![SavedBan { record, length_ns: seq, since_ns: None }],
         now: Timestamp::now(),
         boot_id: "boot".to_owned(),
         ..Changes::default()
@@ -77,7 +77,7 @@ fn a_full_disk_is_told_and_counted_and_what_waits_is_written_when_there_is_room(
     let health = Health::default();
     let writer = Writer::start(paths.clone(), Store::open(&paths), History::default(), &health);
     writer.tell(ban(writer.next_seq()));
-    writer.save(saved(1));
+    writer.saves().save(saved(1));
     assert!(writer.flusher().flush().blocking_recv().unwrap());
     let ballast = folder.path().join("ballast");
     fill_up(&ballast);
@@ -91,7 +91,7 @@ fn a_full_disk_is_told_and_counted_and_what_waits_is_written_when_there_is_room(
     assert!(warned.contains("faults.db") && warned.contains("\nhint: "), "{warned}");
     assert!(!writer.flusher().flush().blocking_recv().unwrap(), "it cannot be written");
     let lost = health.losses(Loss::History);
-    assert_eq!(lost + writer.waiting() as u64 + writer.last_committed(), 1 + told);
+    assert_eq!(lost + writer.waiting() as u64 + writer.flusher().last_committed(), 1 + told);
     assert!(lost > 0);
     // What is there can be read all the same.
     assert_eq!(written(&paths)[0], 1);
@@ -119,11 +119,11 @@ fn a_disk_that_is_full_from_the_beginning_is_tried_again() {
     let health = Health::default();
     let writer = Writer::start(paths.clone(), Store::open(&paths), History::default(), &health);
     assert_eq!(health.warned().len(), 1, "{:?}", health.warned());
-    assert!(writer.needs_whole());
+    assert!(writer.saves().needs_whole());
     writer.tell(ban(writer.next_seq()));
     assert!(!writer.flusher().flush().blocking_recv().unwrap());
     fs::remove_file(&ballast).unwrap();
-    wait_until("it is written", PATIENCE, || Ok(writer.last_committed() == 1)).unwrap();
+    wait_until("it is written", PATIENCE, || Ok(writer.flusher().last_committed() == 1)).unwrap();
     assert_eq!((written(&paths), health.warned(), health.losses(Loss::History)), (vec![1], vec![], 0));
     writer.finish();
 }
@@ -149,7 +149,7 @@ fn a_disk_that_becomes_read_only_is_told_and_is_read_all_the_same() {
     assert_eq!(written(&paths), [1]);
     remount(MsFlags::empty());
     // It was told under a number that is taken: it could not be read then that it is.
-    wait_until("it is written", PATIENCE, || Ok(writer.last_committed() == 2)).unwrap();
+    wait_until("it is written", PATIENCE, || Ok(writer.flusher().last_committed() == 2)).unwrap();
     assert_eq!((written(&paths), health.warned(), health.losses(Loss::History)), (vec![1, 2], vec![], 0));
     assert_eq!(writer.next_seq(), 3);
     writer.finish();
@@ -169,10 +169,10 @@ fn a_writer_that_is_killed() {
         for _ in 0..200 {
             let seq = writer.next_seq();
             writer.tell(ban(seq));
-            writer.save(saved(seq));
+            writer.saves().save(saved(seq));
         }
         assert!(writer.flusher().flush().blocking_recv().unwrap());
-        writeln!(stdout(), "written: {}", writer.last_committed()).unwrap();
+        writeln!(stdout(), "written: {}", writer.flusher().last_committed()).unwrap();
     }
 }
 

@@ -55,7 +55,7 @@ fn two_hundred_thousand_events_a_second_hold_nobody_up() {
         longest = longest.max(told.elapsed());
     }
     let took = began.elapsed();
-    let written = writer.last_committed();
+    let written = writer.flusher().last_committed();
     assert!(writer.flusher().flush().blocking_recv().unwrap());
     let (lost, until_flushed) = (health.losses(Loss::History), began.elapsed());
     println!(

@@ -56,7 +56,7 @@ impl Naming {
 /// A ban as it is saved.
 pub fn saved_ban(key: &SourceKey, ban: &Ban, names: &Naming, clock: &WallClock) -> SavedBan {
     let record = BanRecord::new(key, ban, |index| names.rule(index), names.prefixes, clock);
-    SavedBan { record: record.ban, length_ns: ban.length_ns }
+    SavedBan { record: record.ban, length_ns: ban.length_ns, since_ns: Some(ban.since_ns) }
 }
 
 /// What is remembered of a source, as it is saved.
@@ -146,13 +146,40 @@ impl Differ {
         found
     }
 
+    /// The same for a few bans that were just imposed: what else has changed is for [`Self::changes`], and so is everything
+    /// if all is to be found. Not to be used between a walk over the bans and `changes` with what it has found, which would
+    /// take those that the walk has not seen for ended.
+    ///
+    /// After an error it starts over.
+    pub fn imposed<E>(
+        &mut self,
+        live: &Live,
+        bans: &BTreeMap<SourceKey, Ban>,
+        clock: &WallClock,
+        offender: impl FnMut(&SourceKey) -> Result<Option<Offender>, E>,
+    ) -> Result<Option<Changes>, E> {
+        let names = Naming::new(live);
+        if self.finds_all(clock) || self.known.as_ref().is_none_or(|(known, _)| *known != names) {
+            return Ok(None);
+        }
+        let mut changes = Changes::default();
+        let mut touched = BTreeSet::new();
+        self.find_bans(bans, &names, clock, &mut touched, &mut changes);
+        let found = self.find_offenders(live, &names, touched, clock, offender, &mut changes);
+        if found.is_err() {
+            self.start_over();
+        }
+        changes.now = clock.at(clock.boot_now_ns());
+        found.map(|()| Some(changes))
+    }
+
     fn find<E>(
         &mut self,
         live: &Live,
         bans: &BTreeMap<SourceKey, Ban>,
         touched: impl IntoIterator<Item = SourceKey>,
         clock: &WallClock,
-        mut offender: impl FnMut(&SourceKey) -> Result<Option<Offender>, E>,
+        offender: impl FnMut(&SourceKey) -> Result<Option<Offender>, E>,
     ) -> Result<Changes, E> {
         let mut changes = Changes { whole: self.finds_all(clock), ..Changes::default() };
         if changes.whole {
@@ -166,17 +193,7 @@ impl Differ {
         }
         let now_ns = clock.boot_now_ns();
         let mut touched: BTreeSet<_> = touched.into_iter().collect();
-        let mut hold = 0;
-        for (key, ban) in bans.iter().filter(|(_, ban)| ban.is_active(now_ns)) {
-            hold += 1;
-            let print = Print::of(ban);
-            if self.bans.get(key).is_some_and(|saved| print.is_saved_by(*saved)) {
-                continue;
-            }
-            self.bans.insert(*key, print);
-            touched.insert(*key);
-            changes.bans.push(saved_ban(key, ban, &names, clock));
-        }
+        let hold = self.find_bans(bans, &names, clock, &mut touched, &mut changes);
         // All that hold are known by now: if more are known, some have ended.
         if self.bans.len() > hold {
             self.bans.retain(|key, _| {
@@ -188,6 +205,47 @@ impl Differ {
                 holds
             });
         }
+        self.find_offenders(live, &names, touched, clock, offender, &mut changes)?;
+        self.forget(live, &names, now_ns, &mut changes);
+        changes.now = clock.at(now_ns);
+        Ok(changes)
+    }
+
+    /// Finds bans that are new or are no longer as they were, and returns how many hold.
+    fn find_bans(
+        &mut self,
+        bans: &BTreeMap<SourceKey, Ban>,
+        names: &Naming,
+        clock: &WallClock,
+        touched: &mut BTreeSet<SourceKey>,
+        changes: &mut Changes,
+    ) -> usize {
+        let now_ns = clock.boot_now_ns();
+        let mut hold = 0;
+        for (key, ban) in bans.iter().filter(|(_, ban)| ban.is_active(now_ns)) {
+            hold += 1;
+            let print = Print::of(ban);
+            if self.bans.get(key).is_some_and(|saved| print.is_saved_by(*saved)) {
+                continue;
+            }
+            self.bans.insert(*key, print);
+            touched.insert(*key);
+            changes.bans.push(saved_ban(key, ban, names, clock));
+        }
+        hold
+    }
+
+    /// Finds offences of these sources that are new or are no longer as they were.
+    fn find_offenders<E>(
+        &mut self,
+        live: &Live,
+        names: &Naming,
+        mut touched: BTreeSet<SourceKey>,
+        clock: &WallClock,
+        mut offender: impl FnMut(&SourceKey) -> Result<Option<Offender>, E>,
+        changes: &mut Changes,
+    ) -> Result<(), E> {
+        let now_ns = clock.boot_now_ns();
         let wholes: Vec<_> = touched.iter().map(|key| SourceKey::everywhere(key.source())).collect();
         touched.extend(wholes);
         for key in touched {
@@ -198,12 +256,10 @@ impl Differ {
                 saved.is_some_and(|saved| saved.0 == offences && saved.1.abs_diff(until_ns) < STEP_NS);
             if !is_saved && !is_forgotten(until_ns, live.forget_ns(&key), now_ns) {
                 self.offenders.insert(key, (offences, until_ns));
-                changes.offenders.push(saved_offender(&key, &offender, &names, clock));
+                changes.offenders.push(saved_offender(&key, &offender, names, clock));
             }
         }
-        self.forget(live, &names, now_ns, &mut changes);
-        changes.now = clock.at(now_ns);
-        Ok(changes)
+        Ok(())
     }
 
     /// Ends what was kept under names that mean something else now.

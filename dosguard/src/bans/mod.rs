@@ -9,7 +9,7 @@ mod live;
 pub mod put;
 mod restore;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use changes::{Differ, Naming, saved_ban, saved_offender};
 pub use live::{Live, Span, Unfit, parse_source};

@@ -10,13 +10,13 @@ use jiff::Timestamp;
 use super::live::Live;
 use crate::output::WallClock;
 
-pub(super) const SECOND: u64 = 1_000_000_000;
-pub(super) const DAY: u64 = 86_400 * SECOND;
+pub(crate) const SECOND: u64 = 1_000_000_000;
+pub(crate) const DAY: u64 = 86_400 * SECOND;
 
-pub(super) const SMTP: RuleIndex = RuleIndex(1);
-pub(super) const WEB: RuleIndex = RuleIndex(2);
+pub(crate) const SMTP: RuleIndex = RuleIndex(1);
+pub(crate) const WEB: RuleIndex = RuleIndex(2);
 
-pub(super) fn rule(name: &str, scope: Scope, mode: Mode) -> Rule {
+pub(crate) fn rule(name: &str, scope: Scope, mode: Mode) -> Rule {
     let spec = RuleSpec {
         limit: 3,
         window_ns: 60 * SECOND,
@@ -32,7 +32,7 @@ pub(super) fn rule(name: &str, scope: Scope, mode: Mode) -> Rule {
 }
 
 /// `default`, `smtp` with refresh, and `web` with scope `syn`.
-pub(super) fn live() -> Live {
+pub(crate) fn live() -> Live {
     let rules = vec![
         (RuleIndex::DEFAULT, rule("default", Scope::All, Mode::Enforce)),
         (SMTP, rule("smtp", Scope::All, Mode::Enforce)),
@@ -41,17 +41,17 @@ pub(super) fn live() -> Live {
     Live::new(SourceMask::new(32, 64), rules)
 }
 
-pub(super) fn without(live: &Live, name: &str) -> Live {
+pub(crate) fn without(live: &Live, name: &str) -> Live {
     let rules = live.rules().iter().filter(|(_, rule)| rule.name() != name).copied().collect();
     Live::new(live.mask(), rules)
 }
 
-pub(super) fn source(last: u8) -> Address {
+pub(crate) fn source(last: u8) -> Address {
     Address::from_ipv4([198, 51, 100, last])
 }
 
 /// A ban by a rule and its key, as the kernel program keeps it.
-pub(super) fn imposed(live: &Live, index: RuleIndex, last: u8, mode: Mode, now_ns: u64) -> (SourceKey, Ban) {
+pub(crate) fn imposed(live: &Live, index: RuleIndex, last: u8, mode: Mode, now_ns: u64) -> (SourceKey, Ban) {
     let (_, rule) = live.rules().iter().find(|(found, _)| *found == index).unwrap();
     let ban = Ban::for_limit(rule, index, 4, 0, mode, now_ns);
     let key = match mode {
@@ -61,10 +61,10 @@ pub(super) fn imposed(live: &Live, index: RuleIndex, last: u8, mode: Mode, now_n
     (key, ban)
 }
 
-pub(super) fn at(text: &str) -> Timestamp {
+pub(crate) fn at(text: &str) -> Timestamp {
     text.parse().unwrap()
 }
 
-pub(super) fn clock(now: &str, boot_now_ns: u64) -> WallClock {
+pub(crate) fn clock(now: &str, boot_now_ns: u64) -> WallClock {
     WallClock::new(at(now), boot_now_ns)
 }

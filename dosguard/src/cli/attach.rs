@@ -114,6 +114,9 @@ pub(super) fn attach(paths: &Paths, args: &AttachArgs, _out: &mut dyn Write) -> 
         names.report(paths, Kind::Unban, &started.ended);
     }
     report_attached(paths, &started, &guards)?;
+    if started.restored.is_some() {
+        survive::save_restored(paths);
+    }
     if let Some(configuration) = &configuration {
         configured::report(paths, configuration, &started);
     }

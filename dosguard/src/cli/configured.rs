@@ -2,11 +2,13 @@
 
 use std::path::Path;
 
+use anyhow::Context as _;
+
 use super::talk;
 use crate::config::changes;
 use crate::config::file::{self, Configuration};
 use crate::config::policy::Policy;
-use crate::datapath::{LoadOptions, Started};
+use crate::datapath::{LoadOptions, Started, interfaces};
 use crate::output::YELLOW;
 use crate::paths::Paths;
 
@@ -24,6 +26,13 @@ pub(super) fn policy(configuration: Option<&Configuration>) -> Option<&Policy> {
 pub(super) fn load_options(configuration: Option<&Configuration>) -> LoadOptions {
     let sizes = configuration.map(|configuration| configuration.sizes.to_load()).unwrap_or_default();
     LoadOptions { sizes, ..LoadOptions::default() }
+}
+
+/// Those of the interfaces that are there. What a file names may come later, and must not keep the others from being guarded.
+pub(super) fn present(wanted: &[String]) -> anyhow::Result<Vec<String>> {
+    let present = interfaces().context("cannot ask for the interfaces")?;
+    let is_present = |name: &&String| present.iter().any(|interface| interface.name == **name);
+    Ok(wanted.iter().filter(is_present).cloned().collect())
 }
 
 /// The configured interfaces and the command line's, each once.

@@ -60,7 +60,8 @@ impl Reloader {
             talk::say("there is no configuration file, and nothing to reload");
             return Ok(Reloaded::default());
         };
-        let interfaces = configured::wanted_interfaces(Some(&configuration), &self.interfaces);
+        let wanted = configured::wanted_interfaces(Some(&configuration), &self.interfaces);
+        let interfaces = configured::present(&wanted)?;
         let load =
             LoadOptions { log_level: Some(self.log_level), ..configured::load_options(Some(&configuration)) };
         let policy = &configuration.policy;
@@ -90,7 +91,7 @@ impl Reloader {
         }
         // From here on the change is made: what fails is told, and undoes nothing.
         for guarded in started.datapath.guarded().unwrap_or_default() {
-            let Some(name) = guarded.name.filter(|name| !interfaces.contains(name)) else { continue };
+            let Some(name) = guarded.name.filter(|name| !wanted.contains(name)) else { continue };
             said.push(format!(
                 "{name} is not in the files, and stays guarded: `{} detach {name}` leaves it alone",
                 paths.command()
@@ -112,7 +113,7 @@ impl Reloader {
             log::warn!("the ends of bans are not told: {error:#}");
             Vec::new()
         });
-        Ok(Reloaded { events, services: Some(services) })
+        Ok(Reloaded { events, services: Some(services), interfaces: Some(wanted) })
     }
 
     fn services(&self) -> MutexGuard<'_, Services> {

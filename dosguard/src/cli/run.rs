@@ -16,7 +16,7 @@ use super::survive::{self, History};
 use super::{Answer, configured, confirm, talk, upgrade};
 use crate::config::services::LogFormat;
 use crate::daemon::health::Health;
-use crate::daemon::{self, KernelLog, Parts, RunningServices, Server, Signals};
+use crate::daemon::{self, Interfaces, KernelLog, Parts, RunningServices, Server, Signals};
 use crate::datapath::{self, AttachMode, Datapath, LoadOptions, Request, Started};
 use crate::guards::Guard;
 use crate::lock::{DaemonLock, StateLock};
@@ -80,7 +80,12 @@ const FAREWELL: Duration = Duration::from_secs(1);
 
 pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow::Result<Answer> {
     let configuration = configured::read(paths, args.config.as_deref())?;
-    let interfaces = configured::wanted_interfaces(configuration.as_ref(), &args.interfaces);
+    let wanted = configured::wanted_interfaces(configuration.as_ref(), &args.interfaces);
+    let mut interfaces = configured::present(&wanted)?;
+    // What stands on the command line must be there; so must one, if there is nothing else to guard.
+    interfaces.extend(
+        args.interfaces.iter().filter(|name| !interfaces.contains(name)).cloned().collect::<Vec<_>>(),
+    );
     let load = LoadOptions {
         log_level: Some(args.kernel_log as u8),
         ..configured::load_options(configuration.as_ref())
@@ -107,8 +112,13 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
     // What is migrated is live, too.
     let live = args.migrate && datapath::plan(paths)?.is_some() || Datapath::open(paths)?.is_some();
     anyhow::ensure!(
-        !interfaces.is_empty() || live,
+        !wanted.is_empty() || live,
         "no interface to guard\nhint: name one, such as `dosguard run eth0`, or set `interfaces` in the file"
+    );
+    anyhow::ensure!(
+        !interfaces.is_empty() || live,
+        "none of the configured interfaces is there: {}\nhint: see `ip link`",
+        wanted.join(", ")
     );
 
     let _daemon = DaemonLock::acquire(paths)?;
@@ -177,6 +187,7 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
             reload: Reloader::new(paths, args, services.clone()).into_reload(),
             kernel_log,
             services: RunningServices::start(&services, paths, &health),
+            interfaces: Interfaces::start(paths, wanted, args.mode, &health)?,
             health,
             first: ended.unwrap_or_default(),
         };

@@ -90,6 +90,22 @@ pub(super) fn write_alone(
     Ok(())
 }
 
+/// Saves what was put back: from now on it is known by this boot's clock. The instance's lock must be held.
+pub(super) fn save_restored(paths: &Paths) {
+    let save = || {
+        let (Some(datapath), mut opened) = (Datapath::open(paths)?, Store::open(paths)?) else {
+            return Ok(());
+        };
+        let clock = WallClock::new(Timestamp::now(), system::boot_now_ns()?);
+        let changes = Saver::new(&datapath).changes(&datapath, &datapath.look()?, &clock)?;
+        changes.map_or(Ok(()), |changes| opened.store.save(&changes))?;
+        anyhow::Ok(())
+    };
+    if let Err(error) = save() {
+        log::warn!("the bans that hold again were not saved: {error:#}");
+    }
+}
+
 /// The history as a daemon finds it when it starts. What cannot be read of it does not keep the daemon from starting.
 pub(super) struct History {
     /// To go on with. One that cannot be opened is tried again later.
@@ -98,8 +114,8 @@ pub(super) struct History {
     pub(super) last_seq: u64,
     /// The latest events.
     pub(super) backlog: Vec<EventRecord>,
-    /// What was saved of bans.
-    pub(super) known: Known,
+    /// What was saved of bans; none if that cannot be read.
+    pub(super) known: Option<Known>,
     /// Whether something of it could not be read.
     pub(super) damaged: bool,
 }
@@ -112,7 +128,7 @@ impl History {
             last_seq: opened.as_ref().map_or(0, |opened| opened.store.last_seq()),
             opened,
             backlog: Vec::new(),
-            known: Known { restored, ..Known::default() },
+            known: None,
             damaged: false,
         };
         if let Ok(Opened { store, .. }) = &history.opened {
@@ -122,7 +138,7 @@ impl History {
                 Err(_) => history.damaged = true,
             }
             match store.saved() {
-                Ok(saved) => history.known.saved = saved,
+                Ok(saved) => history.known = Some(Known { saved, restored }),
                 Err(_) => history.damaged = true,
             }
         }

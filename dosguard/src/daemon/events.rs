@@ -51,7 +51,8 @@ impl Recorder {
     }
 }
 
-fn wall_clock() -> Result<WallClock, DaemonError> {
+/// The two clocks, read now.
+pub(super) fn wall_clock() -> Result<WallClock, DaemonError> {
     Ok(WallClock::new(Timestamp::now(), system::boot_now_ns()?))
 }
 

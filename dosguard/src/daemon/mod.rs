@@ -8,6 +8,7 @@ mod client;
 mod events;
 mod export;
 pub mod health;
+mod interfaces;
 pub mod metrics;
 pub mod notify;
 pub mod outlet;
@@ -19,11 +20,12 @@ pub mod saver;
 mod services;
 mod signals;
 mod socket;
+mod sweeper;
 
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use aya::maps::{MapData, RingBuf};
 use aya_log::EbpfLogger;
@@ -32,19 +34,21 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet, yield_now};
-use tokio::time::{sleep_until, timeout};
+use tokio::time::{sleep_until, timeout, timeout_at};
 
 pub use catch_up::Known;
 pub use client::{Subscription, SubscriptionError, ask_status, report, subscribe};
 pub use events::EventHub;
 use health::Health;
+pub use interfaces::Interfaces;
 use past::Past;
 pub use protocol::Wanted;
-use pump::Pump;
+use pump::{Pump, Settled};
 pub use services::RunningServices;
 pub use signals::{Asked, Signals};
 use socket::Desk;
 pub use socket::Server;
+use sweeper::Sweeper;
 
 use crate::config::services::Services;
 use crate::datapath::{self, Datapath};
@@ -57,14 +61,12 @@ use crate::system;
 /// Events that are kept in memory for those who ask what happened lately.
 pub const BACKLOG: usize = 1_000;
 
-/// How often expired bans are looked for.
-const SWEEP_INTERVAL: Duration = Duration::from_millis(500);
 /// How often the rates are measured.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
-/// A look takes at most this part of the time: with very many bans it comes less often.
-const SWEEP_SHARE: u32 = 10;
 /// Events handed out in one go. Between such batches everybody else gets a turn; a listener's queue holds several.
 const BATCH: usize = 512;
+/// How long after so many ends of bans as are handed out in one go the next ones come.
+const REMOVE_PAUSE: Duration = Duration::from_millis(20);
 /// How many may listen at once; and with those of root.
 const MAX_CLIENTS: usize = 64;
 const MAX_ROOT_CLIENTS: usize = 256;
@@ -117,14 +119,16 @@ pub struct Parts {
     pub kernel_log: Option<KernelLog>,
     /// What it does beside the filter.
     pub services: RunningServices,
+    /// The interfaces that are to be guarded.
+    pub interfaces: Interfaces,
     /// The history.
     pub writer: Writer,
     /// The number of the last event in it.
     pub last_seq: u64,
     /// The latest events in it, oldest first.
     pub backlog: Vec<EventRecord>,
-    /// What was saved in it of the bans.
-    pub known: Known,
+    /// What was saved in it of the bans; none if that cannot be read.
+    pub known: Option<Known>,
     /// What it knows of its own work.
     pub health: Health,
     /// Events that happened while it was being started.
@@ -144,24 +148,40 @@ pub struct Reloaded {
     pub events: Vec<EventRecord>,
     /// What the daemon shall do beside the filter from now on; none if no file says it.
     pub services: Option<Services>,
+    /// The interfaces that shall be guarded from now on; none if no file says it.
+    pub interfaces: Option<Vec<String>>,
 }
 
 /// Runs until a signal ends it. Every event goes to the history, to the outlets and to those who listen at the
 /// instance's socket.
 pub async fn serve(paths: &Paths, parts: Parts) -> Result<(), DaemonError> {
-    let Parts { datapath, server, signals, kernel_log, services, health, first, reload, .. } = parts;
+    let Parts { datapath, server, signals, kernel_log, services, interfaces, health, first, reload, .. } =
+        parts;
     let ring = watch(datapath.events()?).map_err(io_error("wait for events"))?;
     let kernel_log =
         kernel_log.map(|log| watch(log).map_err(io_error("wait for the kernel's log"))).transpose()?;
     let hub = EventHub::new(parts.last_seq, parts.backlog);
     let past = Past::new(paths.clone(), parts.writer.flusher());
+    let sweeper = Sweeper::start(paths, parts.writer.saves(), hub.clone(), health.clone())?;
     let pump = Pump::new(datapath, hub.clone(), services, parts.writer, health.clone())?;
     let (reports, reported) = mpsc::channel(BATCH);
     let desk = Desk { hub: hub.clone(), past, reports, health };
     let (clients, reloads) = (JoinSet::new(), JoinSet::new());
-    let mut daemon =
-        Daemon { paths, pump, ring, kernel_log, signals, reload, desk, clients, reported, reloads };
-    let mut served = daemon.begin(first, &parts.known).await;
+    let mut daemon = Daemon {
+        paths,
+        pump,
+        sweeper,
+        interfaces,
+        ring,
+        kernel_log,
+        signals,
+        reload,
+        desk,
+        clients,
+        reported,
+        reloads,
+    };
+    let mut served = daemon.begin(first, parts.known.as_ref()).await;
     if served.is_ok() {
         served = daemon.run(&server).await;
     }
@@ -176,6 +196,8 @@ pub async fn serve(paths: &Paths, parts: Parts) -> Result<(), DaemonError> {
 struct Daemon<'a> {
     paths: &'a Paths,
     pump: Pump,
+    sweeper: Sweeper,
+    interfaces: Interfaces,
     ring: AsyncFd<RingBuf<MapData>>,
     kernel_log: Option<AsyncFd<KernelLog>>,
     signals: Signals,
@@ -188,17 +210,18 @@ struct Daemon<'a> {
 
 impl Daemon<'_> {
     /// Tells what happened while there was no daemon.
-    async fn begin(&mut self, first: Vec<EventRecord>, known: &Known) -> Result<(), DaemonError> {
+    async fn begin(&mut self, first: Vec<EventRecord>, known: Option<&Known>) -> Result<(), DaemonError> {
         self.pump.drain(self.ring.get_mut()).await?;
         first.into_iter().for_each(|record| self.pump.publish(record));
-        self.pump.catch_up(known, self.paths)
+        // Without the history nobody knows what was told; all of it once more at each start would help nobody.
+        known.map_or(Ok(()), |known| self.pump.catch_up(known, self.paths))
     }
 
     async fn run(&mut self, server: &Server) -> Result<(), DaemonError> {
         let health = self.desk.health.clone();
         let (mut reload_wanted, mut refused) = (false, false);
-        let mut sweep_at = tokio::time::Instant::now();
-        let (mut sample_at, mut alive_at, mut accept_at) = (sweep_at, sweep_at, sweep_at);
+        let now = tokio::time::Instant::now();
+        let (mut sample_at, mut alive_at, mut accept_at, mut remove_at) = (now, now, now, now);
         let alive_every = notify::interval();
         notify::ready();
         loop {
@@ -215,16 +238,19 @@ impl Daemon<'_> {
                     if self.pump.take_batch(ready.get_inner_mut())? < BATCH {
                         ready.clear_ready();
                     }
+                    self.sweeper.imposed(self.pump.take_imposed());
                     yield_now().await;
                 }
-                () = sleep_until(sweep_at) => {
-                    let began = Instant::now();
-                    // What fails now may work the next time, and nothing depends on it: expired bans do not hold.
-                    match self.pump.sweep(self.paths, self.ring.get_mut()).await {
-                        Ok(()) => health.recovered(SWEEP),
-                        Err(error) => health.warn(SWEEP, format!("expired bans were not removed: {error}")),
-                    }
-                    sweep_at = tokio::time::Instant::now() + SWEEP_INTERVAL.max(began.elapsed() * SWEEP_SHARE);
+                look = self.sweeper.look() => {
+                    let look = look.ok_or_else(|| io_error("look at the bans")(io::ErrorKind::BrokenPipe.into()))?;
+                    let settled = self.pump.settle(look, self.paths, self.ring.get_mut()).await;
+                    self.give_back(settled);
+                    remove_at = tokio::time::Instant::now() + REMOVE_PAUSE;
+                }
+                () = sleep_until(remove_at), if self.pump.removes() => {
+                    let settled = self.pump.remove_some(self.paths, self.ring.get_mut()).await;
+                    self.give_back(settled);
+                    remove_at = tokio::time::Instant::now() + REMOVE_PAUSE;
                 }
                 () = sleep_until(sample_at) => {
                     self.pump.measure();
@@ -259,6 +285,14 @@ impl Daemon<'_> {
         }
     }
 
+    /// Gives a walk back to who has made it, once it is settled, and tells him of what was imposed since.
+    fn give_back(&mut self, settled: Option<Settled>) {
+        if let Some((look, removed)) = settled {
+            self.sweeper.settle(look, removed);
+        }
+        self.sweeper.imposed(self.pump.take_imposed());
+    }
+
     /// Serves a client, unless too many are served. Root always is: who may only read must not keep a change from being
     /// told. Returns whether it is; said once in a row.
     fn admit(&mut self, stream: UnixStream, refused: bool) -> bool {
@@ -277,8 +311,11 @@ impl Daemon<'_> {
     fn take_over(&mut self, reloaded: Result<Result<Reloaded, String>, JoinError>) {
         let health = &self.desk.health;
         match reloaded.unwrap_or_else(|error| Err(format!("the configuration was not reloaded: {error}"))) {
-            Ok(reloaded) => {
+            Ok(mut reloaded) => {
                 health.recovered(CONFIGURATION);
+                if let Some(interfaces) = reloaded.interfaces.take() {
+                    self.interfaces.want(interfaces);
+                }
                 self.pump.reloaded(reloaded);
             }
             Err(error) => health.note(CONFIGURATION, error),
@@ -287,14 +324,27 @@ impl Daemon<'_> {
 
     /// Tells and saves what is left, whatever it was that ended the daemon.
     async fn end(mut self, hub: &EventHub) -> Result<(), DaemonError> {
-        // A reload that is under way changes the kernel all the same: what it ends is told.
-        if let Ok(Some(reloaded)) = timeout(FAREWELL, self.reloads.join_next()).await {
-            self.take_over(reloaded);
+        let stopped = self.pump.end_removal();
+        // A reload that is under way changes the kernel all the same, and what it ends is told. Half done it would be neither
+        // the old nor the new configuration.
+        let until = tokio::time::Instant::now() + PATIENCE;
+        match timeout_at(until, self.reloads.join_next()).await {
+            Ok(Some(reloaded)) => self.take_over(reloaded),
+            Ok(None) => {}
+            Err(_) => log::warn!(
+                "the daemon ends in the middle of applying the configuration\nhint: start it again, or a part of it holds and another does not"
+            ),
         }
-        let drained = self.pump.drain(self.ring.get_mut()).await;
-        hub.close();
+        let drained = stopped.and(self.pump.drain(self.ring.get_mut()).await);
         let Desk { reports, .. } = self.desk;
         drop(reports);
+        // Somebody may be in the middle of many reports.
+        while tokio::time::Instant::now() < until
+            && let Ok(Some(record)) = timeout(FAREWELL, self.reported.recv()).await
+        {
+            self.pump.publish(record);
+        }
+        hub.close();
         let clients = &mut self.clients;
         let farewell = async { while clients.join_next().await.is_some() {} };
         let _ = timeout(FAREWELL, farewell).await;
@@ -302,14 +352,14 @@ impl Daemon<'_> {
         while let Ok(record) = self.reported.try_recv() {
             self.pump.publish(record);
         }
-        let saved = self.pump.save_last();
+        self.interfaces.finish();
+        let saved = self.sweeper.finish();
         self.pump.finish();
         drained.and(saved)
     }
 }
 
 /// What warnings are about.
-const SWEEP: &str = "removing expired bans";
 const CONFIGURATION: &str = "the configuration";
 const ACCEPT: &str = "accepting listeners";
 

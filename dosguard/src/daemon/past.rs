@@ -1,5 +1,7 @@
 //! Events of the past, for those who listen.
 
+use std::sync::Arc;
+
 use tokio::task::spawn_blocking;
 
 use crate::output::EventRecord;
@@ -25,6 +27,16 @@ impl Past {
     pub(super) async fn settle(&self) {
         // A writer that is gone has nothing left to write.
         let _ = self.flusher.flush().await;
+    }
+
+    /// The highest number of an event in the history.
+    pub(super) fn last_committed(&self) -> u64 {
+        self.flusher.last_committed()
+    }
+
+    /// Events with numbers up to `last` that are not in the history yet, in order.
+    pub(super) fn unwritten(&self, last: u64) -> Vec<Arc<EventRecord>> {
+        self.flusher.unwritten(last)
     }
 
     /// Some of the wanted events with numbers above `after` and up to `last`, in order; none if there are no more.

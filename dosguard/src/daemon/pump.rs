@@ -1,10 +1,9 @@
 //! From the ring buffer to whoever wants events.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use aya::maps::{MapData, RingBuf};
-use dosguard_common::ban::Ban;
 use dosguard_common::event::{Cause, Event, Kind};
 use dosguard_common::key::SourceKey;
 use dosguard_common::reason::Tally;
@@ -13,10 +12,9 @@ use tokio::task::yield_now;
 use super::events::{EventHub, Recorder};
 use super::health::Health;
 use super::report::{Sampler, Totals};
-use super::saver::Saver;
 use super::services::RunningServices;
 use super::{BATCH, DaemonError, Known, Reloaded, catch_up};
-use crate::datapath::{Datapath, Swept};
+use crate::datapath::{Datapath, Look, Sweep};
 use crate::lock::StateLock;
 use crate::output::EventRecord;
 use crate::paths::Paths;
@@ -25,8 +23,6 @@ use crate::store::{EventFilter, Store, Writer};
 /// Batches that are read at the end, or before a sweep: more than the ring buffer holds, so that a flood that goes on
 /// does not keep the daemon from stopping.
 const DRAIN_BATCHES: usize = 512;
-/// How often the time is saved if nothing else is.
-const STAMP_INTERVAL: Duration = Duration::from_secs(30);
 /// Events that are read from the history at once.
 const CHUNK: usize = 1_000;
 
@@ -37,14 +33,25 @@ pub(super) struct Pump {
     hub: EventHub,
     services: RunningServices,
     writer: Writer,
-    saver: Saver,
     health: Health,
     sampler: Sampler,
-    /// How many bans held at the last sweep.
+    /// How many bans held at the last walk.
     bans: usize,
-    /// When something was last saved.
-    stamped_at: Instant,
     lost: u64,
+    /// Where bans may be that were told.
+    imposed: Vec<SourceKey>,
+    removal: Option<Removal>,
+}
+
+/// A walk over the bans, with what became of those that had ended: all that it has seen is told.
+pub(super) type Settled = (Look, Result<(), DaemonError>);
+
+/// Bans that have ended are being removed.
+struct Removal {
+    look: Look,
+    /// So many of those that have ended are done with.
+    removed: usize,
+    sweep: Option<(Sweep, StateLock)>,
 }
 
 impl Pump {
@@ -57,19 +64,18 @@ impl Pump {
     ) -> Result<Self, DaemonError> {
         let lost = datapath.maps().tallied(Tally::EventLost)?;
         let recorder = Recorder::new(&datapath)?;
-        let saver = Saver::new(&datapath);
         Ok(Self {
             datapath,
             recorder,
             hub,
             services,
             writer,
-            saver,
             health,
             sampler: Sampler::default(),
             bans: 0,
-            stamped_at: Instant::now(),
             lost,
+            imposed: Vec::new(),
+            removal: None,
         })
     }
 
@@ -124,27 +130,25 @@ impl Pump {
         Ok(())
     }
 
-    /// Removes expired bans and publishes their ends: after the bans themselves, and before a next ban of the source.
-    /// What has changed of the bans is saved.
-    pub(super) async fn sweep(
+    /// Publishes what the ring buffer holds, and with it every ban that a walk has seen. Then begins to remove those that have
+    /// ended. Returns the walk when it is settled, which may be only after [`Self::remove_some`].
+    pub(super) async fn settle(
         &mut self,
+        look: Look,
         paths: &Paths,
         ring: &mut RingBuf<MapData>,
-    ) -> Result<(), DaemonError> {
-        // Whoever changes the instance now may take long; expired bans can wait, events cannot.
-        let swept = match StateLock::try_acquire(paths)? {
-            Some(lock) => {
-                self.drain(ring).await?;
-                let swept = self.datapath.sweep()?;
-                drop(lock);
-                self.publish_ends(&swept.ended).await?;
-                swept
-            }
-            None => self.datapath.look()?,
-        };
-        self.bans = swept.bans.len();
-        self.services.show(&swept.bans, self.datapath.maps().source_mask()?.into());
-        self.save(&swept)?;
+    ) -> Option<Settled> {
+        if let Err(error) = self.show(&look, ring).await {
+            return Some((look, Err(error)));
+        }
+        self.removal = Some(Removal { look, removed: 0, sweep: None });
+        self.remove_some(paths, ring).await
+    }
+
+    async fn show(&mut self, look: &Look, ring: &mut RingBuf<MapData>) -> Result<(), DaemonError> {
+        self.drain(ring).await?;
+        self.bans = look.bans.len();
+        self.services.show(&look.bans, self.datapath.maps().source_mask()?.into());
         let lost = self.datapath.maps().tallied(Tally::EventLost)?;
         if lost > self.lost {
             log::warn!("{} events were lost: the ring buffer was full", lost - self.lost);
@@ -153,45 +157,82 @@ impl Pump {
         Ok(())
     }
 
-    fn save(&mut self, swept: &Swept) -> Result<(), DaemonError> {
-        if self.writer.needs_whole() {
-            // The history begins anew: what is still known of it comes first.
-            self.writer.tell_again(self.hub.backlog());
-            self.saver.start_over();
-        }
-        self.recorder.refresh(&self.datapath)?;
-        let changes = self.saver.changes(&self.datapath, swept, self.recorder.clock())?;
-        if changes.is_none() && self.stamped_at.elapsed() < STAMP_INTERVAL {
-            return Ok(());
-        }
-        // Without changes it is the time that is saved: when it was known last that all this was true.
-        self.writer.save(changes.unwrap_or_else(|| self.saver.stamp()));
-        self.stamped_at = Instant::now();
-        Ok(())
+    /// Whether [`Self::remove_some`] has something to do.
+    pub(super) const fn removes(&self) -> bool {
+        self.removal.is_some()
     }
 
-    /// Saves what the last sweep has not: what was changed since, and the time.
-    pub(super) fn save_last(&mut self) -> Result<(), DaemonError> {
-        let swept = self.datapath.look()?;
-        self.recorder.refresh(&self.datapath)?;
-        let changes = self.saver.changes(&self.datapath, &swept, self.recorder.clock())?;
-        self.writer.save(changes.unwrap_or_else(|| self.saver.stamp()));
-        Ok(())
+    /// Removes some of the bans that have ended, and publishes their ends: after the bans themselves, and before a next ban
+    /// of the source. To be called again and again, no faster than those who listen can take the ends: they are not urgent,
+    /// since an expired ban does not hold. Returns the walk when it is done.
+    pub(super) async fn remove_some(
+        &mut self,
+        paths: &Paths,
+        ring: &mut RingBuf<MapData>,
+    ) -> Option<Settled> {
+        let mut removal = self.removal.take()?;
+        match self.remove_next(&mut removal, paths, ring).await {
+            Ok(false) => {
+                self.removal = Some(removal);
+                None
+            }
+            done => {
+                let ended = self.end_sweep(removal.sweep);
+                Some((removal.look, done.and(ended)))
+            }
+        }
     }
 
-    async fn publish_ends(&mut self, ended: &[(SourceKey, Ban)]) -> Result<(), DaemonError> {
+    /// Returns whether there is nothing more to be done now.
+    async fn remove_next(
+        &mut self,
+        removal: &mut Removal,
+        paths: &Paths,
+        ring: &mut RingBuf<MapData>,
+    ) -> Result<bool, DaemonError> {
+        let keys = &removal.look.expired[removal.removed..];
+        if keys.is_empty() {
+            return Ok(true);
+        }
+        let (sweep, _) = match &mut removal.sweep {
+            Some(begun) => begun,
+            none => {
+                // Whoever changes the instance now may take long; expired bans can wait, events cannot.
+                let Some(lock) = StateLock::try_acquire(paths)? else { return Ok(true) };
+                self.drain(ring).await?;
+                none.insert((self.datapath.begin_sweep()?, lock))
+            }
+        };
+        let keys = &keys[..keys.len().min(BATCH)];
+        let removed = self.datapath.remove_expired(sweep, keys)?;
         self.recorder.refresh(&self.datapath)?;
         let now_ns = self.recorder.clock().boot_now_ns();
-        for some in ended.chunks(BATCH) {
-            for (key, ban) in some {
-                self.publish_event(&Event::of_ban(Kind::Unban, key, ban, &Cause::default(), now_ns));
-            }
-            yield_now().await;
+        for (key, ban) in &removed {
+            self.publish_event(&Event::of_ban(Kind::Unban, key, ban, &Cause::default(), now_ns));
         }
-        Ok(())
+        removal.removed += keys.len();
+        if sweep.is_over()? {
+            // Others get the lock for a moment.
+            self.end_sweep(removal.sweep.take())?;
+        }
+        Ok(removal.removed == removal.look.expired.len())
+    }
+
+    fn end_sweep(&mut self, begun: Option<(Sweep, StateLock)>) -> Result<(), DaemonError> {
+        begun.map_or(Ok(()), |(sweep, _lock)| Ok(self.datapath.end_sweep(sweep)?))
+    }
+
+    /// Leaves what has not been removed to the next sweep.
+    pub(super) fn end_removal(&mut self) -> Result<(), DaemonError> {
+        let removal = self.removal.take();
+        self.end_sweep(removal.and_then(|removal| removal.sweep))
     }
 
     fn publish_event(&mut self, event: &Event) {
+        if matches!(event.kind(), Kind::Ban | Kind::WouldBan) {
+            let source = event.source();
+            self.imposed.extend([SourceKey::everywhere(source), SourceKey::for_rule(source, event.rule())]);
+        }
         let record = self.recorder.record(&self.datapath, event);
         self.publish(record);
     }
@@ -206,6 +247,11 @@ impl Pump {
             }
             Err(error) => log::warn!("the rates cannot be measured: {error}"),
         }
+    }
+
+    /// Where bans may be that were told since this was asked last.
+    pub(super) fn take_imposed(&mut self) -> Vec<SourceKey> {
+        std::mem::take(&mut self.imposed)
     }
 
     /// How it does, in a line.

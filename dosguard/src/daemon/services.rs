@@ -63,6 +63,7 @@ impl RunningServices {
 
     /// Looks after what could not be had: another program may have let go of the port, and an export may have ended.
     pub(super) fn tend(&mut self) {
+        self.outlets.tend();
         self.tend_exports();
         let Self { paths, health, metrics_wanted, metrics, .. } = self;
         match metrics::Exporter::apply(metrics, *metrics_wanted, paths, health) {

@@ -1,8 +1,8 @@
 //! The socket on which the daemon serves events.
 //!
 //! A client that asks for events is told those of the past, from the history or from memory, and then those that come,
-//! each once. A client that reads too slowly is told how many it missed, and dropped; one that does not read at all is
-//! dropped without a word: neither holds up the pump. A command that changes bans by hand sends a report of each
+//! each once. A client that reads too slowly is told how many it missed, and dropped; one that does not read for minutes is
+//! dropped without a word: neither holds up the pump, and what they miss is counted. A command that changes bans by hand sends a report of each
 //! change, which becomes an event like any other.
 //!
 //! Who may read is the file's matter (0660, group `dosguard`); who may change is told by the peer's credentials.
@@ -35,6 +35,8 @@ use crate::system;
 const MAX_REQUEST: u64 = 4_096;
 /// Events that are written to a client in one go.
 const MAX_BATCH: usize = 256;
+/// A listener that reads nothing for so long is dropped. Whoever looks at events page by page takes his time.
+const READING: Duration = Duration::from_mins(10);
 /// How long a client waits from one status to the next.
 const STATUS_PAUSE: Duration = Duration::from_millis(50);
 /// How often a listener that lags behind while it is told the past may begin again from the history.
@@ -160,7 +162,9 @@ impl Telling<'_> {
         let Some(mut listener) = self.hub.subscribe() else { return Ok(()) };
         if self.wanted.filter.since.is_some() {
             for _ in 0..CATCH_UP {
-                self.tell_past(listener.last_seq).await?;
+                if !self.tell_past(listener.last_seq).await? {
+                    return Ok(());
+                }
                 // What the history does not have, or not yet, may still be in memory.
                 self.pass_on(&listener.backlog).await?;
                 self.told = self.told.max(listener.last_seq);
@@ -183,20 +187,29 @@ impl Telling<'_> {
         self.follow(listener, reader).await
     }
 
-    /// Tells what the history has, up to the event `last`.
-    async fn tell_past(&mut self, last: u64) -> io::Result<()> {
+    /// Tells what the history has, and what waits to be written into it, up to the event `last`. False if the history cannot be
+    /// read, which the client is told.
+    async fn tell_past(&mut self, last: u64) -> io::Result<bool> {
         self.past.settle().await;
+        // One that could be opened only now may have events that were never handed out here.
+        let last = last.max(self.past.last_committed());
+        // Looked at before the history is read: what is written in between is in both.
+        let waiting = self.past.unwritten(last);
         loop {
             let read = self.past.read(&self.wanted.filter, self.told, last).await;
             let chunk = match read {
                 Ok(chunk) => chunk,
-                Err(error) => return refuse(self.writer, &error).await,
+                Err(error) => {
+                    refuse(self.writer, &error).await?;
+                    return Ok(false);
+                }
             };
             let Some(newest) = chunk.last().and_then(|record| record.seq) else { break };
-            send(self.writer, &chunk).await?;
+            self.hand_over(&chunk).await?;
             self.told = newest;
         }
-        Ok(())
+        self.pass_on(&waiting).await?;
+        Ok(true)
     }
 
     async fn follow(
@@ -224,12 +237,7 @@ impl Telling<'_> {
                     Err(TryRecvError::Empty | TryRecvError::Closed) => break,
                 }
             }
-            if let Err(error) = self.pass_on(&batch).await {
-                if error.kind() == io::ErrorKind::TimedOut {
-                    self.health.lost(Loss::Listener, self.hub.last_seq().saturating_sub(self.told));
-                }
-                return Err(error);
-            }
+            self.pass_on(&batch).await?;
             if lags {
                 return self.missed().await;
             }
@@ -242,6 +250,15 @@ impl Telling<'_> {
         send(self.writer, &[Line::Missed { version: SCHEMA, missed }]).await
     }
 
+    /// Writes to a client that may take its time: it holds up nobody else, and what comes meanwhile has a bounded queue.
+    async fn hand_over(&mut self, records: &[impl Serialize]) -> io::Result<()> {
+        let sent = send_within(READING, self.writer, records).await;
+        if sent.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::TimedOut) {
+            self.health.lost(Loss::Listener, self.hub.last_seq().saturating_sub(self.told));
+        }
+        sent
+    }
+
     /// Tells those that are wanted and were not told yet.
     async fn pass_on(&mut self, records: &[Arc<EventRecord>]) -> io::Result<()> {
         let told = self.told;
@@ -251,13 +268,21 @@ impl Telling<'_> {
             .filter(|record| is_new(record) && self.wanted.filter.matches(record))
             .map(Arc::as_ref)
             .collect();
-        send(self.writer, &wanted).await?;
+        self.hand_over(&wanted).await?;
         self.told = records.last().and_then(|record| record.seq).unwrap_or(self.told).max(self.told);
         Ok(())
     }
 }
 
 async fn send(writer: &mut OwnedWriteHalf, values: &[impl Serialize]) -> io::Result<()> {
+    send_within(PATIENCE, writer, values).await
+}
+
+async fn send_within(
+    patience: Duration,
+    writer: &mut OwnedWriteHalf,
+    values: &[impl Serialize],
+) -> io::Result<()> {
     if values.is_empty() {
         return Ok(());
     }
@@ -266,5 +291,5 @@ async fn send(writer: &mut OwnedWriteHalf, values: &[impl Serialize]) -> io::Res
         serde_json::to_writer(&mut lines, value)?;
         lines.push(b'\n');
     }
-    timeout(PATIENCE, writer.write_all(&lines)).await?
+    timeout(patience, writer.write_all(&lines)).await?
 }

@@ -41,7 +41,7 @@ pub use migrate::{Fate, Migrated, Plan, migrate, plan, try_plan};
 pub use object::{LoadOptions, Loaded, SHIPPED, sees_peers};
 pub use policy::Ended;
 pub use start::{Request, Started, check, start};
-pub use sweep::Swept;
+pub use sweep::{Look, Sweep};
 pub use upgrade::{Replaced, finish_interrupted, is_interrupted};
 
 use crate::config::policy::{NamedRule, Policy};

@@ -34,7 +34,7 @@ pub use error::StoreError;
 pub use filter::{EventFilter, FilterError, kind_named};
 pub use past::{End, Past, PastBan, SourceSum, top};
 pub use saved::{Changes, Saved, SavedBan, SavedKey, SavedOffender};
-pub use writer::{Flusher, Writer};
+pub use writer::{Flusher, Saves, Writer};
 
 use crate::paths::Paths;
 use error::at;

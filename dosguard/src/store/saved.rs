@@ -24,6 +24,10 @@ pub struct SavedBan {
     pub record: BanFields,
     /// How long it was imposed for, in nanoseconds.
     pub length_ns: u64,
+    /// When it began, in nanoseconds of boot time: tells it from others as long as the machine is up, whatever becomes of
+    /// the wall clock. None if an earlier version has saved it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since_ns: Option<u64>,
 }
 
 impl SavedBan {

@@ -43,6 +43,38 @@ impl World {
 }
 
 #[test]
+fn those_that_were_just_imposed_are_found_alone() {
+    let mut world = World::new(10);
+    let at = clock(NOW, UP_NS);
+    let imposed = |world: &mut World, keys: &[SourceKey]| {
+        let bans = keys.iter().map(|key| (*key, world.bans[key])).collect();
+        let offenders = &world.offenders;
+        let offender = |key: &SourceKey| Ok::<_, Infallible>(offenders.get(key).copied());
+        world.differ.imposed(&world.live, &bans, &at, offender).unwrap()
+    };
+    let one = world.ban(SMTP, 1, Mode::Enforce);
+    assert_eq!(imposed(&mut world, &[one]), None, "as yet everything is to be found");
+    assert!(world.changes().whole);
+
+    let other = world.ban(WEB, 2, Mode::Enforce);
+    let third = world.ban(SMTP, 3, Mode::Enforce);
+    let found = imposed(&mut world, &[one, other]).unwrap();
+    assert!(!found.whole && found.ended.is_empty());
+    assert_eq!((found.bans.len(), found.bans[0].key().0.as_str()), (1, "198.51.100.2"));
+    assert_eq!((found.offenders.len(), found.now), (1, NOW.parse().unwrap()));
+    assert!(imposed(&mut world, &[one, other]).unwrap().is_empty());
+
+    // The walk finds the rest, and that one has ended.
+    world.bans.remove(&other);
+    let then = world.changes();
+    assert_eq!((then.bans.len(), then.bans[0].key().0.as_str()), (1, "198.51.100.3"));
+    assert_eq!(then.ended, [("198.51.100.2".to_owned(), Some("web".to_owned()))]);
+    // By other names all is compared anew.
+    world.live = without(&world.live, "web");
+    assert_eq!(imposed(&mut world, &[third]), None);
+}
+
+#[test]
 fn first_everything_is_found_and_then_what_has_changed() {
     let mut world = World::new(10);
     let one = world.ban(SMTP, 1, Mode::Enforce);

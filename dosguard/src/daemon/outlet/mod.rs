@@ -27,6 +27,9 @@ pub trait Outlet {
     /// Takes an event, or counts it as lost. Must not block.
     fn tell(&mut self, record: &Arc<EventRecord>);
 
+    /// Says what it missed and could not say when it did. Called every second.
+    fn tend(&mut self) {}
+
     /// Opens anew what others may have moved away.
     fn reopen(&mut self) {}
 
@@ -184,6 +187,11 @@ impl Outlets {
     /// Tells all of them.
     pub fn tell(&mut self, record: &Arc<EventRecord>) {
         self.each().for_each(|outlet| outlet.tell(record));
+    }
+
+    /// Says what some missed and could not say when they did.
+    pub fn tend(&mut self) {
+        self.each().for_each(Outlet::tend);
     }
 
     /// Opens anew what others may have moved away.

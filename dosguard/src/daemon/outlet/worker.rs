@@ -120,6 +120,10 @@ impl Outlet for Worker {
         self.queue_or_keep(Job::Open);
     }
 
+    fn tend(&mut self) {
+        self.behind.note(true, &self.name);
+    }
+
     fn retire(&mut self) {
         if self.jobs.take().is_none() {
             // There is no thread, or not for long, that does it.

@@ -218,7 +218,7 @@ fn numbers_go_on_when_every_event_is_gone() {
 
 pub(super) fn saved_ban(source: &str, monitor: bool, scope: &str) -> SavedBan {
     let record = BanFields { scope: Some(scope.to_owned()), monitor, ..fields(source) };
-    SavedBan { record, length_ns: u64::MAX }
+    SavedBan { record, length_ns: u64::MAX, since_ns: None }
 }
 
 fn offender(source: &str, rule: Option<&str>) -> SavedOffender {

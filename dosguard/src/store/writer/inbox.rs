@@ -38,7 +38,7 @@ pub(super) struct Shared {
 struct Inbox {
     events: VecDeque<Arc<EventRecord>>,
     /// Events that the thread has taken and not yet written.
-    in_flight: usize,
+    in_flight: Vec<Arc<EventRecord>>,
     changes: Pending,
     flushes: Vec<(u64, oneshot::Sender<bool>)>,
     /// Events that were told, and events that were written, since the beginning.
@@ -73,7 +73,7 @@ impl Shared {
     pub(super) fn new(history: History) -> Self {
         let inbox = Inbox {
             events: VecDeque::new(),
-            in_flight: 0,
+            in_flight: Vec::new(),
             changes: Pending::default(),
             flushes: Vec::new(),
             told: 0,
@@ -98,7 +98,7 @@ impl Shared {
     /// Takes an event, or says that there are too many.
     pub(super) fn tell(&self, record: Arc<EventRecord>) -> bool {
         let mut inbox = self.inbox();
-        if inbox.events.len() + inbox.in_flight >= QUEUE || inbox.finish.is_some() {
+        if inbox.events.len() + inbox.in_flight.len() >= QUEUE || inbox.finish.is_some() {
             return false;
         }
         inbox.told += 1;
@@ -211,7 +211,14 @@ impl Shared {
     /// What waits, and what is being written.
     pub(super) fn waiting(&self) -> usize {
         let inbox = self.inbox();
-        inbox.events.len() + inbox.in_flight
+        inbox.events.len() + inbox.in_flight.len()
+    }
+
+    /// What waits, and what is being written, with numbers up to `last`.
+    pub(super) fn unwritten(&self, last: u64) -> Vec<Arc<EventRecord>> {
+        let inbox = self.inbox();
+        let all = inbox.in_flight.iter().chain(&inbox.events);
+        all.filter(|record| record.seq.is_some_and(|seq| seq <= last)).cloned().collect()
     }
 
     /// Waits for the next thing to do: until something is due, or it is time to tidy up. While `not_before` lies ahead
@@ -257,7 +264,7 @@ impl Shared {
     pub(super) fn written(&self, events: usize, last_seq: u64) {
         self.opened(last_seq);
         let mut inbox = self.inbox();
-        inbox.in_flight -= events;
+        inbox.in_flight.clear();
         inbox.written += events as u64;
         inbox.answer(true);
     }
@@ -266,7 +273,7 @@ impl Shared {
     pub(super) fn put_back(&self, batch: Batch) {
         let mut inbox = self.inbox();
         let inbox = &mut *inbox;
-        inbox.in_flight -= batch.events.len();
+        inbox.in_flight.clear();
         for record in batch.events.into_iter().rev() {
             inbox.events.push_front(record);
         }
@@ -300,7 +307,7 @@ impl Inbox {
     fn take(&mut self, most: usize) -> Batch {
         let count = self.events.len().min(most);
         let events: Vec<_> = self.events.drain(..count).collect();
-        self.in_flight += events.len();
+        self.in_flight.clone_from(&events);
         // What remains has waited too.
         self.since = self.since.filter(|_| !self.events.is_empty());
         let (changes, again) = (std::mem::take(&mut self.changes), std::mem::take(&mut self.again));

@@ -104,22 +104,9 @@ impl Writer {
         }
     }
 
-    /// Takes changes of what is to survive a boot. Never blocks. They are written with the events that were told before;
-    /// while nothing can be written they wait.
-    pub fn save(&self, changes: Changes) {
-        self.shared.save(changes);
-    }
-
-    /// Takes events that were told before, for a database that was begun anew: those that it does not have are written
-    /// under their numbers. Nothing happens if the database was not begun anew.
-    pub fn tell_again(&self, records: Vec<Arc<EventRecord>>) {
-        self.shared.tell_again(records);
-    }
-
-    /// Whether what was saved is lost, or too much waits: then everything there is has to be saved again, as
-    /// [`Changes::whole`].
-    pub fn needs_whole(&self) -> bool {
-        self.shared.needs_whole()
+    /// For whoever saves what is to survive a boot.
+    pub fn saves(&self) -> Saves {
+        Saves(Arc::clone(&self.shared))
     }
 
     /// For those who wait until what was told is written.
@@ -130,11 +117,6 @@ impl Writer {
     /// Events are kept for so long, and so many of them, from now on.
     pub fn keep(&self, history: History) {
         self.shared.keep(history);
-    }
-
-    /// The highest number of an event that is written.
-    pub fn last_committed(&self) -> u64 {
-        self.shared.committed()
     }
 
     /// Events that are not yet written.
@@ -166,6 +148,30 @@ impl Drop for Writer {
     }
 }
 
+/// Takes what is to survive a boot. Clones are the same.
+#[derive(Clone, Debug)]
+pub struct Saves(Arc<Shared>);
+
+impl Saves {
+    /// Takes changes. Never blocks. They are written with the events that were told before; while nothing can be written
+    /// they wait.
+    pub fn save(&self, changes: Changes) {
+        self.0.save(changes);
+    }
+
+    /// Takes events that were told before, for a database that was begun anew: those that it does not have are written
+    /// under their numbers. Nothing happens if the database was not begun anew.
+    pub fn tell_again(&self, records: Vec<Arc<EventRecord>>) {
+        self.0.tell_again(records);
+    }
+
+    /// Whether what was saved is lost, or too much waits: then everything there is has to be saved again, as
+    /// [`Changes::whole`].
+    pub fn needs_whole(&self) -> bool {
+        self.0.needs_whole()
+    }
+}
+
 /// Waits until what was told is written. Clones are the same.
 #[derive(Clone, Debug)]
 pub struct Flusher(Arc<Shared>);
@@ -175,6 +181,16 @@ impl Flusher {
     /// (or with an error, if the thread has ended).
     pub fn flush(&self) -> oneshot::Receiver<bool> {
         self.0.flush()
+    }
+
+    /// The highest number of an event that is written.
+    pub fn last_committed(&self) -> u64 {
+        self.0.committed()
+    }
+
+    /// Events with numbers up to `last` that were told and are not written, in order.
+    pub fn unwritten(&self, last: u64) -> Vec<Arc<EventRecord>> {
+        self.0.unwritten(last)
     }
 
     /// Somebody who reads the database has found it damaged: it is looked at, and replaced if that is true.

@@ -50,12 +50,12 @@ fn what_was_told_is_there_after_a_flush_and_soon_without_one() {
     }
     assert!(flushed(&writer));
     assert_eq!(all(&paths).len(), 20_000);
-    assert_eq!((writer.last_committed(), writer.waiting()), (20_000, 0));
+    assert_eq!((writer.flusher().last_committed(), writer.waiting()), (20_000, 0));
 
     let told = Instant::now();
     writer.tell(event(20_001, 0, "192.0.2.7"));
-    writer.save(Changes { bans: vec![saved_ban("192.0.2.7", false, "all")], ..Changes::default() });
-    wait_until("it is written by itself", || writer.last_committed() == 20_001);
+    writer.saves().save(Changes { bans: vec![saved_ban("192.0.2.7", false, "all")], ..Changes::default() });
+    wait_until("it is written by itself", || writer.flusher().last_committed() == 20_001);
     assert!(told.elapsed() < Duration::from_secs(1), "{:?}", told.elapsed());
     assert_eq!(Store::open_read_only(&paths).unwrap().unwrap().saved().unwrap().bans.len(), 1);
 
@@ -99,18 +99,18 @@ fn a_file_that_is_taken_away_is_replaced() {
     let (_folder, paths) = folder();
     let (writer, health) = start(&paths);
     writer.tell(event(1, 0, "192.0.2.7"));
-    writer.save(Changes { bans: vec![saved_ban("192.0.2.7", false, "all")], ..Changes::default() });
-    assert!(flushed(&writer) && !writer.needs_whole());
+    writer.saves().save(Changes { bans: vec![saved_ban("192.0.2.7", false, "all")], ..Changes::default() });
+    assert!(flushed(&writer) && !writer.saves().needs_whole());
     let elsewhere = paths.state_dir().join("backup.db");
     fs::rename(paths.database(), &elsewhere).unwrap();
     writer.tell(event(2, 0, "192.0.2.7"));
     assert!(flushed(&writer));
     assert_eq!(all(&paths), [2]);
-    assert!(writer.needs_whole(), "saved bans went with it");
+    assert!(writer.saves().needs_whole(), "saved bans went with it");
     let whole =
         Changes { whole: true, bans: vec![saved_ban("192.0.2.8", false, "all")], ..Changes::default() };
-    writer.save(whole.clone());
-    assert!(flushed(&writer) && !writer.needs_whole());
+    writer.saves().save(whole.clone());
+    assert!(flushed(&writer) && !writer.saves().needs_whole());
     writer.finish();
     assert_eq!(open(&paths).saved().unwrap().bans, whole.bans);
     fs::rename(elsewhere, paths.database()).unwrap();
@@ -125,7 +125,7 @@ fn damage_while_it_runs_sets_the_file_aside() {
     for seq in 1..=2_000 {
         writer.tell(event(seq, 0, "192.0.2.7"));
     }
-    writer.save(Changes { bans: vec![saved_ban("192.0.2.7", false, "all")], ..Changes::default() });
+    writer.saves().save(Changes { bans: vec![saved_ban("192.0.2.7", false, "all")], ..Changes::default() });
     assert!(flushed(&writer));
     // What is in the log would hide it.
     open(&paths).empty_log().unwrap();
@@ -137,11 +137,11 @@ fn damage_while_it_runs_sets_the_file_aside() {
         .set_len(length / 4096 / 3 * 4096)
         .unwrap();
     wait_until("it is noticed", || {
-        let next = writer.last_committed() + 1;
+        let next = writer.flusher().last_committed() + 1;
         writer.tell(event(next, 0, "192.0.2.7"));
-        writer.save(Changes { ended: vec![("192.0.2.9".to_owned(), None)], ..Changes::default() });
+        writer.saves().save(Changes { ended: vec![("192.0.2.9".to_owned(), None)], ..Changes::default() });
         let _ = flushed(&writer);
-        writer.needs_whole()
+        writer.saves().needs_whole()
     });
     assert!(flushed(&writer));
     assert_eq!(health.losses(Loss::History), 0);
@@ -150,7 +150,7 @@ fn damage_while_it_runs_sets_the_file_aside() {
         warned.len() == 1 && warned[0].contains(".corrupt-") && warned[0].contains("\nhint: "),
         "{warned:?}"
     );
-    assert_eq!(writer.last_committed(), *all(&paths).last().unwrap());
+    assert_eq!(writer.flusher().last_committed(), *all(&paths).last().unwrap());
     writer.finish();
 }
 
@@ -169,7 +169,7 @@ fn damage_where_nothing_is_written_is_found_too() {
     let (writer, health) = start(&paths);
     assert_eq!(writer.next_seq(), 2_001);
     writer.tell(event(2_001, 0, "192.0.2.7"));
-    assert!(flushed(&writer) && writer.needs_whole());
+    assert!(flushed(&writer) && writer.saves().needs_whole());
     assert_eq!((all(&paths), health.losses(Loss::History)), (vec![2_001], 0));
     assert!(health.warned()[0].contains(".corrupt-"), "{:?}", health.warned());
     writer.finish();
@@ -189,10 +189,10 @@ fn what_a_reader_finds_damaged_is_replaced_and_told_again() {
 
     write_over(&paths);
     writer.flusher().doubt();
-    wait_until("it is replaced", || writer.needs_whole());
+    wait_until("it is replaced", || writer.saves().needs_whole());
     // One that still waits is told again, too, and is there once.
     writer.tell(event(102, 0, "192.0.2.7"));
-    writer.tell_again(told.iter().cloned().chain([event(102, 0, "192.0.2.7")]).collect());
+    writer.saves().tell_again(told.iter().cloned().chain([event(102, 0, "192.0.2.7")]).collect());
     writer.tell(event(103, 0, "192.0.2.7"));
     assert!(flushed(&writer));
     assert_eq!(all(&paths), (1..=100).chain(102..=103).collect::<Vec<_>>());
@@ -211,13 +211,13 @@ fn a_database_that_opens_late_is_told_nothing_twice() {
     let (writer, health) = start(&paths);
     let told: Vec<_> = (3..=5).map(|last| event(writer.next_seq(), 0, &format!("192.0.2.{last}"))).collect();
     told.iter().cloned().for_each(|record| writer.tell(record));
-    assert!(!flushed(&writer) && writer.needs_whole());
+    assert!(!flushed(&writer) && writer.saves().needs_whole());
     // Whoever is asked for the whole tells again what it knows.
-    writer.tell_again(told.clone());
+    writer.saves().tell_again(told.clone());
     fs::remove_file(paths.state_dir()).unwrap();
     fs::rename(&elsewhere, paths.state_dir()).unwrap();
-    wait_until("it is written", || writer.last_committed() == 5);
-    writer.tell_again(told.clone());
+    wait_until("it is written", || writer.flusher().last_committed() == 5);
+    writer.saves().tell_again(told.clone());
     let later = event(writer.next_seq(), 0, "192.0.2.6");
     writer.tell(Arc::clone(&later));
     assert!(flushed(&writer));
@@ -234,7 +234,7 @@ fn a_database_that_opens_late_is_told_nothing_twice() {
     assert_eq!(next, 7);
     writer.tell(event(next, 0, "192.0.2.7"));
     assert!(flushed(&writer));
-    writer.tell_again(told.into_iter().chain([later]).collect());
+    writer.saves().tell_again(told.into_iter().chain([later]).collect());
     assert!(flushed(&writer));
     assert_eq!(sources(), [(6, "192.0.2.6".to_owned()), (7, "192.0.2.7".to_owned())]);
     writer.finish();
@@ -249,9 +249,9 @@ fn numbers_go_on_in_a_database_that_is_told_only_what_was() {
     writer.tell(Arc::clone(&told));
     assert!(flushed(&writer));
     fs::remove_file(paths.database()).unwrap();
-    writer.save(Changes::default());
-    assert!(flushed(&writer) && writer.needs_whole());
-    writer.tell_again(vec![told]);
+    writer.saves().save(Changes::default());
+    assert!(flushed(&writer) && writer.saves().needs_whole());
+    writer.saves().tell_again(vec![told]);
     assert!(flushed(&writer));
     writer.finish();
     assert_eq!((all(&paths), open(&paths).last_seq()), (vec![1], 1));
@@ -267,15 +267,15 @@ fn a_whole_may_be_as_large_as_it_is() {
     let source = |number: usize| format!("source {number}");
     let keys = || (0..=MOST_CHANGES).map(|number| (source(number), None));
     // So many ends are not kept: everything is asked for.
-    writer.save(Changes { ended: keys().collect(), ..Changes::default() });
-    assert!(writer.needs_whole());
+    writer.saves().save(Changes { ended: keys().collect(), ..Changes::default() });
+    assert!(writer.saves().needs_whole());
     let mut bans: Vec<_> = (0..=MOST_CHANGES).map(|_| ban.clone()).collect();
     bans.iter_mut().enumerate().for_each(|(number, ban)| ban.record.source = source(number));
-    writer.save(Changes { whole: true, bans, ..Changes::default() });
-    assert!(!writer.needs_whole(), "it is taken as it is");
+    writer.saves().save(Changes { whole: true, bans, ..Changes::default() });
+    assert!(!writer.saves().needs_whole(), "it is taken as it is");
     // What ends meanwhile makes it smaller.
-    writer.save(Changes { ended: keys().skip(3).collect(), ..Changes::default() });
-    assert!(!writer.needs_whole());
+    writer.saves().save(Changes { ended: keys().skip(3).collect(), ..Changes::default() });
+    assert!(!writer.saves().needs_whole());
     drop(holder);
     wait_until("it is saved", || {
         Store::open_read_only(&paths).unwrap().unwrap().saved().unwrap().bans.len() == 3

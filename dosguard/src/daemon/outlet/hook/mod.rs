@@ -118,6 +118,10 @@ impl Outlet for HookRunner {
         self.behind.note(taken, &self.name);
     }
 
+    fn tend(&mut self) {
+        self.behind.note(true, &self.name);
+    }
+
     fn retire(&mut self) {
         if self.jobs.take().is_none() {
             // There is no thread, or not for long, that does it.

@@ -1,0 +1,214 @@
+//! Walks over the bans, and saves what has changed of them, on a thread of its own: with very many bans that takes long, and
+//! events must not wait for it.
+//!
+//! Each round has three parts. The thread walks. Then the event loop publishes what the ring buffer holds, which tells of
+//! every ban that the walk has seen, and removes those that have ended (`Pump::settle`, `Pump::remove_some`). Then the thread saves: so nothing
+//! is saved that was not told. Between the rounds it saves the bans of which the event loop says that they were told: so a
+//! power cut does not cost what was imposed since the last walk.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use dosguard_common::key::SourceKey;
+use tokio::sync::mpsc;
+
+use super::events::wall_clock;
+use super::health::Health;
+use super::saver::Saver;
+use super::{DaemonError, EventHub, io_error};
+use crate::datapath::{Datapath, Look};
+use crate::paths::Paths;
+use crate::store::Saves;
+
+/// How often expired bans are looked for.
+const INTERVAL: Duration = Duration::from_millis(500);
+/// The thread works at most this part of the time: with very many bans it looks less often.
+const SHARE: u32 = 4;
+/// Bans that were told are saved together with what is told so soon after.
+const GATHER: Duration = Duration::from_millis(50);
+/// Batches of told bans on their way to the thread, and told bans that wait there. Beyond that the next walk finds them.
+const QUEUE: usize = 64;
+const MOST: usize = 65_536;
+/// How often the time is saved if nothing else is.
+const STAMP_INTERVAL: Duration = Duration::from_secs(30);
+
+/// What warnings are about.
+const ABOUT: &str = "saving bans and removing expired ones";
+
+/// The event loop's end of it.
+pub(super) struct Sweeper {
+    looks: mpsc::Receiver<Look>,
+    news: SyncSender<News>,
+    thread: JoinHandle<Result<(), DaemonError>>,
+}
+
+/// What the thread is told.
+enum News {
+    /// Bans were told that are to be found at these keys.
+    Imposed(Vec<SourceKey>),
+    /// A walk, given back with what became of its expired bans: everything that it has seen is told.
+    Settled(Look, Result<(), DaemonError>),
+}
+
+impl Sweeper {
+    /// Starts the thread, which begins with a walk.
+    pub(super) fn start(
+        paths: &Paths,
+        saves: Saves,
+        hub: EventHub,
+        health: Health,
+    ) -> Result<Self, DaemonError> {
+        let (looked, looks) = mpsc::channel(1);
+        let (news, heard) = sync_channel(QUEUE);
+        let datapath = Datapath::require(paths)?;
+        let saver = Saver::new(&datapath);
+        let saved_at = Instant::now();
+        let work = Work { datapath, saver, saves, hub, health, heard, imposed: Vec::new(), saved_at };
+        let thread = thread::Builder::new().name("sweep".to_owned());
+        let thread = thread.spawn(move || work.run(&looked));
+        Ok(Self { looks, news, thread: thread.map_err(io_error("start a thread"))? })
+    }
+
+    /// The next walk, to be settled. None if the thread has ended, which it does not by itself.
+    pub(super) async fn look(&mut self) -> Option<Look> {
+        self.looks.recv().await
+    }
+
+    /// Gives a walk back: everything that it has seen is told. Waits if the thread is behind, which is with nothing else.
+    pub(super) fn settle(&self, look: Look, removed: Result<(), DaemonError>) {
+        // A thread that is gone saves nothing.
+        let _ = self.news.send(News::Settled(look, removed));
+    }
+
+    /// Bans were told that may be found at these keys. Never waits: those that find no room are found by the next walk.
+    pub(super) fn imposed(&self, keys: Vec<SourceKey>) {
+        if !keys.is_empty() {
+            let _ = self.news.try_send(News::Imposed(keys));
+        }
+    }
+
+    /// Ends the thread, which saves what has changed until now.
+    pub(super) fn finish(self) -> Result<(), DaemonError> {
+        let Self { looks, news, thread } = self;
+        drop((looks, news));
+        // A panic was told when it happened.
+        thread.join().unwrap_or(Ok(()))
+    }
+}
+
+/// The thread's part.
+struct Work {
+    datapath: Datapath,
+    saver: Saver,
+    saves: Saves,
+    hub: EventHub,
+    health: Health,
+    heard: Receiver<News>,
+    /// Where bans are that were told and may not be saved yet.
+    imposed: Vec<SourceKey>,
+    /// When something was last saved.
+    saved_at: Instant,
+}
+
+impl Work {
+    fn run(mut self, looked: &mpsc::Sender<Look>) -> Result<(), DaemonError> {
+        while let Some(round) = self.round(looked) {
+            let worked = *round.as_ref().unwrap_or(&Duration::ZERO);
+            let until = Instant::now() + INTERVAL.max(worked * SHARE);
+            let Some(paused) = self.pause(until) else { break };
+            // What fails now may work the next time, and nothing depends on it: expired bans do not hold.
+            match round.and(paused) {
+                Ok(()) => self.health.recovered(ABOUT),
+                Err(error) => {
+                    self.health.warn(ABOUT, format!("bans were not saved, or not removed: {error}"));
+                }
+            }
+        }
+        // The last round has not seen what came since.
+        let look = self.datapath.look()?;
+        self.save(&look, Duration::ZERO)
+    }
+
+    /// Walks, has it settled, and saves. Returns how long it worked; none if the event loop has ended.
+    fn round(&mut self, looked: &mpsc::Sender<Look>) -> Option<Result<Duration, DaemonError>> {
+        let began = Instant::now();
+        let look = match self.datapath.look() {
+            Ok(look) => look,
+            Err(error) => return Some(Err(error.into())),
+        };
+        let walked = began.elapsed();
+        looked.blocking_send(look).ok()?;
+        let (look, removed) = loop {
+            match self.heard.recv().ok()? {
+                // The walk may not have seen them: they wait until what it has seen is saved.
+                News::Imposed(keys) => self.keep(keys),
+                News::Settled(look, removed) => break (look, removed),
+            }
+        };
+        let began = Instant::now();
+        let saved = removed.and_then(|()| self.save(&look, STAMP_INTERVAL));
+        Some(saved.map(|()| walked + began.elapsed()))
+    }
+
+    /// Saves what is told meanwhile. None if the event loop has ended.
+    fn pause(&mut self, until: Instant) -> Option<Result<(), DaemonError>> {
+        let mut paused = self.save_imposed();
+        let mut save_at = None;
+        loop {
+            let now = Instant::now();
+            let next = save_at.map_or(until, |at: Instant| at.min(until));
+            if now >= next {
+                paused = paused.and(self.save_imposed());
+                save_at = None;
+            }
+            if now >= until {
+                return Some(paused);
+            }
+            match self.heard.recv_timeout(next.saturating_duration_since(now)) {
+                Ok(News::Imposed(keys)) => {
+                    self.keep(keys);
+                    save_at.get_or_insert(now + GATHER);
+                }
+                // No walk is under way.
+                Ok(News::Settled(..)) | Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return None,
+            }
+        }
+    }
+
+    fn keep(&mut self, keys: Vec<SourceKey>) {
+        let room = MOST.saturating_sub(self.imposed.len());
+        self.imposed.extend(keys.into_iter().take(room));
+    }
+
+    fn save_imposed(&mut self) -> Result<(), DaemonError> {
+        let keys = std::mem::take(&mut self.imposed);
+        // If everything is to be saved the next walk does it.
+        if !keys.is_empty()
+            && !self.saves.needs_whole()
+            && let Some(changes) = self.saver.imposed(&self.datapath, keys, &wall_clock()?)?
+        {
+            self.saves.save(changes);
+            self.saved_at = Instant::now();
+        }
+        Ok(())
+    }
+
+    /// Saves what has changed. If nothing has, it is the time that is saved, but for so long after the last: when it was known
+    /// last that all this was true.
+    fn save(&mut self, look: &Look, pause: Duration) -> Result<(), DaemonError> {
+        if self.saves.needs_whole() {
+            // The history begins anew: what is still known of it comes first.
+            self.saves.tell_again(self.hub.backlog());
+            self.saver.start_over();
+        }
+        let changes = self.saver.changes(&self.datapath, look, &wall_clock()?)?;
+        if changes.is_none() && self.saved_at.elapsed() < pause {
+            return Ok(());
+        }
+        self.saves.save(changes.unwrap_or_else(|| self.saver.stamp()));
+        self.saved_at = Instant::now();
+        Ok(())
+    }
+}
