@@ -29,9 +29,13 @@ fn settings_are_read_written_and_read_back() {
     }
     assert_eq!(done(&dosguard, "sysctl size.*s -n"), "65536\n131072\n65536\n");
 
-    refused(&dosguard, "sysctl -w", &["nothing to write"]);
+    refused(&dosguard, "sysctl -w", &["nothing to write", "`dosguard --instance lab sysctl -w "]);
     refused(&dosguard, "sysctl -w rule.default.limit", &["`rule.default.limit` is no assignment"]);
-    refused(&dosguard, "sysctl rule.imap.*", &["no key matches `rule.imap.*`"]);
+    refused(
+        &dosguard,
+        "sysctl rule.imap.*",
+        &["no key matches `rule.imap.*`", "`dosguard --instance lab sysctl -a`"],
+    );
     refused(&dosguard, "sysctl -p /nowhere", &["cannot read `/nowhere`"]);
 
     // One bad line, and none of the file takes effect.
@@ -60,6 +64,7 @@ fn settings_are_read_written_and_read_back() {
         ("rule.smtp.mode=on", "`enforce`"),
         ("rule.smtp.refresh=1", "`true`"),
         ("size.bans=65537", "`size.bans` cannot be set: it is chosen when the instance is loaded"),
+        ("size.bans=65537", "then `dosguard --instance lab detach --all`, with which"),
         ("core.abi=0", "`core.abi` cannot be set: it is the layout"),
         ("size.banns=1", "did you mean `size.bans`"),
         ("rule.*.limit=1/1s", "patterns are for reading"),

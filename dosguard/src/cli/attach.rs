@@ -97,7 +97,8 @@ pub(super) fn attach(paths: &Paths, args: &AttachArgs, _out: &mut dyn Write) -> 
     datapath::check(paths, &request)?;
     anyhow::ensure!(
         !interfaces.is_empty() || (args.config.is_some() && is_loaded()?),
-        "no interface to guard\nhint: name one, such as `dosguard attach eth0`, or set `interfaces` in the file"
+        "no interface to guard\nhint: name one, such as `{} attach eth0`, or set `interfaces` in the file",
+        paths.command()
     );
     let lock = StateLock::acquire(paths)?;
     if args.config.is_none() && is_loaded()? {

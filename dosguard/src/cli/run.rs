@@ -108,7 +108,8 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
     let live = args.migrate && datapath::plan(paths)?.is_some() || Datapath::open(paths)?.is_some();
     anyhow::ensure!(
         !interfaces.is_empty() || live,
-        "no interface to guard\nhint: name one, such as `dosguard run eth0`, or set `interfaces` in the file"
+        "no interface to guard\nhint: name one, such as `{} run eth0`, or set `interfaces` in the file",
+        paths.command()
     );
 
     let _daemon = DaemonLock::acquire(paths)?;
