@@ -118,7 +118,10 @@ fn bans_and_allowed_networks_are_kept_by_hand() {
         "one was not banned"
     );
     assert_eq!(bans().len(), 0, "the other one is free");
-    done(&dosguard, "bans add 203.0.113.7");
+    done(&dosguard, "bans add 203.0.113.7 203.0.113.8 198.51.100.1");
+    let said = say(&dosguard, words("allow add 203.0.113.0/29 203.0.113.0/24 203.0.113.7"));
+    assert!(said.code == Some(0) && said.err.contains("\n2 bans there: it goes on"), "{said:?}");
+    done(&dosguard, "allow del 203.0.113.0/29 203.0.113.0/24 203.0.113.7");
     done(&dosguard, "bans flush");
     assert_eq!(bans().len(), 0);
 
