@@ -9,7 +9,7 @@ use aya_log::EbpfLogger;
 use clap::{Args, ValueEnum};
 use dosguard_common::event::Kind;
 
-use super::attach::{GuardArgs, report_attached};
+use super::attach::{GuardArgs, report_attached, take_away};
 use super::changes::Names;
 use super::reload::Reloader;
 use super::survive::{self, History};
@@ -190,8 +190,7 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
         // Also after a failure: that is what was asked for. What waits to be confirmed goes along.
         confirm::cancel(paths)?;
         let _lock = StateLock::acquire(paths)?;
-        survive::forget(paths);
-        Datapath::remove(paths)?;
+        take_away(paths)?;
         talk::say("detached; nothing is guarded any more");
     } else if served.is_ok() && !is_guarding(paths) {
         talk::say("stopped; no interface is guarded");
