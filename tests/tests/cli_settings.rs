@@ -1,7 +1,13 @@
 //! The command line end to end: settings, bans and allowed networks, and what it says to bad ones.
 
+use std::process::Stdio;
+use std::thread::sleep;
+use std::time::Duration;
+
+use dosguard::lock::StateLock;
+use dosguard::paths::Paths;
 use dosguard_tests::addresses::GUARD_ATTACKER_SIDE;
-use dosguard_tests::cli::{CONFIG, assert_same_moment, bans, done, packets, refused, say, syns, words};
+use dosguard_tests::cli::{CONFIG, Said, assert_same_moment, bans, done, packets, refused, say, syns, words};
 use dosguard_tests::daemon::Dosguard;
 use dosguard_tests::lab::Lab;
 
@@ -84,6 +90,28 @@ fn the_last_assignment_of_a_key_wins() {
         done(&dosguard, "sysctl rule.default.limit=9/1s rule.default.limit=8/1s");
         assert_eq!(done(&dosguard, "sysctl -n rule.default.limit"), "8/1s\n");
     }
+}
+
+#[test]
+fn whoever_waits_for_another_command_says_so_once() {
+    let lab = Lab::new().unwrap();
+    let dosguard = Dosguard::new(&lab).unwrap();
+    done(&dosguard, &format!("attach {GUARD_ATTACKER_SIDE}"));
+    let directory = lab.directory();
+    let paths = Paths::new("lab", directory.bpffs(), directory.run_dir(), directory.state_dir()).unwrap();
+    let change = |held: Duration| {
+        let lock = StateLock::acquire(&paths).unwrap();
+        let mut command = dosguard.command(["sysctl", "rule.default.limit=9/1s"]);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        sleep(held);
+        drop(lock);
+        Said::from(child.wait_with_output().unwrap())
+    };
+    let said = change(Duration::from_millis(500));
+    assert_eq!((said.code, said.err.as_str()), (Some(0), ""), "that is not long");
+    let said = change(Duration::from_secs(4));
+    let waiting = "warning: waiting for another command that changes instance `lab`\n";
+    assert_eq!((said.code, said.err.as_str()), (Some(0), waiting), "it waits nevertheless");
 }
 
 #[test]
