@@ -44,6 +44,9 @@ fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LockError 
     move |source| LockError::File { action, path, source }
 }
 
+/// Whoever waits longer for a turn says so: it looks as if nothing happened.
+const SILENCE: Duration = Duration::from_secs(2);
+
 /// Held while an instance's kernel state is changed. Released when dropped, or when the process ends.
 #[derive(Debug)]
 pub struct StateLock {
@@ -51,8 +54,12 @@ pub struct StateLock {
 }
 
 impl StateLock {
-    /// Waits for its turn.
+    /// Waits for its turn. That it is long in coming is said once.
     pub fn acquire(paths: &Paths) -> Result<Self, LockError> {
+        if let Some(lock) = Self::acquire_within(paths, SILENCE)? {
+            return Ok(lock);
+        }
+        log::warn!("waiting for another command that changes instance `{}`", paths.instance());
         let path = paths.lock();
         let file = open(paths, &path, 0o600)?;
         file.lock().map_err(at("lock", &path))?;

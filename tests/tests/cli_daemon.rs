@@ -146,8 +146,16 @@ fn detach_on_exit_takes_everything_along() {
     let dosguard = Dosguard::new(&lab).unwrap();
     let daemon = start(&dosguard, "--detach-on-exit");
     assert_eq!(programs(lab.guard()).len(), 1);
+    done(&dosguard, &format!("bans add {FORGED_V4} --for 1h"));
     assert_eq!(daemon.terminate().unwrap().code(), Some(0));
     assert_untouched(&lab);
+    // Its bans too, which have ended and do not come back.
+    let events = dosguard.json(["events", "--json", "--since", "10m"]).unwrap();
+    let kinds: Vec<_> = events.iter().map(|event| (&event["kind"], &event["source"])).collect();
+    let source = FORGED_V4.to_string().into();
+    assert_eq!(kinds, [(&"ban".into(), &source), (&"unban".into(), &source)]);
+    done(&dosguard, &format!("attach {GUARD_ATTACKER_SIDE}"));
+    assert_eq!(bans(&dosguard).len(), 0);
 }
 
 #[test]

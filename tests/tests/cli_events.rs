@@ -72,7 +72,7 @@ fn the_history_and_what_follows_are_one_story() {
     let one = dosguard.json(["events", "--json", "--source", "203.0.113.7", "--kind", "ban,unban"]).unwrap();
     assert_eq!((one.len(), &one[0]["source"]), (1, &"203.0.113.7".into()));
     assert_eq!(daemon.terminate().unwrap().code(), Some(0));
-    refused(&dosguard, "events -f", &["no daemon serves", "dosguard run"]);
+    refused(&dosguard, "events -f", &["no daemon serves", "`dosguard --instance lab run`"]);
     refused(&dosguard, "events --kind band", &["no kind of event is called `band`", "`ban`"]);
     refused(&dosguard, "events --since yesterday", &["yesterday"]);
 }

@@ -132,6 +132,28 @@ fn a_session_that_is_allowed_is_never_counted() {
 }
 
 #[test]
+fn a_stricter_rule_for_the_port_of_the_session_is_worth_a_word_through_sudo_too() {
+    let lab = Lab::new().unwrap();
+    let dosguard = Dosguard::new(&lab).unwrap();
+    done(&dosguard, &format!("attach {GUARD_ATTACKER_SIDE}"));
+    // As `sudo` does it: only the process above knows of the session.
+    let before = ["sh", "-c", "unset SSH_CONNECTION; \"$@\"; exit $?", "sh"];
+    let under_sudo = |line: &str| -> Said {
+        let mut command = behind(&before, &dosguard.command(words(line)));
+        command.env("SSH_CONNECTION", session(ADMIN)).output().unwrap().into()
+    };
+    for (line, warned) in [
+        ("sysctl rule.default.limit=9/1s", true),
+        ("sysctl rule.default.limit=99/1s", false),
+        ("rule add ssh --ports tcp/22 --limit 3/60s", true),
+    ] {
+        let said = under_sudo(line);
+        assert_eq!(said.code, Some(0), "`{line}`: {said:?}");
+        assert_eq!(said.err.contains("has port 22 of your own ssh session"), warned, "`{line}`: {said:?}");
+    }
+}
+
+#[test]
 fn nobody_cuts_off_the_session_that_they_work_in() {
     let lab = Lab::new().unwrap();
     let dosguard = Dosguard::new(&lab).unwrap();

@@ -1,7 +1,13 @@
 //! The command line end to end: settings, bans and allowed networks, and what it says to bad ones.
 
+use std::process::Stdio;
+use std::thread::sleep;
+use std::time::Duration;
+
+use dosguard::lock::StateLock;
+use dosguard::paths::Paths;
 use dosguard_tests::addresses::GUARD_ATTACKER_SIDE;
-use dosguard_tests::cli::{CONFIG, assert_same_moment, bans, done, packets, refused, say, syns, words};
+use dosguard_tests::cli::{CONFIG, Said, assert_same_moment, bans, done, packets, refused, say, syns, words};
 use dosguard_tests::daemon::Dosguard;
 use dosguard_tests::lab::Lab;
 
@@ -29,9 +35,13 @@ fn settings_are_read_written_and_read_back() {
     }
     assert_eq!(done(&dosguard, "sysctl size.*s -n"), "65536\n131072\n65536\n");
 
-    refused(&dosguard, "sysctl -w", &["nothing to write"]);
+    refused(&dosguard, "sysctl -w", &["nothing to write", "`dosguard --instance lab sysctl -w "]);
     refused(&dosguard, "sysctl -w rule.default.limit", &["`rule.default.limit` is no assignment"]);
-    refused(&dosguard, "sysctl rule.imap.*", &["no key matches `rule.imap.*`"]);
+    refused(
+        &dosguard,
+        "sysctl rule.imap.*",
+        &["no key matches `rule.imap.*`", "`dosguard --instance lab sysctl -a`"],
+    );
     refused(&dosguard, "sysctl -p /nowhere", &["cannot read `/nowhere`"]);
 
     // One bad line, and none of the file takes effect.
@@ -60,6 +70,7 @@ fn settings_are_read_written_and_read_back() {
         ("rule.smtp.mode=on", "`enforce`"),
         ("rule.smtp.refresh=1", "`true`"),
         ("size.bans=65537", "`size.bans` cannot be set: it is chosen when the instance is loaded"),
+        ("size.bans=65537", "then `dosguard --instance lab detach --all`, with which"),
         ("core.abi=0", "`core.abi` cannot be set: it is the layout"),
         ("size.banns=1", "did you mean `size.bans`"),
         ("rule.*.limit=1/1s", "patterns are for reading"),
@@ -79,6 +90,28 @@ fn the_last_assignment_of_a_key_wins() {
         done(&dosguard, "sysctl rule.default.limit=9/1s rule.default.limit=8/1s");
         assert_eq!(done(&dosguard, "sysctl -n rule.default.limit"), "8/1s\n");
     }
+}
+
+#[test]
+fn whoever_waits_for_another_command_says_so_once() {
+    let lab = Lab::new().unwrap();
+    let dosguard = Dosguard::new(&lab).unwrap();
+    done(&dosguard, &format!("attach {GUARD_ATTACKER_SIDE}"));
+    let directory = lab.directory();
+    let paths = Paths::new("lab", directory.bpffs(), directory.run_dir(), directory.state_dir()).unwrap();
+    let change = |held: Duration| {
+        let lock = StateLock::acquire(&paths).unwrap();
+        let mut command = dosguard.command(["sysctl", "rule.default.limit=9/1s"]);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        sleep(held);
+        drop(lock);
+        Said::from(child.wait_with_output().unwrap())
+    };
+    let said = change(Duration::from_millis(500));
+    assert_eq!((said.code, said.err.as_str()), (Some(0), ""), "that is not long");
+    let said = change(Duration::from_secs(4));
+    let waiting = "warning: waiting for another command that changes instance `lab`\n";
+    assert_eq!((said.code, said.err.as_str()), (Some(0), waiting), "it waits nevertheless");
 }
 
 #[test]
@@ -113,7 +146,10 @@ fn bans_and_allowed_networks_are_kept_by_hand() {
         "one was not banned"
     );
     assert_eq!(bans().len(), 0, "the other one is free");
-    done(&dosguard, "bans add 203.0.113.7");
+    done(&dosguard, "bans add 203.0.113.7 203.0.113.8 198.51.100.1");
+    let said = say(&dosguard, words("allow add 203.0.113.0/29 203.0.113.0/24 203.0.113.7"));
+    assert!(said.code == Some(0) && said.err.contains("\n2 bans there: it goes on"), "{said:?}");
+    done(&dosguard, "allow del 203.0.113.0/29 203.0.113.0/24 203.0.113.7");
     done(&dosguard, "bans flush");
     assert_eq!(bans().len(), 0);
 

@@ -57,7 +57,7 @@ pub enum FollowError {
     /// The new file cannot be given to the owner of the old one.
     #[error(
         "`{}` belongs to {uid}:{gid}, and this process may not give files away\n\
-         hint: `chown root:root` it, or keep it with `dosguard bans export --watch`, which may",
+         hint: `chown root:root` it, or keep it with `bans export --watch`, which may",
         path.display()
     )]
     Owner {

@@ -64,7 +64,7 @@ pub enum Unfit {
     /// The ban is kept under a rule that is not there.
     #[error(
         "`{source_text}` was banned under rule `{rule}`, and there is no such rule\n\
-         hint: `dosguard rule add {rule}` first, or leave it out"
+         hint: `rule add {rule}` first, or leave it out"
     )]
     NoRule {
         /// Whose.
@@ -75,7 +75,7 @@ pub enum Unfit {
     /// The rule drops nothing any more.
     #[error(
         "`{source_text}` was banned by rule `{rule}`, which is only watched now\n\
-         hint: `dosguard sysctl rule.{rule}.mode=enforce` first, or leave it out"
+         hint: `sysctl rule.{rule}.mode=enforce` first, or leave it out"
     )]
     Watched {
         /// Whose.

@@ -97,7 +97,8 @@ pub(super) fn attach(paths: &Paths, args: &AttachArgs, _out: &mut dyn Write) -> 
     datapath::check(paths, &request)?;
     anyhow::ensure!(
         !interfaces.is_empty() || (args.config.is_some() && is_loaded()?),
-        "no interface to guard\nhint: name one, such as `dosguard attach eth0`, or set `interfaces` in the file"
+        "no interface to guard\nhint: name one, such as `{} attach eth0`, or set `interfaces` in the file",
+        paths.command()
     );
     let lock = StateLock::acquire(paths)?;
     if args.config.is_none() && is_loaded()? {
@@ -260,11 +261,17 @@ fn tell_ends(paths: &Paths) {
     }
 }
 
-fn remove(paths: &Paths) -> anyhow::Result<Answer> {
+/// Removes the instance with its bans, which the history is told of, and which do not come back. The instance's lock must be
+/// held, and no daemon serve any more.
+pub(super) fn take_away(paths: &Paths) -> anyhow::Result<()> {
     tell_ends(paths);
     // First: whoever is killed in between has removed too little, and brings nothing back.
     survive::forget(paths);
-    Datapath::remove(paths)?;
+    Ok(Datapath::remove(paths)?)
+}
+
+fn remove(paths: &Paths) -> anyhow::Result<Answer> {
+    take_away(paths)?;
     talk::say(&format!("instance `{}` is gone: detached, and nothing left behind", paths.instance()));
     Ok(Answer::Done)
 }

@@ -159,7 +159,7 @@ fn missing(services: &Services) -> Vec<String> {
         {
             found.push(format!(
                 "`{shown}` does not belong to root:root: the daemon may not give files away, and cannot replace it; \
-                 `dosguard bans export --watch` can"
+                 `bans export --watch` can"
             ));
         }
     }

@@ -62,8 +62,9 @@ pub(super) fn events(paths: &Paths, args: &EventsArgs, out: &mut dyn Write) -> a
             // Who may not look at the pins is told of the daemon alone.
             _ if matches!(Datapath::is_pinned(paths), Ok(false)) => anyhow::bail!(
                 "no daemon serves instance `{}`, and it is not loaded: nothing is guarded\n\
-                 hint: `dosguard run IFACE` guards an interface and reports events",
-                paths.instance()
+                 hint: `{} run IFACE` guards an interface and reports events",
+                paths.instance(),
+                paths.command()
             ),
             _ => return Err(error.into()),
         },

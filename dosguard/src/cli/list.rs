@@ -11,7 +11,7 @@ use super::attach::warn_of;
 use super::changes::count;
 use super::{Answer, talk};
 use crate::config::cidr::Cidr;
-use crate::datapath::{Datapath, List, Origin, covers, list_add, list_remove};
+use crate::datapath::{Datapath, List, Origin, PrefixSet, list_add, list_remove};
 use crate::guards::{self, Change};
 use crate::lock::StateLock;
 use crate::output::{SCHEMA, write_json};
@@ -93,13 +93,15 @@ fn show(paths: &Paths, list: List, args: &ListArgs, out: &mut dyn Write) -> anyh
 fn add(paths: &Paths, list: List, args: &NetworkArgs) -> anyhow::Result<Answer> {
     let networks = read(args)?;
     require_capabilities()?;
-    let _lock = StateLock::acquire(paths)?;
+    let lock = StateLock::acquire(paths)?;
     let mut datapath = Datapath::require(paths)?;
     if list == List::Deny {
         warn_of(&networks);
         refuse_cut(paths, &datapath, Change::Deny(&networks), args.force)?;
     }
     list_add(datapath.maps_mut(), list, networks.iter().map(Cidr::to_prefix), Origin::HAND)?;
+    // It is done: nobody has to wait while it is said.
+    drop(lock);
     if networks.len() > TOLD {
         talk::say(&format!("{} networks are {}", networks.len(), list.participle()));
     } else {
@@ -119,11 +121,9 @@ fn add(paths: &Paths, list: List, args: &NetworkArgs) -> anyhow::Result<Answer> 
 /// Says which bans have no effect as long as these networks are allowed.
 fn say_banned(datapath: &Datapath, networks: &[Cidr]) -> anyhow::Result<()> {
     let now_ns = boot_now_ns()?;
-    let prefixes: Vec<_> = networks.iter().map(Cidr::to_prefix).collect();
+    let allowed: PrefixSet = networks.iter().map(Cidr::to_prefix).collect();
     let bans = datapath.maps().bans()?;
-    let banned = bans.iter().filter(|(key, ban)| {
-        ban.is_active(now_ns) && prefixes.iter().any(|prefix| covers(prefix, &key.source()))
-    });
+    let banned = bans.iter().filter(|(key, ban)| ban.is_active(now_ns) && allowed.covers(&key.source()));
     let banned = banned.count();
     if banned > 0 {
         talk::say(&format!(

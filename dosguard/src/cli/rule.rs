@@ -159,33 +159,36 @@ impl RuleRecord {
 }
 
 fn add(paths: &Paths, args: &AddArgs) -> anyhow::Result<Answer> {
-    let named = wanted_rule(args)?;
+    let named = wanted_rule(paths, args)?;
     require_capabilities()?;
     let _lock = StateLock::acquire(paths)?;
     let mut datapath = Datapath::require(paths)?;
     let mut wanted = datapath.settings()?;
     anyhow::ensure!(
         wanted.rule(&args.name).is_none(),
-        "rule `{0}` exists already\nhint: `dosguard sysctl rule.{0}.limit={1}` changes it",
+        "rule `{0}` exists already\nhint: `{2} sysctl rule.{0}.limit={1}` changes it",
         args.name,
-        args.limit
+        args.limit,
+        paths.command()
     );
     wanted.add_rule(named.clone())?;
     warn_of_rules(&datapath, &wanted)?;
     datapath.apply_settings(&wanted, false)?;
     talk::say(&describe(&named));
-    talk::say(
-        "it lasts until a configuration file is applied that does not name it, or until `dosguard detach`",
-    );
+    talk::say(&format!(
+        "it lasts until a configuration file is applied that does not name it, or until `{} detach`",
+        paths.command()
+    ));
     Ok(Answer::Done)
 }
 
-fn wanted_rule(args: &AddArgs) -> anyhow::Result<NamedRule> {
+fn wanted_rule(paths: &Paths, args: &AddArgs) -> anyhow::Result<NamedRule> {
     let name: RuleName = args.name.parse()?;
     anyhow::ensure!(
         !name.is_default(),
         "rule `default` is always there, for every port that no other rule names\n\
-         hint: `dosguard sysctl rule.default.limit={}` changes it",
+         hint: `{} sysctl rule.default.limit={}` changes it",
+        paths.command(),
         args.limit
     );
     let mut named = NamedRule { name, ports: Ports::default(), spec: default_spec() };
@@ -216,7 +219,8 @@ fn del(paths: &Paths, args: &DelArgs) -> anyhow::Result<Answer> {
     anyhow::ensure!(
         !names.iter().any(RuleName::is_default),
         "rule `default` cannot be removed: it is for every port that no other rule names\n\
-         hint: `dosguard sysctl rule.default.mode=monitor` keeps it from dropping anything"
+         hint: `{} sysctl rule.default.mode=monitor` keeps it from dropping anything",
+        paths.command()
     );
     require_capabilities()?;
     let _lock = StateLock::acquire(paths)?;

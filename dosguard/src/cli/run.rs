@@ -9,7 +9,7 @@ use aya_log::EbpfLogger;
 use clap::{Args, ValueEnum};
 use dosguard_common::event::Kind;
 
-use super::attach::{GuardArgs, report_attached};
+use super::attach::{GuardArgs, report_attached, take_away};
 use super::changes::Names;
 use super::reload::Reloader;
 use super::survive::{self, History};
@@ -113,7 +113,8 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
     let live = args.migrate && datapath::plan(paths)?.is_some() || Datapath::open(paths)?.is_some();
     anyhow::ensure!(
         !wanted.is_empty() || live,
-        "no interface to guard\nhint: name one, such as `dosguard run eth0`, or set `interfaces` in the file"
+        "no interface to guard\nhint: name one, such as `{} run eth0`, or set `interfaces` in the file",
+        paths.command()
     );
     anyhow::ensure!(
         !interfaces.is_empty() || live,
@@ -200,8 +201,7 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
         // Also after a failure: that is what was asked for. What waits to be confirmed goes along.
         confirm::cancel(paths)?;
         let _lock = StateLock::acquire(paths)?;
-        survive::forget(paths);
-        Datapath::remove(paths)?;
+        take_away(paths)?;
         talk::say("detached; nothing is guarded any more");
     } else if served.is_ok() && !is_guarding(paths) {
         talk::say("stopped; no interface is guarded");

@@ -50,7 +50,7 @@ pub(super) struct SysctlArgs {
 pub(super) fn sysctl(paths: &Paths, args: &SysctlArgs, out: &mut dyn Write) -> anyhow::Result<Answer> {
     let (mut assignments, mut patterns) = (Vec::new(), Vec::new());
     if let Some(file) = &args.load {
-        assignments.extend(read_assignments(file)?);
+        assignments.extend(read_assignments(paths, file)?);
     }
     let words = joined(&args.keys);
     for text in &words {
@@ -61,7 +61,10 @@ pub(super) fn sysctl(paths: &Paths, args: &SysctlArgs, out: &mut dyn Write) -> a
         }
     }
     if args.write && args.keys.is_empty() && args.load.is_none() {
-        anyhow::bail!("nothing to write\nhint: such as `dosguard sysctl -w rule.default.limit=100/1s`");
+        anyhow::bail!(
+            "nothing to write\nhint: such as `{} sysctl -w rule.default.limit=100/1s`",
+            paths.command()
+        );
     }
     if args.all || (assignments.is_empty() && patterns.is_empty() && args.load.is_none()) {
         patterns.push("*");
@@ -70,11 +73,12 @@ pub(super) fn sysctl(paths: &Paths, args: &SysctlArgs, out: &mut dyn Write) -> a
     let _lock = if assignments.is_empty() { None } else { Some(StateLock::acquire(paths)?) };
     let mut datapath = Datapath::require(paths)?;
     let (live, sizes) = (datapath.settings()?, datapath.maps().sizes());
+    let command = paths.command();
     let mut selected = Vec::new();
     for pattern in patterns {
-        selected.extend(keys::select(&live, &sizes, pattern)?);
+        selected.extend(keys::select(&live, &sizes, pattern, &command)?);
     }
-    let wanted = apply(&live, &sizes, &assignments)?;
+    let wanted = apply(&live, &sizes, &assignments, &command)?;
     if wanted != live {
         if wanted.mode != live.mode {
             refuse_cut(paths, &datapath, Change::Mode(wanted.mode), args.force)?;
@@ -118,15 +122,16 @@ fn joined(words: &[String]) -> Vec<String> {
     joined
 }
 
-fn read_assignments(path: &Path) -> anyhow::Result<Vec<Assignment>> {
+fn read_assignments(paths: &Paths, path: &Path) -> anyhow::Result<Vec<Assignment>> {
     let text = if path.as_os_str() == "-" {
         file::read_bounded(std::io::stdin(), path)?
     } else {
         let opened = File::open(path);
         let opened = opened.with_context(|| {
             format!(
-                "cannot read `{}`\nhint: a file as `dosguard sysctl -a` prints it, or `-`",
-                path.display()
+                "cannot read `{}`\nhint: a file as `{} sysctl -a` prints it, or `-`",
+                path.display(),
+                paths.command()
             )
         })?;
         file::read_bounded(opened, path)?

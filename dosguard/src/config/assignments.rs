@@ -65,7 +65,7 @@ pub enum AssignmentProblem {
         /// The key.
         key: Key,
         /// Why, and what there is to do.
-        reason: &'static str,
+        reason: String,
     },
     /// The key does not take the value.
     #[error("`{key}`: {error}")]
@@ -123,12 +123,17 @@ pub fn parse_lines(text: &str, file: &Path) -> Result<Vec<Assignment>, Assignmen
 }
 
 /// The settings with all assignments, of which the last one of a key counts. What is only for reading may be assigned the
-/// value that it has: so a dump can be read back.
+/// value that it has: so a dump can be read back. `command` calls dosguard for the instance, for hints.
 ///
 /// # Errors
 ///
 /// An assignment is wrong, or what they come to together.
-pub fn apply(live: &Policy, sizes: &Sizes, assignments: &[Assignment]) -> Result<Policy, AssignmentError> {
+pub fn apply(
+    live: &Policy,
+    sizes: &Sizes,
+    assignments: &[Assignment],
+    command: &str,
+) -> Result<Policy, AssignmentError> {
     let mut wanted = live.clone();
     let mut set = Vec::new();
     for Assignment { key: text, value, place } in assignments {
@@ -137,8 +142,10 @@ pub fn apply(live: &Policy, sizes: &Sizes, assignments: &[Assignment]) -> Result
             return Err(failed(AssignmentProblem::Pattern { text: text.clone() }));
         }
         // Not parsed alone, so that an unknown rule is named with its nearest neighbour.
-        for (key, now) in keys::select(live, sizes, text).map_err(|error| failed(error.into()))? {
-            if let Some(reason) = key.fixed().filter(|_| now != *value) {
+        for (key, now) in keys::select(live, sizes, text, command).map_err(|error| failed(error.into()))? {
+            if now != *value
+                && let Some(reason) = key.fixed(command)
+            {
                 return Err(failed(AssignmentProblem::Fixed { key, reason }));
             }
             key.assign(&mut wanted, value)
@@ -187,7 +194,8 @@ mod tests {
 
     fn wanted(text: &str) -> Result<Policy, String> {
         let lines = parse_lines(text, Path::new("f")).map_err(|error| error.to_string())?;
-        apply(&live(), &Sizes::default(), &lines).map_err(|error| error.to_string())
+        apply(&live(), &Sizes::default(), &lines, "dosguard --instance mail")
+            .map_err(|error| error.to_string())
     }
 
     #[test]
@@ -228,7 +236,7 @@ mod tests {
             (
                 "size.bans = 65536\nsize.deny = 7",
                 "`f` line 2: `size.deny` cannot be set: it is chosen when the instance is loaded\nhint: set it under `[size]` in \
-                 the configuration file; then `dosguard detach --all`, with which bans and counters go, and attach or run it \
+                 the configuration file; then `dosguard --instance mail detach --all`, with which bans and counters go, and attach or run it \
                  again",
             ),
             (

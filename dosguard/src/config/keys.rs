@@ -70,10 +70,12 @@ pub enum KeyError {
         hint: String,
     },
     /// No key matches a pattern.
-    #[error("no key matches `{pattern}`\nhint: `dosguard sysctl -a` lists every key")]
+    #[error("no key matches `{pattern}`\nhint: `{command} sysctl -a` lists every key")]
     NoMatch {
         /// The pattern.
         pattern: String,
+        /// How to call dosguard for the instance.
+        command: String,
     },
 }
 
@@ -99,17 +101,19 @@ impl Key {
         }
     }
 
-    /// Why it is only for reading, and behind `hint: ` what there is to do; none for a setting.
-    pub const fn fixed(&self) -> Option<&'static str> {
+    /// Why it is only for reading, and behind `hint: ` what there is to do; none for a setting. `command` calls dosguard for
+    /// the instance.
+    pub fn fixed(&self, command: &str) -> Option<String> {
         match self {
             Self::Abi => Some(
                 "it is the layout of what is loaded into the kernel\nhint: a version of dosguard has one, and another version \
-                 may have another",
+                 may have another"
+                    .to_owned(),
             ),
-            Self::Size(_) => Some(
+            Self::Size(_) => Some(format!(
                 "it is chosen when the instance is loaded\nhint: set it under `[size]` in the configuration file; then \
-                 `dosguard detach --all`, with which bans and counters go, and attach or run it again",
-            ),
+                 `{command} detach --all`, with which bans and counters go, and attach or run it again"
+            )),
             _ => None,
         }
     }
@@ -205,12 +209,18 @@ pub(super) fn of_rule(rule: &NamedRule) -> [Key; RuleField::ALL.len()] {
     RuleField::ALL.map(|field| Key::Rule { rule: rule.name.clone(), field })
 }
 
-/// The key of this name, or all that match a pattern with `*` or `?`, with their values.
+/// The key of this name, or all that match a pattern with `*` or `?`, with their values. `command` calls dosguard for the
+/// instance, for hints.
 ///
 /// # Errors
 ///
 /// There is no such key or rule, or nothing matches.
-pub fn select(policy: &Policy, sizes: &Sizes, pattern: &str) -> Result<Vec<(Key, String)>, KeyError> {
+pub fn select(
+    policy: &Policy,
+    sizes: &Sizes,
+    pattern: &str,
+    command: &str,
+) -> Result<Vec<(Key, String)>, KeyError> {
     if !is_pattern(pattern) {
         let key: Key = pattern.parse()?;
         return match (key.get(policy, sizes), key) {
@@ -220,7 +230,10 @@ pub fn select(policy: &Policy, sizes: &Sizes, pattern: &str) -> Result<Vec<(Key,
     }
     let mut keys = all(policy, sizes);
     keys.retain(|(key, _)| matches(pattern, &key.to_string()));
-    if keys.is_empty() { Err(KeyError::NoMatch { pattern: pattern.to_owned() }) } else { Ok(keys) }
+    if keys.is_empty() {
+        return Err(KeyError::NoMatch { pattern: pattern.to_owned(), command: command.to_owned() });
+    }
+    Ok(keys)
 }
 
 /// Whether the text may stand for several keys.

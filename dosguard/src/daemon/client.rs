@@ -11,7 +11,7 @@ use super::PATIENCE;
 use super::protocol::{Line, Request, Wanted};
 use super::report::DaemonReport;
 use crate::output::EventRecord;
-use crate::paths::Paths;
+use crate::paths::{Paths, command};
 
 /// A daemon that does not say how it does within this does not do well.
 const STATUS_PATIENCE: Duration = Duration::from_secs(2);
@@ -22,7 +22,8 @@ pub enum SubscriptionError {
     /// No daemon listens.
     #[error(
         "no daemon serves instance `{instance}`\n\
-         hint: start one with `dosguard run`; the filter works without it, but events wait in the kernel"
+         hint: start one with `{} run`; the filter works without it, but events wait in the kernel",
+        command(instance)
     )]
     NoDaemon {
         /// The instance.
@@ -30,11 +31,15 @@ pub enum SubscriptionError {
     },
     /// The daemon dropped this listener.
     #[error(
-        "missed {missed} events: they came faster than they were read\nhint: `dosguard events --since 10m` reads them from the history"
+        "missed {missed} events: they came faster than they were read\n\
+         hint: `{} events --since 10m` reads them from the history",
+        command(instance)
     )]
     Missed {
         /// How many were lost to this listener.
         missed: u64,
+        /// The instance.
+        instance: String,
     },
     /// The daemon refused.
     #[error("the daemon refused: {error}")]
@@ -44,9 +49,14 @@ pub enum SubscriptionError {
     },
     /// The daemon did not say that it has taken a report.
     #[error(
-        "the daemon did not say that it has taken what it was told\nhint: it may have ended, or serve too many; see `dosguard status`"
+        "the daemon did not say that it has taken what it was told\n\
+         hint: it may have ended, or serve too many; see `{} status`",
+        command(instance)
     )]
-    NotTaken,
+    NotTaken {
+        /// The instance.
+        instance: String,
+    },
     /// The daemon's socket is not for this user.
     #[error(
         "the daemon's socket may not be opened\nhint: run as root, or as a member of the group `dosguard`"
@@ -59,6 +69,7 @@ pub enum SubscriptionError {
 
 /// Events from a daemon, one after the other.
 pub struct Subscription {
+    instance: String,
     reader: BufReader<UnixStream>,
 }
 
@@ -66,7 +77,7 @@ pub struct Subscription {
 pub fn subscribe(paths: &Paths, wanted: Wanted) -> Result<Subscription, SubscriptionError> {
     let mut stream = connect(paths)?;
     stream.write_all(&line(&Request::Events(wanted))?)?;
-    Ok(Subscription { reader: BufReader::new(stream) })
+    Ok(Subscription { instance: paths.instance().to_owned(), reader: BufReader::new(stream) })
 }
 
 /// Tells the instance's daemon what was changed by hand, so that it becomes an event.
@@ -92,7 +103,7 @@ pub fn report(
     match serde_json::from_str(&answer) {
         Ok(Line::Taken { taken, .. }) if taken == told => Ok(()),
         Ok(Line::Refused { error, .. }) => Err(SubscriptionError::Refused { error }),
-        _ => Err(SubscriptionError::NotTaken),
+        _ => Err(SubscriptionError::NotTaken { instance: paths.instance().to_owned() }),
     }
 }
 
@@ -133,12 +144,35 @@ impl Iterator for Subscription {
             Ok(0) => None,
             Ok(_) => Some(match serde_json::from_str(&line) {
                 Ok(Line::Event(record)) => Ok(*record),
-                Ok(Line::Missed { missed, .. }) => Err(SubscriptionError::Missed { missed }),
+                Ok(Line::Missed { missed, .. }) => {
+                    Err(SubscriptionError::Missed { missed, instance: self.instance.clone() })
+                }
                 Ok(Line::Refused { error, .. }) => Err(SubscriptionError::Refused { error }),
                 Ok(Line::Taken { .. }) => return self.next(),
                 Err(error) => Err(io::Error::from(error).into()),
             }),
             Err(error) => Some(Err(error.into())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hints_are_for_the_instance() {
+        let instance = || "mail".to_owned();
+        for (error, hint) in [
+            (SubscriptionError::NoDaemon { instance: instance() }, "`dosguard --instance mail run`"),
+            (
+                SubscriptionError::Missed { missed: 3, instance: instance() },
+                "`dosguard --instance mail events --since 10m`",
+            ),
+            (SubscriptionError::NotTaken { instance: instance() }, "`dosguard --instance mail status`"),
+        ] {
+            let text = error.to_string();
+            assert!(text.contains(hint), "{text}");
         }
     }
 }

@@ -219,7 +219,7 @@ impl Pump {
     }
 
     fn end_sweep(&mut self, begun: Option<(Sweep, StateLock)>) -> Result<(), DaemonError> {
-        begun.map_or(Ok(()), |(sweep, _lock)| Ok(self.datapath.end_sweep(sweep)?))
+        begun.map_or(Ok(()), |(sweep, _lock)| Ok(self.datapath.end_sweep(&sweep)?))
     }
 
     /// Leaves what has not been removed to the next sweep.

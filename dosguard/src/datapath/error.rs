@@ -167,7 +167,7 @@ pub enum Error {
     /// A pinned map is not what the program wants.
     #[error(
         "the pinned map `{map}` has {live}, and this dosguard's program wants {wanted}; nothing was changed\n\
-         hint: use the dosguard that made it, or give up bans and counters with `dosguard detach --all`"
+         hint: use the dosguard that made it, or give up bans and counters with `{command} detach --all`"
     )]
     MapDiffers {
         /// The map.
@@ -176,6 +176,8 @@ pub enum Error {
         live: String,
         /// What it should have.
         wanted: String,
+        /// How to call dosguard for the instance.
+        command: String,
     },
     /// An interface does not take the new program.
     #[error(

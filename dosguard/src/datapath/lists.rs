@@ -110,6 +110,30 @@ pub fn covers((prefix, length): &Prefix, address: &Address) -> bool {
     differ.leading_zeros() >= *length
 }
 
+/// Prefixes in which addresses are looked up, each in the logarithm of their number.
+pub struct PrefixSet {
+    /// In order, and none within another.
+    widest: Vec<Prefix>,
+}
+
+impl FromIterator<Prefix> for PrefixSet {
+    fn from_iter<I: IntoIterator<Item = Prefix>>(prefixes: I) -> Self {
+        let mut widest: Vec<_> = prefixes.into_iter().collect();
+        // Prefixes lie within each other or apart: what is within another comes behind it, before anything else.
+        widest.sort_unstable();
+        widest.dedup_by(|next, kept| covers(kept, &next.0));
+        Self { widest }
+    }
+}
+
+impl PrefixSet {
+    /// Whether one of them covers the address.
+    pub fn covers(&self, address: &Address) -> bool {
+        let behind = self.widest.partition_point(|(first, _)| first <= address);
+        self.widest[..behind].last().is_some_and(|prefix| covers(prefix, address))
+    }
+}
+
 /// A list of prefixes in the kernel.
 pub struct PrefixList {
     spec: MapSpec,
@@ -280,3 +304,70 @@ fn set_used(maps: &mut Maps, list: List, used: bool) -> Result<(), Error> {
 }
 
 const _: () = assert!(abi::ALLOW.entries == abi::DENY.entries, "both lists hold as much");
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::config::cidr::{Cidr, to_address};
+
+    fn address(text: &str) -> Address {
+        to_address(text.parse().unwrap())
+    }
+
+    #[test]
+    fn a_set_covers_what_one_of_its_prefixes_covers() {
+        let networks = [
+            "192.0.2.128/25",
+            "192.0.2.0/24",
+            "192.0.2.200",
+            "198.51.100.7",
+            "198.51.100.7",
+            "198.51.100.8/31",
+            "2001:db8::/32",
+            "2001:db8:1::/48",
+        ];
+        let prefixes: Vec<_> =
+            networks.iter().map(|text| text.parse::<Cidr>().unwrap().to_prefix()).collect();
+        let set: PrefixSet = prefixes.iter().copied().collect();
+        assert_eq!(set.widest.len(), 4);
+        for text in [
+            "192.0.1.255",
+            "192.0.2.0",
+            "192.0.2.201",
+            "192.0.2.255",
+            "192.0.3.0",
+            "198.51.100.6",
+            "198.51.100.7",
+            "198.51.100.9",
+            "198.51.100.10",
+            "0.0.0.0",
+            "255.255.255.255",
+            "::",
+            "2001:db7:ffff::",
+            "2001:db8::",
+            "2001:db8:1::1",
+            "2001:db8:2::1",
+            "2001:db9::",
+        ] {
+            let address = address(text);
+            let expected = prefixes.iter().any(|prefix| covers(prefix, &address));
+            assert_eq!(set.covers(&address), expected, "{text}");
+        }
+        assert!(!PrefixSet::from_iter([]).covers(&address("192.0.2.1")));
+    }
+
+    #[test]
+    fn as_many_bans_as_there_may_be_are_looked_up_in_a_large_list_at_once() {
+        let numbered = |number: u32| to_address(std::net::Ipv4Addr::from_bits(number).into());
+        let began = Instant::now();
+        // Every second address, so that none lies within another.
+        let set: PrefixSet = (0..131_072).map(|number| (numbered(number * 2), 128)).collect();
+        let covered = (0..65_536).filter(|number| set.covers(&numbered(*number))).count();
+        assert_eq!(covered, 32_768);
+        // One by one it takes minutes.
+        let took = began.elapsed();
+        assert!(took < Duration::from_secs(5), "{took:?}");
+    }
+}

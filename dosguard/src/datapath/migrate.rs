@@ -115,7 +115,7 @@ pub fn migrate(paths: &Paths, options: &LoadOptions) -> Result<Option<Migrated>,
     finish_interrupted(paths)?;
     let Some(plan) = plan(paths)? else { return Ok(None) };
     let (old, staging) = (paths.pins_of(plan.from), paths.staging_pins());
-    let done = stage(&plan, options, &old, &staging)
+    let done = stage(paths, &plan, options, &old, &staging)
         .and_then(|()| switch(&old, &old.join(PROGRAM), &staging.join(PROGRAM)))
         .and_then(|links| {
             fs::rename(&staging, paths.pins()).map(|()| links).map_err(Error::path("create", paths.pins()))
@@ -138,7 +138,7 @@ pub fn migrate(paths: &Paths, options: &LoadOptions) -> Result<Option<Migrated>,
 
 /// Loads the new program onto what is carried over and drops it again: whether the kernel would take it.
 pub fn try_plan(paths: &Paths, plan: &Plan, options: &LoadOptions) -> Result<(), Error> {
-    load_onto(SHIPPED, options, &carried(plan, &paths.pins_of(plan.from))).map(drop)
+    load_onto(paths, SHIPPED, options, &carried(plan, &paths.pins_of(plan.from))).map(drop)
 }
 
 fn carried(plan: &Plan, old: &Path) -> Vec<(MapSpec, std::path::PathBuf)> {
@@ -147,8 +147,8 @@ fn carried(plan: &Plan, old: &Path) -> Vec<(MapSpec, std::path::PathBuf)> {
 }
 
 /// Makes the folder of the new version, whole but for its name.
-fn stage(plan: &Plan, options: &LoadOptions, old: &Path, staging: &Path) -> Result<(), Error> {
-    let mut loaded = load_onto(SHIPPED, options, &carried(plan, old))?;
+fn stage(paths: &Paths, plan: &Plan, options: &LoadOptions, old: &Path, staging: &Path) -> Result<(), Error> {
+    let mut loaded = load_onto(paths, SHIPPED, options, &carried(plan, old))?;
     remove_pins(staging)?;
     pin_maps(&loaded, staging)?;
     let mut maps = loaded.take_maps()?;

@@ -35,7 +35,7 @@ pub use attach::{AttachMode, Attached, Guarded, Held};
 pub use build::Build;
 pub use error::Error;
 pub use links::{AttachedProgram, Interface, interfaces};
-pub use lists::{List, ListedSources, Origin, Prefix, PrefixList, covers, list_add, list_remove};
+pub use lists::{List, ListedSources, Origin, Prefix, PrefixList, PrefixSet, covers, list_add, list_remove};
 pub use maps::{Fill, Maps};
 pub use migrate::{Fate, Migrated, Plan, migrate, plan, try_plan};
 pub use object::{LoadOptions, Loaded, SHIPPED, sees_peers};

@@ -111,7 +111,7 @@ impl Datapath {
     }
 
     /// Ends a sweep.
-    pub fn end_sweep(&mut self, sweep: Sweep) -> Result<(), Error> {
+    pub fn end_sweep(&mut self, sweep: &Sweep) -> Result<(), Error> {
         self.maps.set_config(sweep.config.with_sweep_until_ns(0))
     }
 

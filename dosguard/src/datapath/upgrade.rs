@@ -85,12 +85,13 @@ impl Datapath {
 
     fn load_onto(&self, object: &[u8], options: &LoadOptions) -> Result<Loaded, Error> {
         let pins: Vec<_> = abi::MAPS.iter().map(|map| (*map, self.paths.map(map.name))).collect();
-        load_onto(object, options, &pins)
+        load_onto(&self.paths, object, options, &pins)
     }
 }
 
 /// Loads an object onto pinned maps which fit.
 pub(super) fn load_onto(
+    paths: &Paths,
     object: &[u8],
     options: &LoadOptions,
     pins: &[(MapSpec, PathBuf)],
@@ -101,7 +102,7 @@ pub(super) fn load_onto(
     let parsed = Object::parse(object).map_err(|error| Error::Object(Box::new(error.into())))?;
     for (map, path) in pins {
         let live = MapInfo::from_pin(path).map_err(Error::map(map.name, "open"))?;
-        check_map(map, &live, &parsed.maps)?;
+        check_map(paths, map, &live, &parsed.maps)?;
     }
     let pins: Vec<_> = pins.iter().map(|(map, path)| (map.name, path.clone())).collect();
     Loaded::onto(object, options, &pins)
@@ -109,7 +110,12 @@ pub(super) fn load_onto(
 
 /// Refuses a pinned map that is not of the type and the sizes that the object's program expects. How many entries it has is
 /// the instance's own choice, but where their places have meanings.
-fn check_map(map: &MapSpec, live: &MapInfo, wanted: &HashMap<String, aya_obj::Map>) -> Result<(), Error> {
+fn check_map(
+    paths: &Paths,
+    map: &MapSpec,
+    live: &MapInfo,
+    wanted: &HashMap<String, aya_obj::Map>,
+) -> Result<(), Error> {
     let Some(wanted) = wanted.get(map.name) else { return Ok(()) }; // the program does not use it
     let live_type = live.map_type().map_err(Error::map(map.name, "read"))?;
     let places = matches!(live_type, MapType::Array | MapType::PerCpuArray);
@@ -131,7 +137,7 @@ fn check_map(map: &MapSpec, live: &MapInfo, wanted: &HashMap<String, aya_obj::Ma
         let entries = if places { format!(", {entries} entries") } else { String::new() };
         format!("type {kind}, keys of {key} bytes, values of {value}, flags {flags:#x}{entries}")
     };
-    Err(Error::MapDiffers { map: map.name, live: say(live), wanted: say(wanted) })
+    Err(Error::MapDiffers { map: map.name, live: say(live), wanted: say(wanted), command: paths.command() })
 }
 
 /// What somebody left who was killed while replacing the program or migrating.

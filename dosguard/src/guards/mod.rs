@@ -14,7 +14,7 @@ use std::net::IpAddr;
 
 pub use cut::{Change, Cut, Start, refuse_cut, warnings, would_cut};
 pub use port::warn_of_rules;
-pub use session::{ssh_peer, ssh_port};
+pub use session::{Session, ssh_peer, ssh_session};
 
 use crate::config::cidr::Cidr;
 use crate::datapath::Prefix;

@@ -3,7 +3,7 @@
 use dosguard_common::config::Mode;
 use dosguard_common::rule::{Action, RuleSpec, Scope};
 
-use super::{ssh_peer, ssh_port};
+use super::{Session, ssh_session};
 use crate::config::cidr::to_address;
 use crate::config::policy::{NamedRule, Policy};
 use crate::datapath::{Datapath, Error, List};
@@ -11,7 +11,7 @@ use crate::datapath::{Datapath, Error, List};
 /// Warns of a change after which the rule of the session's port bans sooner, and of every packet, if the session is not
 /// allowed. The settings after it are given; those before are the live ones.
 pub fn warn_of_rules(datapath: &Datapath, after: &Policy) -> Result<(), Error> {
-    let (Some(peer), Some(port)) = (ssh_peer(), ssh_port()) else { return Ok(()) };
+    let Some(Session { peer, port: Some(port) }) = ssh_session() else { return Ok(()) };
     let before = datapath.settings()?;
     let (Some(old), Some(new)) = (rule_of(&before, port), rule_of(after, port)) else { return Ok(()) };
     if !is_stricter(&old.spec, &new.spec) || datapath.maps().list(List::Allow).covers(&to_address(peer))? {

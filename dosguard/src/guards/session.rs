@@ -13,26 +13,38 @@ const VARIABLES: [&str; 2] = ["SSH_CONNECTION", "SSH_CLIENT"];
 /// Longer chains of processes are not followed.
 const MAX_DEPTH: usize = 64;
 
-/// The other end of the ssh session that this process belongs to, if it belongs to one.
+/// An ssh session, as seen from this machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// The address of the other end.
+    pub peer: IpAddr,
+    /// The port of this machine that it came to, if the variable says.
+    pub port: Option<u16>,
+}
+
+/// The ssh session that this process belongs to, if it belongs to one.
 ///
 /// `sudo` takes the variables away, so those with which the processes above were started are looked at too, the nearest
 /// first. A variable that is there and empty says that there is no session.
-pub fn ssh_peer() -> Option<IpAddr> {
+pub fn ssh_session() -> Option<Session> {
     let own = VARIABLES.iter().find_map(|name| {
         let value = std::env::var_os(name)?;
-        Some(peer(value.as_bytes()))
+        Some(session(value.as_bytes()))
     });
     match own {
-        Some(peer) => peer,
-        None => peer_above(Path::new("/proc"), std::process::id()),
+        Some(session) => session,
+        None => session_above(Path::new("/proc"), std::process::id()),
     }
 }
 
-/// The port of this machine that the session came to, as far as its own environment tells: `sudo` takes it away.
-pub fn ssh_port() -> Option<u16> {
-    // The last word of either.
-    let value = VARIABLES.iter().find_map(std::env::var_os)?;
-    port(value.as_bytes())
+/// The other end of that session.
+pub fn ssh_peer() -> Option<IpAddr> {
+    ssh_session().map(|session| session.peer)
+}
+
+/// What a value says.
+fn session(value: &[u8]) -> Option<Session> {
+    Some(Session { peer: peer(value)?, port: port(value) })
 }
 
 /// The last word of the value, if it has the others too.
@@ -42,25 +54,25 @@ fn port(value: &[u8]) -> Option<u16> {
 }
 
 /// Looks at the processes above `process`.
-fn peer_above(proc: &Path, process: u32) -> Option<IpAddr> {
+fn session_above(proc: &Path, process: u32) -> Option<Session> {
     let mut process = process;
     for _ in 0..MAX_DEPTH {
         process = parent(proc, process).filter(|parent| *parent > 1)?;
         // Those of others cannot be read without privileges; they may be above one that can.
         let environment = fs::read(proc.join(process.to_string()).join("environ")).unwrap_or_default();
-        if let Some(peer) = peer_in(&environment) {
-            return peer;
+        if let Some(session) = session_in(&environment) {
+            return session;
         }
     }
     None
 }
 
-/// What an environment says: nothing, that there is no session, or where the session comes from.
-fn peer_in(environment: &[u8]) -> Option<Option<IpAddr>> {
+/// What an environment says: nothing, that there is no session, or which.
+fn session_in(environment: &[u8]) -> Option<Option<Session>> {
     VARIABLES.iter().find_map(|name| {
         environment.split(|byte| *byte == 0).find_map(|entry| {
             let value = entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
-            Some(peer(value))
+            Some(session(value))
         })
     })
 }
@@ -92,15 +104,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let proc = folder.path();
         process(proc, 10, 1, &["SSH_CONNECTION=203.0.113.9 1 192.0.2.1 22"]);
-        process(proc, 20, 10, &["HOME=/root", "SSH_CLIENT=2001:db8::7%eth0 50000 22", "TERM=xterm"]);
+        process(proc, 20, 10, &["HOME=/root", "SSH_CLIENT=2001:db8::7%eth0 50000 2222", "TERM=xterm"]);
         process(proc, 30, 20, &["SUDO=1"]);
         process(proc, 40, 30, &[]);
         process(proc, 50, 10, &["SSH_CONNECTION="]);
         process(proc, 60, 50, &[]);
         process(proc, 70, 1, &[]);
-        let above = |number| peer_above(proc, number).map(|peer| peer.to_string());
-        assert_eq!(above(40).as_deref(), Some("2001:db8::7"));
-        assert_eq!(above(20).as_deref(), Some("203.0.113.9"));
+        let above = |number| session_above(proc, number);
+        let from = |peer: &str, port| Some(Session { peer: peer.parse().unwrap(), port: Some(port) });
+        assert_eq!(above(40), from("2001:db8::7", 2222), "its port too");
+        assert_eq!(above(20), from("203.0.113.9", 22));
         assert_eq!(above(60), None, "one above says that there is none");
         assert_eq!(above(70), None);
         assert_eq!(above(99), None, "no such process");

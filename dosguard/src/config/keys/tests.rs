@@ -12,7 +12,8 @@ fn policy() -> Policy {
 }
 
 fn list(pattern: &str) -> Result<Vec<String>, String> {
-    let keys = select(&policy(), &Sizes::default(), pattern).map_err(|error| error.to_string())?;
+    let keys = select(&policy(), &Sizes::default(), pattern, "dosguard --instance mail")
+        .map_err(|error| error.to_string())?;
     Ok(keys.into_iter().map(|(key, value)| format!("{key} = {value}")).collect())
 }
 
@@ -51,7 +52,7 @@ fn every_key_is_listed_in_order_and_parses() {
     for (key, value) in keys {
         assert_eq!(key.to_string().parse(), Ok(key.clone()));
         assert_eq!(key.get(&policy, &sizes), Some(value));
-        assert_eq!(key.fixed().is_none(), key.setting(&policy).is_some());
+        assert_eq!(key.fixed("dosguard").is_none(), key.setting(&policy).is_some());
     }
 }
 
@@ -95,7 +96,10 @@ fn unknown_keys_get_a_hint() {
         ),
         ("rule.smpt.limit", "no such rule as `smpt`\nhint: there are `default`, `smtp`"),
         ("rule.smt.limit", "no such rule as `smt`\nhint: did you mean `smtp`?"),
-        ("rule.imap.*", "no key matches `rule.imap.*`\nhint: `dosguard sysctl -a` lists every key"),
+        (
+            "rule.imap.*",
+            "no key matches `rule.imap.*`\nhint: `dosguard --instance mail sysctl -a` lists every key",
+        ),
     ];
     for (text, message) in cases {
         assert_eq!(list(text).unwrap_err(), message);
