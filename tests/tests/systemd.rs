@@ -112,6 +112,31 @@ fn the_units_are_valid() {
 }
 
 #[test]
+fn a_reload_asks_for_nothing_if_a_file_is_wrong() {
+    let lab = Lab::new().unwrap();
+    let dosguard = Dosguard::new(&lab).unwrap();
+    for (text, instance) in [(UNIT, None), (TEMPLATE, Some("%i"))] {
+        let reload: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("ExecReload=")).collect();
+        // The second one is run only if the first one has succeeded.
+        let [check, "/bin/kill -HUP $MAINPID"] = reload[..] else { panic!("{reload:?}") };
+        let mut arguments: Vec<_> = check.split(' ').collect();
+        assert_eq!(arguments.remove(0), INSTALLED);
+        if let Some(instance) = instance {
+            assert_eq!(arguments.drain(..2).collect::<Vec<_>>(), ["--instance", instance]);
+        }
+        let file = lab.directory().config_dir().join("lab.toml");
+        for (text, good) in [(None, true), (Some(CONFIG), true), (Some("[rule.smtp]\nlimmit = 1\n"), false)] {
+            drop(fs::remove_file(&file)); // there may be none
+            if let Some(text) = text {
+                fs::write(&file, text).unwrap();
+            }
+            let said: Said = dosguard.cli(&arguments).unwrap().into();
+            assert_eq!(said.code == Some(0), good, "{text:?}: {said:?}");
+        }
+    }
+}
+
+#[test]
 fn the_daemon_keeps_the_privileges_it_needs_and_no_other() {
     let lab = Lab::new().unwrap();
     let dosguard = Dosguard::new(&lab).unwrap();

@@ -38,7 +38,8 @@ pub(super) fn check(paths: &Paths, args: &CheckArgs, out: &mut dyn Write) -> any
                 paths.config_file().display(),
                 paths.config_drop_ins().display()
             ));
-            return Ok(Answer::No);
+            // Nothing is wrong: a reload checks first, and a daemon needs no file.
+            return Ok(Answer::Done);
         }
         Err(error @ (FileError::Invalid { .. } | FileError::NotText { .. } | FileError::TooLarge { .. })) => {
             talk::error(&error.into());
