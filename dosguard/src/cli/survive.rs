@@ -98,6 +98,8 @@ pub(super) fn save_restored(paths: &Paths) {
         };
         let clock = WallClock::new(Timestamp::now(), system::boot_now_ns()?);
         let changes = Saver::new(&datapath).changes(&datapath, &datapath.look()?, &clock)?;
+        // What ended in the meantime stays saved: the next daemon tells of that.
+        let changes = changes.map(|changes| Changes { whole: false, ..changes });
         changes.map_or(Ok(()), |changes| opened.store.save(&changes))?;
         anyhow::Ok(())
     };

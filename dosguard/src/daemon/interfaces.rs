@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 
 use super::health::Health;
@@ -19,6 +20,9 @@ use crate::paths::Paths;
 
 /// How often it is looked for interfaces.
 const INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long others who change the instance are waited for.
+const LOCK: Duration = Duration::from_millis(500);
 
 /// Looks after the interfaces that are to be guarded.
 pub struct Interfaces {
@@ -44,7 +48,7 @@ impl Interfaces {
         Ok(Self { wanted: sender, thread })
     }
 
-    /// These are to be guarded from now on; those that are there are guarded already.
+    /// These are to be guarded from now on.
     pub(super) fn want(&self, wanted: Vec<String>) {
         // A thread that has panicked said so.
         let _ = self.wanted.send(wanted);
@@ -88,18 +92,19 @@ impl Watch {
                 self.health.forget(&about(name));
             }
         }
-        for name in wanted.iter().filter(|name| !self.wanted.contains(name)) {
-            // Whoever asked for it has attached it, if it is there.
-            self.seen.extend(number(name).map(|ifindex| (name.clone(), ifindex)));
-        }
         self.wanted = wanted;
     }
 
     fn look_at(&mut self, name: &str) {
-        let Some(ifindex) = number(name) else {
-            self.seen.remove(name);
-            let text = format!("interface `{name}` is not there; it is guarded as soon as it is");
-            return self.health.warn(about(name), text);
+        let ifindex = match if_nametoindex(name) {
+            Ok(ifindex) => ifindex,
+            Err(Errno::ENODEV | Errno::ENXIO) => {
+                self.seen.remove(name);
+                let text = format!("interface `{name}` is not there; it is guarded as soon as it is");
+                return self.health.warn(about(name), text);
+            }
+            // Nobody knows; next time.
+            Err(_) => return,
         };
         if self.seen.get(name) == Some(&ifindex) {
             return;
@@ -121,7 +126,7 @@ impl Watch {
 
     /// Returns false if somebody else changes the instance at the moment.
     fn attach(&self, name: &str) -> Result<bool, DaemonError> {
-        let Some(_lock) = StateLock::try_acquire(&self.paths)? else { return Ok(false) };
+        let Some(_lock) = StateLock::acquire_within(&self.paths, LOCK)? else { return Ok(false) };
         let datapath = Datapath::require(&self.paths)?;
         datapath.forget_stale_links()?;
         let (attached, held) = datapath.attach(name, self.mode)?;
@@ -135,8 +140,4 @@ impl Watch {
 
 fn about(name: &str) -> String {
     format!("interface `{name}`")
-}
-
-fn number(name: &str) -> Option<u32> {
-    if_nametoindex(name).ok()
 }

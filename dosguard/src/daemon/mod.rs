@@ -34,7 +34,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet, yield_now};
-use tokio::time::{sleep_until, timeout, timeout_at};
+use tokio::time::{sleep_until, timeout};
 
 pub use catch_up::Known;
 pub use client::{Subscription, SubscriptionError, ask_status, report, subscribe};
@@ -43,7 +43,7 @@ use health::Health;
 pub use interfaces::Interfaces;
 use past::Past;
 pub use protocol::Wanted;
-use pump::{Pump, Settled};
+use pump::Pump;
 pub use services::RunningServices;
 pub use signals::{Asked, Signals};
 use socket::Desk;
@@ -182,13 +182,14 @@ pub async fn serve(paths: &Paths, parts: Parts) -> Result<(), DaemonError> {
         reloads,
     };
     let mut served = daemon.begin(first, parts.known.as_ref()).await;
-    if served.is_ok() {
+    let began = served.is_ok();
+    if began {
         served = daemon.run(&server).await;
     }
     notify::stopping();
     // Whoever changes something from here on finds no daemon, and writes it into the history itself.
     drop(server);
-    let ended = daemon.end(&hub).await;
+    let ended = daemon.end(&hub, began).await;
     served.and(ended)
 }
 
@@ -243,13 +244,16 @@ impl Daemon<'_> {
                 }
                 look = self.sweeper.look() => {
                     let look = look.ok_or_else(|| io_error("look at the bans")(io::ErrorKind::BrokenPipe.into()))?;
-                    let settled = self.pump.settle(look, self.paths, self.ring.get_mut()).await;
-                    self.give_back(settled);
-                    remove_at = tokio::time::Instant::now() + REMOVE_PAUSE;
+                    let settled = self.pump.settle(&look, self.ring.get_mut()).await;
+                    self.sweeper.settle(look, settled);
+                    self.sweeper.imposed(self.pump.take_imposed());
                 }
                 () = sleep_until(remove_at), if self.pump.removes() => {
-                    let settled = self.pump.remove_some(self.paths, self.ring.get_mut()).await;
-                    self.give_back(settled);
+                    match self.pump.remove_some(self.paths, self.ring.get_mut()).await {
+                        Ok(()) => health.recovered(SWEEP),
+                        Err(error) => health.warn(SWEEP, format!("expired bans were not removed: {error}")),
+                    }
+                    self.sweeper.imposed(self.pump.take_imposed());
                     remove_at = tokio::time::Instant::now() + REMOVE_PAUSE;
                 }
                 () = sleep_until(sample_at) => {
@@ -285,14 +289,6 @@ impl Daemon<'_> {
         }
     }
 
-    /// Gives a walk back to who has made it, once it is settled, and tells him of what was imposed since.
-    fn give_back(&mut self, settled: Option<Settled>) {
-        if let Some((look, removed)) = settled {
-            self.sweeper.settle(look, removed);
-        }
-        self.sweeper.imposed(self.pump.take_imposed());
-    }
-
     /// Serves a client, unless too many are served. Root always is: who may only read must not keep a change from being
     /// told. Returns whether it is; said once in a row.
     fn admit(&mut self, stream: UnixStream, refused: bool) -> bool {
@@ -322,27 +318,15 @@ impl Daemon<'_> {
         }
     }
 
-    /// Tells and saves what is left, whatever it was that ended the daemon.
-    async fn end(mut self, hub: &EventHub) -> Result<(), DaemonError> {
-        let stopped = self.pump.end_removal();
-        // A reload that is under way changes the kernel all the same, and what it ends is told. Half done it would be neither
-        // the old nor the new configuration.
-        let until = tokio::time::Instant::now() + PATIENCE;
-        match timeout_at(until, self.reloads.join_next()).await {
-            Ok(Some(reloaded)) => self.take_over(reloaded),
-            Ok(None) => {}
-            Err(_) => log::warn!(
+    /// Tells and saves what is left, whatever it was that ended the daemon. `began` says whether it has told what happened
+    /// before: else nothing is saved, which would make the next one take that for told.
+    async fn end(mut self, hub: &EventHub, began: bool) -> Result<(), DaemonError> {
+        let ended = self.pump.end_sweep().and(self.pump.drain(self.ring.get_mut()).await);
+        if timeout(PATIENCE, self.work_off()).await.is_err() && !self.reloads.is_empty() {
+            // Half done it is neither the old nor the new configuration.
+            log::warn!(
                 "the daemon ends in the middle of applying the configuration\nhint: start it again, or a part of it holds and another does not"
-            ),
-        }
-        let drained = stopped.and(self.pump.drain(self.ring.get_mut()).await);
-        let Desk { reports, .. } = self.desk;
-        drop(reports);
-        // Somebody may be in the middle of many reports.
-        while tokio::time::Instant::now() < until
-            && let Ok(Some(record)) = timeout(FAREWELL, self.reported.recv()).await
-        {
-            self.pump.publish(record);
+            );
         }
         hub.close();
         let clients = &mut self.clients;
@@ -353,13 +337,36 @@ impl Daemon<'_> {
             self.pump.publish(record);
         }
         self.interfaces.finish();
-        let saved = self.sweeper.finish();
+        // What is saved was told before.
+        let ended = ended.and(self.pump.drain(self.ring.get_mut()).await);
+        let saved = self.sweeper.finish(began && ended.is_ok());
         self.pump.finish();
-        drained.and(saved)
+        ended.and(saved)
+    }
+
+    /// Waits for a reload that is under way, which changes the kernel all the same, and for those who are in the middle of
+    /// many reports. Both at once: a reload may wait for whoever reports.
+    async fn work_off(&mut self) {
+        // Those that serve clients have senders of their own, as long as something may be reported.
+        let (nobody, _) = mpsc::channel(1);
+        self.desk.reports = nobody;
+        let mut reporting = true;
+        while reporting || !self.reloads.is_empty() {
+            tokio::select! {
+                Some(reloaded) = self.reloads.join_next() => self.take_over(reloaded),
+                report = timeout(FAREWELL, self.reported.recv()), if reporting => match report {
+                    Ok(Some(record)) => self.pump.publish(record),
+                    Ok(None) => reporting = false,
+                    // Whoever is connected and silent is waited for no longer.
+                    Err(_) => reporting = !self.reloads.is_empty(),
+                },
+            }
+        }
     }
 }
 
 /// What warnings are about.
+const SWEEP: &str = "removing expired bans";
 const CONFIGURATION: &str = "the configuration";
 const ACCEPT: &str = "accepting listeners";
 

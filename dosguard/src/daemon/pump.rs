@@ -40,17 +40,9 @@ pub(super) struct Pump {
     lost: u64,
     /// Where bans may be that were told.
     imposed: Vec<SourceKey>,
-    removal: Option<Removal>,
-}
-
-/// A walk over the bans, with what became of those that had ended: all that it has seen is told.
-pub(super) type Settled = (Look, Result<(), DaemonError>);
-
-/// Bans that have ended are being removed.
-struct Removal {
-    look: Look,
-    /// So many of those that have ended are done with.
-    removed: usize,
+    /// Where bans are that have ended and are to be removed.
+    expired: Vec<SourceKey>,
+    /// They are being removed.
     sweep: Option<(Sweep, StateLock)>,
 }
 
@@ -75,7 +67,8 @@ impl Pump {
             bans: 0,
             lost,
             imposed: Vec::new(),
-            removal: None,
+            expired: Vec::new(),
+            sweep: None,
         })
     }
 
@@ -130,25 +123,18 @@ impl Pump {
         Ok(())
     }
 
-    /// Publishes what the ring buffer holds, and with it every ban that a walk has seen. Then begins to remove those that have
-    /// ended. Returns the walk when it is settled, which may be only after [`Self::remove_some`].
+    /// Publishes what the ring buffer holds, and with it every ban that a walk has seen. Those that have ended are for
+    /// [`Self::remove_some`].
     pub(super) async fn settle(
         &mut self,
-        look: Look,
-        paths: &Paths,
+        look: &Look,
         ring: &mut RingBuf<MapData>,
-    ) -> Option<Settled> {
-        if let Err(error) = self.show(&look, ring).await {
-            return Some((look, Err(error)));
-        }
-        self.removal = Some(Removal { look, removed: 0, sweep: None });
-        self.remove_some(paths, ring).await
-    }
-
-    async fn show(&mut self, look: &Look, ring: &mut RingBuf<MapData>) -> Result<(), DaemonError> {
+    ) -> Result<(), DaemonError> {
         self.drain(ring).await?;
         self.bans = look.bans.len();
         self.services.show(&look.bans, self.datapath.maps().source_mask()?.into());
+        // What is left of the last walk is among them.
+        self.expired.clone_from(&look.expired);
         let lost = self.datapath.maps().tallied(Tally::EventLost)?;
         if lost > self.lost {
             log::warn!("{} events were lost: the ring buffer was full", lost - self.lost);
@@ -159,73 +145,54 @@ impl Pump {
 
     /// Whether [`Self::remove_some`] has something to do.
     pub(super) const fn removes(&self) -> bool {
-        self.removal.is_some()
+        !self.expired.is_empty() || self.sweep.is_some()
     }
 
     /// Removes some of the bans that have ended, and publishes their ends: after the bans themselves, and before a next ban
     /// of the source. To be called again and again, no faster than those who listen can take the ends: they are not urgent,
-    /// since an expired ban does not hold. Returns the walk when it is done.
+    /// since an expired ban does not hold.
     pub(super) async fn remove_some(
         &mut self,
         paths: &Paths,
         ring: &mut RingBuf<MapData>,
-    ) -> Option<Settled> {
-        let mut removal = self.removal.take()?;
-        match self.remove_next(&mut removal, paths, ring).await {
-            Ok(false) => {
-                self.removal = Some(removal);
-                None
-            }
-            done => {
-                let ended = self.end_sweep(removal.sweep);
-                Some((removal.look, done.and(ended)))
-            }
+    ) -> Result<(), DaemonError> {
+        let removed = self.remove_next(paths, ring).await;
+        if removed.is_err() {
+            self.expired.clear();
         }
+        if self.expired.is_empty() {
+            return removed.and(self.end_sweep());
+        }
+        removed
     }
 
-    /// Returns whether there is nothing more to be done now.
-    async fn remove_next(
-        &mut self,
-        removal: &mut Removal,
-        paths: &Paths,
-        ring: &mut RingBuf<MapData>,
-    ) -> Result<bool, DaemonError> {
-        let keys = &removal.look.expired[removal.removed..];
-        if keys.is_empty() {
-            return Ok(true);
+    async fn remove_next(&mut self, paths: &Paths, ring: &mut RingBuf<MapData>) -> Result<(), DaemonError> {
+        if self.sweep.is_none() && !self.expired.is_empty() {
+            // Whoever changes the instance now may take long; expired bans can wait, events cannot.
+            let Some(lock) = StateLock::try_acquire(paths)? else {
+                self.expired.clear();
+                return Ok(());
+            };
+            self.drain(ring).await?;
+            self.sweep = Some((self.datapath.begin_sweep()?, lock));
         }
-        let (sweep, _) = match &mut removal.sweep {
-            Some(begun) => begun,
-            none => {
-                // Whoever changes the instance now may take long; expired bans can wait, events cannot.
-                let Some(lock) = StateLock::try_acquire(paths)? else { return Ok(true) };
-                self.drain(ring).await?;
-                none.insert((self.datapath.begin_sweep()?, lock))
-            }
-        };
-        let keys = &keys[..keys.len().min(BATCH)];
-        let removed = self.datapath.remove_expired(sweep, keys)?;
+        let Some((sweep, _)) = &self.sweep else { return Ok(()) };
+        let some = self.expired.split_off(self.expired.len().saturating_sub(BATCH));
+        let removed = self.datapath.remove_expired(sweep, &some)?;
+        let is_over = sweep.is_over()?;
         self.recorder.refresh(&self.datapath)?;
         let now_ns = self.recorder.clock().boot_now_ns();
         for (key, ban) in &removed {
             self.publish_event(&Event::of_ban(Kind::Unban, key, ban, &Cause::default(), now_ns));
         }
-        removal.removed += keys.len();
-        if sweep.is_over()? {
-            // Others get the lock for a moment.
-            self.end_sweep(removal.sweep.take())?;
-        }
-        Ok(removal.removed == removal.look.expired.len())
+        // Others get the lock for a moment.
+        if is_over { self.end_sweep() } else { Ok(()) }
     }
 
-    fn end_sweep(&mut self, begun: Option<(Sweep, StateLock)>) -> Result<(), DaemonError> {
+    /// Leaves what has not been removed to the next walk.
+    pub(super) fn end_sweep(&mut self) -> Result<(), DaemonError> {
+        let begun = self.sweep.take();
         begun.map_or(Ok(()), |(sweep, _lock)| Ok(self.datapath.end_sweep(&sweep)?))
-    }
-
-    /// Leaves what has not been removed to the next sweep.
-    pub(super) fn end_removal(&mut self) -> Result<(), DaemonError> {
-        let removal = self.removal.take();
-        self.end_sweep(removal.and_then(|removal| removal.sweep))
     }
 
     fn publish_event(&mut self, event: &Event) {

@@ -2,10 +2,12 @@
 //! events must not wait for it.
 //!
 //! Each round has three parts. The thread walks. Then the event loop publishes what the ring buffer holds, which tells of
-//! every ban that the walk has seen, and removes those that have ended (`Pump::settle`, `Pump::remove_some`). Then the thread saves: so nothing
-//! is saved that was not told. Between the rounds it saves the bans of which the event loop says that they were told: so a
+//! every ban that the walk has seen (`Pump::settle`; those that have ended it removes later, some at a time). Then the thread
+//! saves: so nothing is saved that was not told. Between the rounds it saves the bans of which the event loop says that they were told: so a
 //! power cut does not cost what was imposed since the last walk.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -34,12 +36,14 @@ const MOST: usize = 65_536;
 const STAMP_INTERVAL: Duration = Duration::from_secs(30);
 
 /// What warnings are about.
-const ABOUT: &str = "saving bans and removing expired ones";
+const ABOUT: &str = "saving bans";
 
 /// The event loop's end of it.
 pub(super) struct Sweeper {
     looks: mpsc::Receiver<Look>,
     news: SyncSender<News>,
+    /// Whether what has changed is saved at the end.
+    saves_last: Arc<AtomicBool>,
     thread: JoinHandle<Result<(), DaemonError>>,
 }
 
@@ -47,7 +51,7 @@ pub(super) struct Sweeper {
 enum News {
     /// Bans were told that are to be found at these keys.
     Imposed(Vec<SourceKey>),
-    /// A walk, given back with what became of its expired bans: everything that it has seen is told.
+    /// A walk, given back when everything that it has seen is told, or that failed.
     Settled(Look, Result<(), DaemonError>),
 }
 
@@ -64,10 +68,21 @@ impl Sweeper {
         let datapath = Datapath::require(paths)?;
         let saver = Saver::new(&datapath);
         let saved_at = Instant::now();
-        let work = Work { datapath, saver, saves, hub, health, heard, imposed: Vec::new(), saved_at };
+        let saves_last = Arc::<AtomicBool>::default();
+        let work = Work {
+            datapath,
+            saver,
+            saves,
+            hub,
+            health,
+            heard,
+            saves_last: Arc::clone(&saves_last),
+            imposed: Vec::new(),
+            saved_at,
+        };
         let thread = thread::Builder::new().name("sweep".to_owned());
         let thread = thread.spawn(move || work.run(&looked));
-        Ok(Self { looks, news, thread: thread.map_err(io_error("start a thread"))? })
+        Ok(Self { looks, news, saves_last, thread: thread.map_err(io_error("start a thread"))? })
     }
 
     /// The next walk, to be settled. None if the thread has ended, which it does not by itself.
@@ -75,10 +90,10 @@ impl Sweeper {
         self.looks.recv().await
     }
 
-    /// Gives a walk back: everything that it has seen is told. Waits if the thread is behind, which is with nothing else.
-    pub(super) fn settle(&self, look: Look, removed: Result<(), DaemonError>) {
+    /// Gives a walk back: everything that it has seen is told. The thread waits for that, and for nothing else.
+    pub(super) fn settle(&self, look: Look, told: Result<(), DaemonError>) {
         // A thread that is gone saves nothing.
-        let _ = self.news.send(News::Settled(look, removed));
+        let _ = self.news.send(News::Settled(look, told));
     }
 
     /// Bans were told that may be found at these keys. Never waits: those that find no room are found by the next walk.
@@ -88,9 +103,10 @@ impl Sweeper {
         }
     }
 
-    /// Ends the thread, which saves what has changed until now.
-    pub(super) fn finish(self) -> Result<(), DaemonError> {
-        let Self { looks, news, thread } = self;
+    /// Ends the thread, which then saves what has changed until now, if that is told.
+    pub(super) fn finish(self, told: bool) -> Result<(), DaemonError> {
+        let Self { looks, news, saves_last, thread } = self;
+        saves_last.store(told, Ordering::Relaxed);
         drop((looks, news));
         // A panic was told when it happened.
         thread.join().unwrap_or(Ok(()))
@@ -105,6 +121,7 @@ struct Work {
     hub: EventHub,
     health: Health,
     heard: Receiver<News>,
+    saves_last: Arc<AtomicBool>,
     /// Where bans are that were told and may not be saved yet.
     imposed: Vec<SourceKey>,
     /// When something was last saved.
@@ -117,13 +134,16 @@ impl Work {
             let worked = *round.as_ref().unwrap_or(&Duration::ZERO);
             let until = Instant::now() + INTERVAL.max(worked * SHARE);
             let Some(paused) = self.pause(until) else { break };
-            // What fails now may work the next time, and nothing depends on it: expired bans do not hold.
+            // What fails now may work the next time.
             match round.and(paused) {
                 Ok(()) => self.health.recovered(ABOUT),
                 Err(error) => {
-                    self.health.warn(ABOUT, format!("bans were not saved, or not removed: {error}"));
+                    self.health.warn(ABOUT, format!("bans were not saved: {error}"));
                 }
             }
+        }
+        if !self.saves_last.load(Ordering::Relaxed) {
+            return Ok(());
         }
         // The last round has not seen what came since.
         let look = self.datapath.look()?;
@@ -139,15 +159,15 @@ impl Work {
         };
         let walked = began.elapsed();
         looked.blocking_send(look).ok()?;
-        let (look, removed) = loop {
+        let (look, told) = loop {
             match self.heard.recv().ok()? {
                 // The walk may not have seen them: they wait until what it has seen is saved.
                 News::Imposed(keys) => self.keep(keys),
-                News::Settled(look, removed) => break (look, removed),
+                News::Settled(look, told) => break (look, told),
             }
         };
         let began = Instant::now();
-        let saved = removed.and_then(|()| self.save(&look, STAMP_INTERVAL));
+        let saved = told.and_then(|()| self.save(&look, STAMP_INTERVAL));
         Some(saved.map(|()| walked + began.elapsed()))
     }
 

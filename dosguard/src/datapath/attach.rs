@@ -112,7 +112,7 @@ impl Datapath {
     /// Attaches to an interface. Nobody else's program is replaced. Unless it was attached before, the link is in the
     /// caller's hands: the kernel detaches again if it is dropped and not [pinned](Held::pin).
     pub fn attach(&self, name: &str, mode: AttachMode) -> Result<(Attached, Option<Held>), Error> {
-        let interface = find(name)?;
+        let interface = find_ethernet(name)?;
         let link = LinkName { namespace: network_namespace()?, ifindex: interface.index };
         let (own, _) = self.program()?;
         let attached =
@@ -349,10 +349,7 @@ impl From<ProgramError> for LinkError {
 /// Refuses what attaching would refuse later: an interface that is not there, that somebody else's program is on, or
 /// that is attached in another mode.
 pub(super) fn check_interface(name: &str, mode: AttachMode, paths: &Paths) -> Result<(), Error> {
-    let interface = find(name)?;
-    if !interface.ethernet {
-        return Err(Error::NotEthernet { interface: interface.name });
-    }
+    let interface = find_ethernet(name)?;
     let own = own_programs(paths);
     match interface.program {
         Some(on) if !own.contains(&on.id) => Err(foreign(&interface, on, paths)),
@@ -372,6 +369,12 @@ fn reason(error: &ProgramError) -> String {
         cause = deeper;
     }
     cause.to_string()
+}
+
+/// What carries anything else than Ethernet frames would be misread.
+fn find_ethernet(name: &str) -> Result<Interface, Error> {
+    let interface = find(name)?;
+    if interface.ethernet { Ok(interface) } else { Err(Error::NotEthernet { interface: interface.name }) }
 }
 
 fn find(name: &str) -> Result<Interface, Error> {

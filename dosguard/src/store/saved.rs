@@ -147,18 +147,6 @@ impl Pending {
             self.offenders.retain(|_, offender| offender.is_some());
         }
     }
-
-    /// Adds earlier changes, which could not be written.
-    pub(super) fn put_back(&mut self, earlier: Self) {
-        if self.whole {
-            return;
-        }
-        let Self { whole, mut bans, mut offenders, stamp } = earlier;
-        bans.extend(self.bans.drain());
-        offenders.extend(self.offenders.drain());
-        *self = Self { whole, bans, offenders, stamp: self.stamp.take().or(stamp) };
-        self.settle();
-    }
 }
 
 impl Store {

@@ -40,6 +40,10 @@ struct Inbox {
     /// Events that the thread has taken and not yet written.
     in_flight: Vec<Arc<EventRecord>>,
     changes: Pending,
+    /// Changes that are written as soon as so many events are that were told before them: a ban is never saved without the
+    /// event that tells of it.
+    ready: Pending,
+    ready_after: u64,
     flushes: Vec<(u64, oneshot::Sender<bool>)>,
     /// Events that were told, and events that were written, since the beginning.
     told: u64,
@@ -75,6 +79,8 @@ impl Shared {
             events: VecDeque::new(),
             in_flight: Vec::new(),
             changes: Pending::default(),
+            ready: Pending::default(),
+            ready_after: 0,
             flushes: Vec::new(),
             told: 0,
             written: 0,
@@ -174,7 +180,7 @@ impl Shared {
     /// What was saved is gone with the file that held it.
     pub(super) fn ask_for_whole(&self, unless: &Pending) {
         let mut inbox = self.inbox();
-        inbox.needs_whole |= !unless.whole && !inbox.changes.whole;
+        inbox.needs_whole |= !unless.whole && !inbox.changes.whole && !inbox.ready.whole;
     }
 
     /// The file that held everything is no longer there: a new one is begun.
@@ -230,7 +236,7 @@ impl Shared {
             let blocked = not_before.filter(|then| now < *then);
             if let Some(deadline) = inbox.finish {
                 // At the end nothing is tried a second time.
-                let nothing = inbox.events.is_empty() && inbox.changes.is_empty() && inbox.again.is_empty();
+                let nothing = inbox.events.is_empty() && inbox.no_changes() && inbox.again.is_empty();
                 return if nothing || blocked.is_some() || now >= deadline {
                     Task::End
                 } else {
@@ -274,11 +280,14 @@ impl Shared {
         let mut inbox = self.inbox();
         let inbox = &mut *inbox;
         inbox.in_flight.clear();
+        let events = batch.events.len() as u64;
         for record in batch.events.into_iter().rev() {
             inbox.events.push_front(record);
         }
         if !batch.changes.is_empty() {
-            inbox.changes.put_back(batch.changes);
+            // None have taken their place: those that wait came later.
+            inbox.ready = batch.changes;
+            inbox.ready_after = inbox.written + events;
         }
         if inbox.again.is_empty() {
             inbox.again = batch.again;
@@ -293,11 +302,15 @@ impl Shared {
     pub(super) fn give_up(&self) -> (usize, bool) {
         let mut inbox = self.inbox();
         inbox.flushes.clear();
-        (std::mem::take(&mut inbox.events).len(), !std::mem::take(&mut inbox.changes).is_empty())
+        (std::mem::take(&mut inbox.events).len(), !inbox.no_changes())
     }
 }
 
 impl Inbox {
+    fn no_changes(&self) -> bool {
+        self.changes.is_empty() && self.ready.is_empty()
+    }
+
     fn is_due(&self, now: Instant) -> bool {
         !self.flushes.is_empty()
             || self.events.len() >= BATCH
@@ -308,9 +321,17 @@ impl Inbox {
         let count = self.events.len().min(most);
         let events: Vec<_> = self.events.drain(..count).collect();
         self.in_flight.clone_from(&events);
+        // Those that come while some are ready wait for the next time: else a flood of events would keep all of them waiting.
+        if self.ready.is_empty() {
+            self.ready = std::mem::take(&mut self.changes);
+            self.ready_after = self.told;
+        }
+        let reached = self.written + self.in_flight.len() as u64;
+        let changes =
+            if reached >= self.ready_after { std::mem::take(&mut self.ready) } else { Pending::default() };
+        let again = std::mem::take(&mut self.again);
         // What remains has waited too.
-        self.since = self.since.filter(|_| !self.events.is_empty());
-        let (changes, again) = (std::mem::take(&mut self.changes), std::mem::take(&mut self.again));
+        self.since = self.since.filter(|_| !self.events.is_empty() || !self.no_changes());
         Batch { events, changes, again }
     }
 
