@@ -16,6 +16,7 @@ mod policy;
 mod start;
 mod sweep;
 mod switch;
+mod transition;
 mod upgrade;
 mod wire;
 
