@@ -4,8 +4,10 @@
 
 use std::{
     ffi::OsStr,
+    fs,
     io::{BufRead as _, BufReader, Read},
     net::Ipv4Addr,
+    path::Path,
     process::{Child, Output, Stdio},
     sync::mpsc::{Receiver, channel},
     thread,
@@ -180,6 +182,20 @@ pub fn assert_untouched(lab: &Lab) {
     assert_eq!(pins(lab), Vec::<String>::new());
     // The kernel takes a program off its interface a moment after its link is gone, from a work queue.
     wait_until("no program is attached", PATIENCE, || Ok(programs(lab.guard()).is_empty())).unwrap();
+}
+
+/// A boot as far as dosguard can tell: no pins, and no process.
+pub fn boot(lab: &Lab) {
+    fn remove(folder: &Path) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { remove(&path) } else { fs::remove_file(&path).unwrap() }
+        }
+        fs::remove_dir(folder).unwrap();
+    }
+    remove(&lab.directory().bpffs().join("dosguard"));
+    // Without its pin a link goes a moment later.
+    wait_until("nothing is attached", PATIENCE, || Ok(programs(lab.guard()).is_empty())).unwrap();
 }
 
 /// A record's time stamp.

@@ -6,10 +6,9 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
 
 use dosguard_tests::addresses::{FORGED_V4, GUARD_ATTACKER_SIDE, GUARD_CLIENT_SIDE, SECOND_FORGED_V4};
-use dosguard_tests::cli::{PATIENCE, at, bans, done, programs, say, start, syns_from};
+use dosguard_tests::cli::{PATIENCE, at, bans, boot, done, say, start, syns_from};
 use dosguard_tests::daemon::{Daemon, Dosguard};
 use dosguard_tests::lab::Lab;
 use dosguard_tests::wait::wait_until;
@@ -151,20 +150,6 @@ fn what_the_file_asks_for_beside_the_filter_is_done() {
     has("told", &format!("second ban {SECOND_FORGED_V4}\n"));
     assert!(!read("events.log.old").contains(&SECOND_FORGED_V4.to_string()));
     assert_eq!(daemon.terminate().unwrap().code(), Some(0));
-}
-
-/// A boot as far as dosguard can tell: no pins, and no process.
-fn boot(lab: &Lab) {
-    fn remove(folder: &Path) {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() { remove(&path) } else { fs::remove_file(&path).unwrap() }
-        }
-        fs::remove_dir(folder).unwrap();
-    }
-    remove(&lab.directory().bpffs().join("dosguard"));
-    // Without its pin a link goes a moment later.
-    wait_until("nothing is attached", PATIENCE, || Ok(programs(lab.guard()).is_empty())).unwrap();
 }
 
 #[test]
