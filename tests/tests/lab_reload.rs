@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use dosguard_common::reason::{Reason, Verdict};
 use dosguard_tests::addresses::{FORGED_V4, GUARD_ATTACKER_SIDE, PEER};
-use dosguard_tests::cli::{PATIENCE, bans, done};
+use dosguard_tests::cli::{PATIENCE, bans, done, packets, syns};
 use dosguard_tests::counter::StackCounters;
 use dosguard_tests::daemon::Dosguard;
 use dosguard_tests::flood::{Flood, MAX_DURATION};
@@ -122,4 +122,23 @@ fn source_prefixes_that_replace_each_other_touch_nobody_whom_none_of_them_touche
         "[source]\nipv4_prefix = 16\n[rule.default]\nlimit = '100000/1s'\n".to_owned(),
     ];
     assert_harmless(&files, 50_000, 1_000, "--reset-counters");
+}
+
+#[test]
+fn counters_go_on_while_the_limit_stays_the_same() {
+    let lab = Lab::new().unwrap();
+    let dosguard = Dosguard::new(&lab).unwrap();
+    let config =
+        dosguard.write_config("c.toml", "[rule.default]\nlimit = '5/1m'\naction = 'drop'\n").unwrap();
+    done(&dosguard, &format!("attach -c {} {GUARD_ATTACKER_SIDE}", config.display()));
+    let passed = || packets(&dosguard, &["under-limit"]);
+    syns(&lab, &dosguard, 80, 4);
+    for change in ["ban=2m", "scope=syn", "refresh=true", "mode=monitor", "mode=enforce"] {
+        done(&dosguard, &format!("sysctl rule.default.{change}"));
+    }
+    syns(&lab, &dosguard, 80, 3);
+    assert_eq!(passed(), 5, "one more of five, and not five more");
+    done(&dosguard, "sysctl rule.default.limit=6/1m");
+    syns(&lab, &dosguard, 80, 7);
+    assert_eq!(passed(), 11, "another limit counts anew");
 }

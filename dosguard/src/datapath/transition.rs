@@ -59,11 +59,11 @@ impl Transition {
                 looser(&now.spec(), wanted)
             };
             if between != now.spec() {
-                now = next_generation(name, &between, &now);
+                now = following(name, &between, &now);
                 transition.first.push((*index, now));
             }
             if *wanted != between {
-                transition.last.push((*index, next_generation(name, wanted, &now)));
+                transition.last.push((*index, following(name, wanted, &now)));
             }
         }
         transition
@@ -89,6 +89,18 @@ pub(super) fn looser(one: &RuleSpec, other: &RuleSpec) -> RuleSpec {
 /// A rule that touches no source which keeps both at once.
 pub(super) fn both(one: &RuleSpec, other: &RuleSpec) -> RuleSpec {
     RuleSpec { limit: one.limit.saturating_add(other.limit).min(MAX_LIMIT), ..looser(one, other) }
+}
+
+/// The rule that takes another's place. As long as both count the same, so do the counters.
+///
+/// A packet that meets such a rule half written takes it for whole: the generation is the same at both ends. But each step
+/// only loosens a rule or only tightens it, so what it meets lies between two rules, in everything.
+fn following(name: &str, spec: &RuleSpec, live: &Rule) -> Rule {
+    if (live.limit(), live.window_ns()) == (spec.limit, spec.window_ns) {
+        Rule::new(name, spec, live.generation())
+    } else {
+        next_generation(name, spec, live)
+    }
 }
 
 /// The rule with a generation that no counter made under `live` has. 0 is what empty counters have.
@@ -229,17 +241,31 @@ mod tests {
         }
     }
 
+    /// What is written if `default` is to be another one, and nothing else changes.
+    fn to(spec: RuleSpec) -> Transition {
+        let name = "default".parse().unwrap();
+        let named = NamedRule { name, ports: std::iter::empty().collect(), spec };
+        let live = BTreeMap::from([(RuleIndex::DEFAULT, Rule::new("default", &default_spec(), 1))]);
+        Transition::new(&live, &BTreeMap::new(), &BTreeMap::from([(RuleIndex::DEFAULT, &named)]))
+    }
+
     #[test]
     fn what_stays_the_same_is_not_written() {
-        let rule = Rule::new("default", &default_spec(), 1);
-        let named = NamedRule {
-            name: "default".parse().unwrap(),
-            ports: std::iter::empty().collect(),
-            spec: default_spec(),
-        };
-        let wanted = BTreeMap::from([(RuleIndex::DEFAULT, &named)]);
-        let live = BTreeMap::from([(RuleIndex::DEFAULT, rule)]);
-        let transition = Transition::new(&live, &BTreeMap::new(), &wanted);
+        let transition = to(default_spec());
         assert!(transition.first.is_empty() && transition.ports.is_empty() && transition.last.is_empty());
+    }
+
+    #[test]
+    fn counters_are_trusted_while_the_limit_stays_the_same() {
+        let old = default_spec();
+        let written = |spec| {
+            let Transition { first, last, .. } = to(spec);
+            first.into_iter().chain(last).map(|(_, rule)| rule.generation()).collect::<Vec<_>>()
+        };
+        assert_eq!(written(RuleSpec { ban_ns: old.ban_ns / 2, mode: Mode::Monitor, ..old }), [1]);
+        assert_eq!(written(RuleSpec { ban_ns: old.ban_ns / 2, refresh: true, ..old }), [1, 1]);
+        assert_eq!(written(RuleSpec { limit: old.limit + 1, ..old }), [2]);
+        assert_eq!(written(RuleSpec { window_ns: old.window_ns + 1, ..old }), [2]);
+        assert_eq!(written(RuleSpec { limit: old.limit + 1, refresh: true, ..old }), [2, 2]);
     }
 }
