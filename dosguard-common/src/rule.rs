@@ -98,7 +98,8 @@ const FLAG_DEFINED: u32 = 1 << 31;
 ///
 /// Userspace may be writing it, as a rule from the first byte to the last, while the kernel reads it. So the generation
 /// stands at both ends, and a reader takes the last one first and the first one last: if they agree, all between is of one
-/// rule, or a copy that ran backwards was met at its one bad nanosecond.
+/// rule, or a copy that ran backwards was met at its one bad nanosecond, or both rules count the same: then they may have the
+/// same generation, and whoever writes sees to it that no mixture of them is stricter than both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Rule {

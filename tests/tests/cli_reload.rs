@@ -74,7 +74,7 @@ fn a_changed_file_is_applied_as_a_whole_or_not_at_all() {
         (changed.as_bytes()[..changed.len() - 8].to_vec(), "line 8"),
         (format!("{first}[rule.web]\nlimitt = '1/1s'\n").into_bytes(), "did you mean `limit`?"),
         (format!("{first}[source]\nipv4_prefix = 24\n").into_bytes(), "--reset-counters"),
-        (format!("interfaces = ['nosuch0']\n{first}").into_bytes(), "no network interface `nosuch0`"),
+        (format!("interfaces = ['lo']\n{first}").into_bytes(), "`lo`"),
     ];
     for (text, said) in wrong {
         configure(&lab, text);

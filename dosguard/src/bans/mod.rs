@@ -14,3 +14,4 @@ pub(crate) mod testing;
 pub use changes::{Differ, Naming, saved_ban, saved_offender};
 pub use live::{Live, Span, Unfit, parse_source};
 pub use restore::Restored;
+pub(crate) use restore::restore;

@@ -13,7 +13,7 @@ use dosguard_common::offender::Offender;
 use jiff::{SignedDuration, Timestamp};
 
 use super::live::{Live, Span, Unfit};
-use crate::datapath::{Datapath, Error};
+use crate::datapath::{Datapath, Error, Maps};
 use crate::store::{Saved, SavedBan, SavedOffender};
 use crate::system;
 
@@ -38,40 +38,44 @@ pub struct Restored {
 }
 
 impl Datapath {
-    /// Puts back what was saved before a boot, into an instance that has just been made. `now` is the wall clock's time.
-    /// A ban that is there and lasts longer stays. If there is no room for all bans, those that end last are put back.
-    /// The instance's lock must be held.
+    /// Puts back what was saved, see [`restore`]. The instance's lock must be held.
     pub fn restore(&mut self, saved: &Saved, now: Timestamp) -> Result<Restored, Error> {
-        let live = Live::read(self.maps())?;
-        let boot_now_ns = system::boot_now_ns()?;
-        let Plan { bans, offenders, mut restored } = Plan::new(saved, &live, now, boot_now_ns);
-        // The map of offenders evicts what was used least recently: those that are forgotten last come last.
-        let mut offenders: Vec<_> = offenders.into_iter().collect();
-        offenders.sort_by_key(|(_, offender)| offender.last_until_ns);
-        for (key, mut offender) in offenders {
-            if let Some(there) = self.maps().offender(&key)? {
-                offender = there.known_for(offender.offences, offender.last_until_ns);
-            }
-            self.maps_mut().remember(&key, &offender)?;
-        }
-        let count = bans.len();
-        for (done, (key, ban)) in bans.into_iter().enumerate() {
-            match self.maps_mut().lengthen_ban(&key, &ban, boot_now_ns) {
-                Ok(_) => restored.bans += 1,
-                Err(Error::MapFull { entries, .. }) => {
-                    restored.dropped += count - done;
-                    let warning = format!(
-                        "there is room for {entries} bans; the {} that would end first were not put back",
-                        count - done
-                    );
-                    restored.warnings.push(warning);
-                    break;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(restored)
+        restore(self.maps_mut(), saved, now)
     }
+}
+
+/// Puts back what was saved before a boot, into the maps of an instance that is being made. `now` is the wall clock's time.
+/// A ban that is there and lasts longer stays. If there is no room for all bans, those that end last are put back.
+pub(crate) fn restore(maps: &mut Maps, saved: &Saved, now: Timestamp) -> Result<Restored, Error> {
+    let live = Live::read(maps)?;
+    let boot_now_ns = system::boot_now_ns()?;
+    let Plan { bans, offenders, mut restored } = Plan::new(saved, &live, now, boot_now_ns);
+    // The map of offenders evicts what was used least recently: those that are forgotten last come last.
+    let mut offenders: Vec<_> = offenders.into_iter().collect();
+    offenders.sort_by_key(|(_, offender)| offender.last_until_ns);
+    for (key, mut offender) in offenders {
+        if let Some(there) = maps.offender(&key)? {
+            offender = there.known_for(offender.offences, offender.last_until_ns);
+        }
+        maps.remember(&key, &offender)?;
+    }
+    let count = bans.len();
+    for (done, (key, ban)) in bans.into_iter().enumerate() {
+        match maps.lengthen_ban(&key, &ban, boot_now_ns) {
+            Ok(_) => restored.bans += 1,
+            Err(Error::MapFull { entries, .. }) => {
+                restored.dropped += count - done;
+                let warning = format!(
+                    "there is room for {entries} bans; the {} that would end first were not put back",
+                    count - done
+                );
+                restored.warnings.push(warning);
+                break;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(restored)
 }
 
 /// What is to be written into the maps.

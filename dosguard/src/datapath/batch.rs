@@ -1,4 +1,4 @@
-//! Reading a hash map many entries at a time: a tenth of the time that a walk entry by entry takes.
+//! Reading a map many entries at a time: a tenth of the time that a walk entry by entry takes.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
@@ -14,14 +14,15 @@ const MAX_BATCH: usize = 1 << 20;
 /// The kernel's own code for what a map cannot do.
 const ENOTSUPP: i32 = 524;
 
-/// All entries of a hash map, by `BPF_MAP_LOOKUP_BATCH` (Linux 5.6, commit 057996380a42). Each bucket is read at once: what
-/// is removed or added meanwhile may be there or not, and all else is there once. None if the kernel cannot do it.
+/// All entries of a hash map or an array, by `BPF_MAP_LOOKUP_BATCH` (Linux 5.6, commits 057996380a42 and c60f2d28615a). Each
+/// bucket is read at once: what is removed or added meanwhile may be there or not, and all else is there once. None if the
+/// kernel cannot do it.
 ///
-/// `map` must be a hash map, or an LRU one, of exactly these keys and values.
+/// `map` must be a hash map, an LRU one, or an array, of exactly these keys and values.
 pub(super) fn entries<K: Pod, V: Pod>(map: &OwnedFd) -> io::Result<Option<Vec<(K, V)>>> {
     let mut found = Vec::new();
     let (mut keys, mut values) = buffers::<K, V>(BATCH);
-    // The kernel's place in the map: the number of a bucket.
+    // The kernel's place in the map: the number of a bucket, or the last key of an array.
     let (mut place, mut next) = (0_u32, 0_u32);
     let mut is_first = true;
     loop {
@@ -39,7 +40,7 @@ pub(super) fn entries<K: Pod, V: Pod>(map: &OwnedFd) -> io::Result<Option<Vec<(K
         };
         #[expect(unsafe_code, reason = "aya has no batches")]
         // SAFETY: `keys` and `values` have room for `count` entries of the map's sizes, which the caller answers for; any
-        // bytes are keys and values (`Pod`). `place` and `next` are the four bytes that a hash map takes and gives. All of
+        // bytes are keys and values (`Pod`). `place` and `next` are the four bytes that both kinds of map take and give. All of
         // them and `batch` live beyond the call.
         let result = unsafe {
             libc::syscall(

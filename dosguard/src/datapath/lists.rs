@@ -216,17 +216,17 @@ pub fn list_add(
     prefixes: impl IntoIterator<Item = Prefix>,
     origin: Origin,
 ) -> Result<(), Error> {
-    let live = maps.list(list).entries()?;
-    add_missing(maps, list, &live, prefixes, origin)
+    list_change(maps, list, prefixes, origin).map(drop)
 }
 
-fn add_missing(
+/// The same. Returns what was on the list before, and whether anything changed.
+pub(super) fn list_change(
     maps: &mut Maps,
     list: List,
-    live: &BTreeMap<Prefix, Origin>,
     prefixes: impl IntoIterator<Item = Prefix>,
     origin: Origin,
-) -> Result<(), Error> {
+) -> Result<(BTreeMap<Prefix, Origin>, bool), Error> {
+    let live = maps.list(list).entries()?;
     let mut changed = BTreeMap::new();
     for prefix in prefixes {
         let before = live.get(&prefix).copied();
@@ -237,11 +237,13 @@ fn add_missing(
     }
     let new = changed.keys().filter(|prefix| !live.contains_key(prefix)).count();
     require_room(maps, list, live.len() + new)?;
-    // The kernel looks at a list only while it has entries: the flag is set before the first.
-    if !changed.is_empty() {
-        set_used(maps, list, true)?;
+    if changed.is_empty() {
+        return Ok((live, false));
     }
-    changed.into_iter().try_for_each(|(prefix, origin)| maps.list_mut(list).insert(prefix, origin))
+    // The kernel looks at a list only while it has entries: the flag is set before the first.
+    set_used(maps, list, true)?;
+    changed.into_iter().try_for_each(|(prefix, origin)| maps.list_mut(list).insert(prefix, origin))?;
+    Ok((live, true))
 }
 
 /// Takes a prefix off a list, whoever put it there; false if it was not on it.
@@ -270,17 +272,15 @@ fn require_room(maps: &Maps, list: List, wanted: usize) -> Result<(), Error> {
     if fits { Ok(()) } else { Err(Error::ListFull { list: list.name(), room, wanted }) }
 }
 
-/// Makes the file's part of a list what the file has now. What is new is added before what is gone is removed: there is
-/// no moment in which the list is empty. What others put there stays.
-pub(super) fn list_follow_file(
+/// Takes off a list what of `before` the file put there and no longer has. What others put there stays.
+pub(super) fn list_leave_file(
     maps: &mut Maps,
     list: List,
+    before: BTreeMap<Prefix, Origin>,
     prefixes: impl IntoIterator<Item = Prefix>,
 ) -> Result<(), Error> {
     let wanted: BTreeSet<_> = prefixes.into_iter().collect();
-    let live = maps.list(list).entries()?;
-    add_missing(maps, list, &live, wanted.iter().copied(), Origin::FILE)?;
-    for (prefix, origin) in live {
+    for (prefix, origin) in before {
         if !origin.is_of_file() || wanted.contains(&prefix) {
             continue;
         }

@@ -24,6 +24,8 @@ use crate::config::sizes::{Size, Sizes};
 pub struct Maps {
     config: Array<MapData, Wire<Config>>,
     ports: Array<MapData, Wire<RuleIndex>>,
+    /// The same map once more, to be read in batches.
+    ports_fd: OwnedFd,
     rules: Array<MapData, Wire<Rule>>,
     syns: PerCpuHashMap<MapData, Wire<SourceKey>, Wire<Window>>,
     bans: HashMap<MapData, Wire<SourceKey>, Wire<Ban>>,
@@ -58,13 +60,18 @@ impl Maps {
     pub(super) fn new(mut take: impl FnMut(&'static str) -> Result<MapData, Error>) -> Result<Self, Error> {
         let (syns, bans) = (take(abi::SYNS.name)?, take(abi::BANS.name)?);
         let offenders = take(abi::OFFENDERS.name)?;
-        let bans_fd = bans.fd().as_fd().try_clone_to_owned();
+        let ports = take(abi::PORTS.name)?;
+        let once_more = |map: &MapData, spec: MapSpec| {
+            let fd = map.fd().as_fd().try_clone_to_owned();
+            fd.map_err(|error| Error::map(spec.name, "open")(error.into()))
+        };
         Ok(Self {
-            bans_fd: bans_fd.map_err(|error| Error::map(abi::BANS.name, "open")(error.into()))?,
+            bans_fd: once_more(&bans, abi::BANS)?,
+            ports_fd: once_more(&ports, abi::PORTS)?,
             sources_capacity: capacity(&syns, abi::SYNS)?,
             bans_capacity: capacity(&bans, abi::BANS)?,
             config: typed(abi::CONFIG, take(abi::CONFIG.name)?)?,
-            ports: typed(abi::PORTS, take(abi::PORTS.name)?)?,
+            ports: typed(abi::PORTS, ports)?,
             rules: typed(abi::RULES, take(abi::RULES.name)?)?,
             syns: typed(abi::SYNS, syns)?,
             bans: typed(abi::BANS, bans)?,
@@ -118,6 +125,11 @@ impl Maps {
 
     /// The rule of each port, for the ports that have another than `default`.
     pub fn ports(&self) -> Result<BTreeMap<u16, RuleIndex>, Error> {
+        let batches = batch::entries::<u32, RuleIndex>(&self.ports_fd);
+        if let Some(entries) = batches.map_err(|error| Error::map(abi::PORTS.name, "read")(error.into()))? {
+            let named = entries.into_iter().filter(|(_, index)| *index != RuleIndex::DEFAULT);
+            return Ok(named.filter_map(|(port, index)| Some((u16::try_from(port).ok()?, index))).collect());
+        }
         let mut found = BTreeMap::new();
         for port in 0..=u16::MAX {
             let index = self.rule_of(port)?;

@@ -16,6 +16,7 @@ mod policy;
 mod start;
 mod sweep;
 mod switch;
+mod transition;
 mod upgrade;
 mod wire;
 
@@ -74,19 +75,33 @@ impl Datapath {
 
     /// Loads the program, makes its maps, fills them according to `policy` and pins it all.
     pub fn create(paths: &Paths, policy: &Policy, options: &LoadOptions) -> Result<Self, Error> {
+        Self::create_with(paths, policy, options, |_| Ok(())).map(|(datapath, ())| datapath)
+    }
+
+    /// The same, and what `fill` writes into the maps is there before the instance is: whoever finds one finds it whole.
+    fn create_with<T>(
+        paths: &Paths,
+        policy: &Policy,
+        options: &LoadOptions,
+        fill: impl FnOnce(&mut Maps) -> Result<T, Error>,
+    ) -> Result<(Self, T), Error> {
         let mut loaded = Loaded::shipped(options)?;
         let staging = paths.staging_pins();
         remove_pins(&staging)?; // what a killed predecessor left
         let build = options.build(SHIPPED)?;
-        let pinned = pin_all(&mut loaded, &staging, policy, build)
-            .and_then(|()| fs::rename(&staging, paths.pins()).map_err(Error::path("create", paths.pins())));
-        if let Err(error) = pinned {
-            // The first error is the one to tell; the folder is looked for again at the next start.
-            let _ = remove_pins(&staging);
-            let _ = fs::remove_dir(paths.instance_pins());
-            return Err(error);
+        let pinned = pin_all(&mut loaded, &staging, policy, build, fill).and_then(|filled| {
+            fs::rename(&staging, paths.pins()).map_err(Error::path("create", paths.pins()))?;
+            Ok(filled)
+        });
+        match pinned {
+            Ok(filled) => Ok((Self::require(paths)?, filled)),
+            Err(error) => {
+                // The first error is the one to tell; the folder is looked for again at the next start.
+                let _ = remove_pins(&staging);
+                let _ = fs::remove_dir(paths.instance_pins());
+                Err(error)
+            }
         }
-        Self::require(paths)
     }
 
     /// The maps.
@@ -214,12 +229,20 @@ fn own_programs(paths: &Paths) -> Vec<u32> {
     pins.filter_map(|pin| switch::program_at(&pin)).collect()
 }
 
-fn pin_all(loaded: &mut Loaded, staging: &Path, policy: &Policy, build: Build) -> Result<(), Error> {
+fn pin_all<T>(
+    loaded: &mut Loaded,
+    staging: &Path,
+    policy: &Policy,
+    build: Build,
+    fill: impl FnOnce(&mut Maps) -> Result<T, Error>,
+) -> Result<T, Error> {
     pin_maps(loaded, staging)?;
     let mut maps = loaded.take_maps()?;
     maps.set_config(Config::new(policy.prefixes.into()).with_build(build.number()))?;
     policy::write(&mut maps, policy)?;
-    pin_program(loaded, staging)
+    let filled = fill(&mut maps)?;
+    pin_program(loaded, staging)?;
+    Ok(filled)
 }
 
 /// Makes a folder of pins, and pins the maps in it.

@@ -7,12 +7,13 @@ use dosguard_common::address::SourceMask;
 use dosguard_common::ban::{Ban, BanReason};
 use dosguard_common::config::Mode;
 use dosguard_common::key::SourceKey;
-use dosguard_common::rule::{Rule, RuleIndex, RuleSpec};
+use dosguard_common::rule::{Rule, RuleIndex};
 
-use super::lists::{List, Origin, list_add, list_follow_file, list_require_room};
+use super::lists::{List, Origin, list_change, list_leave_file, list_require_room};
+use super::transition::{Transition, both, next_generation};
 use super::{Datapath, Error, Maps};
 use crate::config::cidr::Cidr;
-use crate::config::policy::{NamedRule, Policy};
+use crate::config::policy::{NamedRule, Policy, SourcePrefixes};
 use crate::system;
 
 /// Bans that a change has ended.
@@ -61,46 +62,60 @@ impl Datapath {
         for (list, networks) in listed(policy) {
             list_require_room(&self.maps, list, networks.iter().map(Cidr::to_prefix))?;
         }
+        self.refuse_prefixes(policy, reset)?;
         let before = self.policy()?;
-        let mut ended = self.change_prefixes(policy.prefixes.into(), reset)?;
-        match write(&mut self.maps, policy) {
-            Ok(more) => {
-                ended.extend(more);
-                Ok(ended)
-            }
-            Err(error) => {
-                // The kernel had no memory, or somebody meddles. The first error is the one to tell.
-                let _ = self.change_prefixes(before.prefixes.into(), true);
-                let _ = write(&mut self.maps, &before);
-                Err(error)
-            }
-        }
+        self.change(policy, write).inspect_err(|_| {
+            // The kernel had no memory, or somebody meddles. The first error is the one to tell.
+            let _ = self.change(&before, write);
+        })
     }
 
     /// The same for the settings alone: the lists stay as they are. A rule that is watched from now on drops nothing: its
     /// bans end. So do those of a rule that is gone, but for bans of every packet, which go on until their end; its ports
     /// go to `default`.
     pub fn apply_settings(&mut self, policy: &Policy, reset: bool) -> Result<Ended, Error> {
-        let mut ended = self.change_prefixes(policy.prefixes.into(), reset)?;
-        ended.extend(write_settings(&mut self.maps, policy)?);
+        self.refuse_prefixes(policy, reset)?;
+        self.change(policy, write_settings)
+    }
+
+    /// What is counted, remembered and banned under other prefixes means something else under those of the policy: without
+    /// `reset` that is refused.
+    fn refuse_prefixes(&self, policy: &Policy, reset: bool) -> Result<(), Error> {
+        let (live, asked) = (self.maps.source_mask()?, SourceMask::from(policy.prefixes));
+        if live == asked || reset {
+            return Ok(());
+        }
+        let maps = &self.maps;
+        let used = !maps.bans()?.is_empty() || !maps.counted()?.is_empty() || !maps.offenders()?.is_empty();
+        if used {
+            Err(Error::PrefixChange { live: live.prefixes(), asked: asked.prefixes() })
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Changes source prefixes, and the rest with `write`. Sources become narrower before it, and wider after it: the wider
+    /// a source, the sooner it is over a limit.
+    fn change(
+        &mut self,
+        policy: &Policy,
+        write: impl FnOnce(&mut Maps, &Policy) -> Result<Ended, Error>,
+    ) -> Result<Ended, Error> {
+        let (live, asked) = (SourcePrefixes::from(self.maps.source_mask()?), policy.prefixes);
+        let narrower = SourcePrefixes { ipv4: live.ipv4.max(asked.ipv4), ipv6: live.ipv6.max(asked.ipv6) };
+        let mut ended = self.change_prefixes(narrower)?;
+        ended.extend(write(&mut self.maps, policy)?);
+        ended.extend(self.change_prefixes(asked)?);
         Ok(ended)
     }
 
-    /// Changes how much of an address makes a source. What is counted, remembered and banned under other prefixes means
-    /// something else then: without `reset` that is refused, with it all of it goes. Returns the bans that this ended.
-    fn change_prefixes(&mut self, mask: SourceMask, reset: bool) -> Result<Ended, Error> {
-        let config = self.maps.config()?;
-        let live = *config.mask();
-        if live == mask {
-            return self.finish_reset();
+    /// Changes how much of an address makes a source. All that was counted, remembered and banned goes. Returns the bans
+    /// that this ended.
+    fn change_prefixes(&mut self, prefixes: SourcePrefixes) -> Result<Ended, Error> {
+        let (config, mask) = (self.maps.config()?, SourceMask::from(prefixes));
+        if *config.mask() != mask {
+            self.maps.set_config(config.with_mask(mask).with_resetting(true))?;
         }
-        let maps = &mut self.maps;
-        let bans = maps.bans()?;
-        let used = !bans.is_empty() || !maps.counted()?.is_empty() || !maps.offenders()?.is_empty();
-        if used && !reset {
-            return Err(Error::PrefixChange { live: live.prefixes(), asked: mask.prefixes() });
-        }
-        maps.set_config(config.with_mask(mask).with_resetting(true))?;
         self.finish_reset()
     }
 
@@ -136,24 +151,46 @@ fn listed(policy: &Policy) -> [(List, &[Cidr]); 2] {
 
 /// Writes what differs: lists and settings. What lets more pass comes first and what lets less pass comes last: no packet
 /// meets a mixture that is stricter than both.
+///
+/// Entries of the deny-list that are new do not wait for the end: the new allow-list is there already, and a network that
+/// another one takes the place of must be on the list all the time.
 pub(super) fn write(maps: &mut Maps, policy: &Policy) -> Result<Ended, Error> {
-    list_add(maps, List::Allow, policy.allow.iter().map(Cidr::to_prefix), Origin::FILE)?;
-    let ended = write_settings(maps, policy)?;
-    for (list, networks) in listed(policy) {
-        list_follow_file(maps, list, networks.iter().map(Cidr::to_prefix))?;
+    let of_file = |networks: &[Cidr]| networks.iter().map(Cidr::to_prefix).collect::<Vec<_>>();
+    let (allow, deny) = (of_file(&policy.allow), of_file(&policy.deny));
+    if policy.mode == Mode::Monitor {
+        set_mode(maps, policy)?;
     }
+    let (allowed, changed) = list_change(maps, List::Allow, allow.iter().copied(), Origin::FILE)?;
+    if changed && !deny.is_empty() {
+        // Whoever was not yet allowed must not be looked up among those that are denied from now on.
+        system::wait_for_running_programs();
+    }
+    let (denied, _) = list_change(maps, List::Deny, deny.iter().copied(), Origin::FILE)?;
+    // Before what they deny is enforced, and before exceptions from them go.
+    list_leave_file(maps, List::Deny, denied, deny)?;
+    let ended = write_settings(maps, policy)?;
+    list_leave_file(maps, List::Allow, allowed, allow)?;
     Ok(ended)
 }
 
 fn set_mode(maps: &mut Maps, policy: &Policy) -> Result<(), Error> {
     let live = maps.config()?;
     let config = live.with_mode(policy.mode).with_events_rate(policy.events_rate);
-    if config == live { Ok(()) } else { maps.set_config(config) }
+    if config == live {
+        return Ok(());
+    }
+    if live.mode() == Mode::Monitor && policy.mode == Mode::Enforce {
+        // What was found by other rules and lists is not to be enforced.
+        system::wait_for_running_programs();
+    }
+    maps.set_config(config)
 }
 
-/// Writes what differs: rules, then the ports that lead to them, then what is gone. A rule keeps its index by its name,
-/// wherever it stands in the file: counters and bans are kept under the index.
+/// Writes what differs: rules, the ports that lead to them, and what is gone, in the order of [`Transition`]. A rule keeps
+/// its index by its name, wherever it stands in the file: counters and bans are kept under the index.
 fn write_settings(maps: &mut Maps, policy: &Policy) -> Result<Ended, Error> {
+    // Reading them takes long, compared with writing those that move: no rule has changed yet.
+    let mut ports = maps.ports()?;
     let mut live: BTreeMap<_, _> = maps.rules()?.into_iter().collect();
     let stays = |rule: &Rule| policy.rule(rule.name()).is_some();
     let mut gone: Vec<_> = live.iter().filter(|(_, rule)| !stays(rule)).map(|(index, _)| *index).collect();
@@ -165,39 +202,46 @@ fn write_settings(maps: &mut Maps, policy: &Policy) -> Result<Ended, Error> {
     let stay = live.len() - gone.len();
     if policy.rules.len() > stay + free_indices(&live).count() {
         // There is no room for both the old and the new ones. The new ones take the places of the old.
-        ended.extend(retire(maps, &std::mem::take(&mut gone))?);
+        let gone = std::mem::take(&mut gone);
+        take_in(maps, &mut live, &gone)?;
+        ended.extend(retire(maps, &gone)?);
         live.retain(|_, rule| stays(rule));
+        ports.retain(|_, index| !gone.contains(index));
     }
     let wanted = assign_indices(&live, &policy.rules)?;
-    let (mut ports, mut watched) = (BTreeMap::new(), BTreeSet::new());
-    for (index, named) in &wanted {
-        let old = maps.rule(*index)?;
-        if !(old.is_defined() && old.spec() == named.spec) {
-            maps.set_rule(*index, next_generation(named.name.as_str(), &named.spec, &old))?;
-        }
-        // Also if it was watched before: whoever changed that may have been interrupted.
-        if named.spec.mode == Mode::Monitor {
-            watched.insert((*index, named.name.as_str()));
-        }
-        ports.extend(named.ports.iter().map(|port| (port, *index)));
+    let mut places = BTreeMap::new();
+    for index in wanted.keys() {
+        places.insert(*index, maps.rule(*index)?);
     }
-    write_ports(maps, &ports)?;
+    let transition = Transition::new(&places, &ports, &wanted);
+    for (index, rule) in transition.first {
+        maps.set_rule(index, rule)?;
+    }
+    for (port, index) in &transition.ports {
+        maps.set_rule_of(*port, *index)?;
+    }
+    if !transition.ports.is_empty() && !transition.last.is_empty() {
+        system::wait_for_running_programs();
+    }
+    for (index, rule) in transition.last {
+        maps.set_rule(index, rule)?;
+    }
     ended.extend(retire(maps, &gone)?);
-    ended.extend(lift(maps, &watched)?);
+    // Also if it was watched before: whoever changed that may have been interrupted.
+    let watched = wanted.iter().filter(|(_, named)| named.spec.mode == Mode::Monitor);
+    ended.extend(lift(maps, &watched.map(|(index, named)| (*index, named.name.as_str())).collect())?);
     set_mode(maps, policy)?;
     Ok(ended)
 }
 
-/// Gives each port to its rule, and every other one to `default`.
-fn write_ports(maps: &mut Maps, wanted: &BTreeMap<u16, RuleIndex>) -> Result<(), Error> {
-    let live = maps.ports()?;
-    for port in live.keys().chain(wanted.keys()).copied().collect::<BTreeSet<_>>() {
-        let index = wanted.get(&port).copied().unwrap_or(RuleIndex::DEFAULT);
-        if live.get(&port).copied().unwrap_or(RuleIndex::DEFAULT) != index {
-            maps.set_rule_of(port, index)?;
-        }
-    }
-    Ok(())
+/// Lets `default` have the ports of rules that are gone until others take them over: it touches no source that keeps the
+/// limits of all of them at once.
+fn take_in(maps: &mut Maps, live: &mut BTreeMap<RuleIndex, Rule>, gone: &[RuleIndex]) -> Result<(), Error> {
+    let specs: Vec<_> = gone.iter().filter_map(|index| live.get(index)).map(Rule::spec).collect();
+    let Some(default) = live.get_mut(&RuleIndex::DEFAULT) else { return Ok(()) };
+    let spec = specs.iter().fold(default.spec(), |spec, gone| both(&spec, gone));
+    *default = next_generation(default.name(), &spec, default);
+    maps.set_rule(RuleIndex::DEFAULT, *default)
 }
 
 /// The index of each rule: the one that its name has already, or else one that is free.
@@ -285,10 +329,4 @@ fn remove_bans(maps: &mut Maps, which: impl Fn(&SourceKey, &Ban) -> bool) -> Res
         }
     }
     Ok(ended)
-}
-
-/// The rule with a generation that no counter made under `live` has. 0 is what empty counters have.
-fn next_generation(name: &str, spec: &RuleSpec, live: &Rule) -> Rule {
-    let generation = live.generation().checked_add(1).unwrap_or(1);
-    Rule::new(name, spec, generation)
 }

@@ -6,7 +6,7 @@ use super::attach::{AttachMode, Attached, Held, check_interface};
 use super::{
     Datapath, Ended, Error, List, LoadOptions, Origin, Prefix, Replaced, finish_interrupted, list_add,
 };
-use crate::bans::Restored;
+use crate::bans::{Restored, restore};
 use crate::config::policy::Policy;
 use crate::paths::Paths;
 use crate::store::Saved;
@@ -78,11 +78,11 @@ pub fn start(paths: &Paths, request: &Request<'_>) -> Result<Started, Error> {
 
 fn start_on(paths: &Paths, request: &Request<'_>, bpffs: Bpffs) -> Result<Started, Error> {
     let interrupted = finish_interrupted(paths)?;
-    let (datapath, created) = match Datapath::open(paths)? {
-        Some(datapath) => (datapath, false),
+    let (datapath, restored, created) = match Datapath::open(paths)? {
+        Some(datapath) => (datapath, None, false),
         None => {
-            let built_in = Policy::default();
-            (Datapath::create(paths, request.policy.unwrap_or(&built_in), request.load)?, true)
+            let (datapath, restored) = create(paths, request)?;
+            (datapath, restored, true)
         }
     };
     let mut started = Started {
@@ -90,7 +90,7 @@ fn start_on(paths: &Paths, request: &Request<'_>, bpffs: Bpffs) -> Result<Starte
         attached: Vec::new(),
         held: Vec::new(),
         ended: Ended::new(),
-        restored: None,
+        restored,
         created,
         replaced: None,
         interrupted,
@@ -112,20 +112,23 @@ fn start_on(paths: &Paths, request: &Request<'_>, bpffs: Bpffs) -> Result<Starte
     }
 }
 
+/// Loads the instance with all that it is to have: one that is found loaded by the next start gets neither guards nor what
+/// was saved.
+fn create(paths: &Paths, request: &Request<'_>) -> Result<(Datapath, Option<Restored>), Error> {
+    let built_in = Policy::default();
+    let policy = request.policy.unwrap_or(&built_in);
+    Datapath::create_with(paths, policy, request.load, |maps| {
+        list_add(maps, List::Allow, request.guards.iter().copied(), Origin::GUARD)?;
+        request.saved.map(|saved| restore(maps, saved, Timestamp::now())).transpose()
+    })
+}
+
 fn finish(started: &mut Started, request: &Request<'_>) -> Result<(), Error> {
-    if started.created {
-        let guards = request.guards.iter().copied();
-        list_add(started.datapath.maps_mut(), List::Allow, guards, Origin::GUARD)?;
-    }
     started.datapath.end_killed_sweep()?;
     started.ended = started.datapath.finish_reset()?;
     started.datapath.forget_stale_links()?;
     if request.replace && !started.datapath.is_current(request.load)? {
         started.replaced = Some(started.datapath.replace_program(request.load));
-    }
-    if let Some(saved) = request.saved.filter(|_| started.created) {
-        // Before the first packet.
-        started.restored = Some(started.datapath.restore(saved, Timestamp::now())?);
     }
     for interface in request.interfaces {
         let (attached, held) = started.datapath.attach(interface, request.mode)?;
