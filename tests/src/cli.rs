@@ -198,20 +198,6 @@ pub fn assert_untouched(lab: &Lab) {
     wait_until("no program is attached", PATIENCE, || Ok(programs(lab.guard()).is_empty())).unwrap();
 }
 
-/// A boot as far as dosguard can tell: no pins, and no process.
-pub fn boot(lab: &Lab) {
-    fn remove(folder: &Path) {
-        for entry in fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() { remove(&path) } else { fs::remove_file(&path).unwrap() }
-        }
-        fs::remove_dir(folder).unwrap();
-    }
-    remove(&lab.directory().bpffs().join("dosguard"));
-    // Without its pin a link goes a moment later.
-    wait_until("nothing is attached", PATIENCE, || Ok(programs(lab.guard()).is_empty())).unwrap();
-}
-
 /// A record's time stamp.
 #[must_use]
 pub fn at(record: &Value, field: &str) -> Timestamp {
