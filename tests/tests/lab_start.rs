@@ -1,6 +1,5 @@
 //! A start that is killed at any of its steps: the instance is there with all that it is to have, or not at all.
 
-#![expect(clippy::unwrap_used, reason = "a test's helpers fail as the test itself does")]
 
 use std::net::Ipv4Addr;
 

@@ -38,7 +38,7 @@ pub struct Restored {
 }
 
 impl Datapath {
-    /// Puts back what was saved, see [`restore`]. The instance's lock must be held.
+    /// Puts back what was saved, as far as there is room. The instance's lock must be held.
     pub fn restore(&mut self, saved: &Saved, now: Timestamp) -> Result<Restored, Error> {
         restore(self.maps_mut(), saved, now)
     }
