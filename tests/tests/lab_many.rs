@@ -99,7 +99,7 @@ fn with_very_many_bans_nobody_waits_and_a_power_cut_costs_the_last_second() {
             }
             (slowest, answers)
         });
-        let saved_after = |round| {
+        let saved_after = |round: u8| {
             let source = Ipv4Addr::new(198, 51, 100, 100 + round);
             let syn = Packet::eth().ipv4(source, GUARD_V4).tcp(1, 8080).syn().build();
             send_frames(lab.attacker(), PEER, &vec![syn; 6]).unwrap();

@@ -1,6 +1,5 @@
 //! A start that is killed at any of its steps: the instance is there with all that it is to have, or not at all.
 
-
 use std::net::Ipv4Addr;
 
 use dosguard_tests::addresses::GUARD_ATTACKER_SIDE;
