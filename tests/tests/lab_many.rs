@@ -1,5 +1,7 @@
 //! A daemon with very many bans: events do not wait for them, and what is imposed is soon on the disk.
 
+#![expect(clippy::unwrap_used, reason = "a test's helpers fail as the test itself does")]
+
 use std::net::Ipv4Addr;
 use std::ops::Range;
 use std::path::Path;
