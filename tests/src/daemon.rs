@@ -314,7 +314,8 @@ impl Drop for Killed {
 
 fn is_ready(status: &Value) -> bool {
     let attached = status["interfaces"].as_array().is_some_and(|interfaces| !interfaces.is_empty());
-    attached && status["daemon"]["running"] == true
+    // It serves once it has said what it does.
+    attached && status["daemon"]["started"].is_string()
 }
 
 fn read(path: &Path) -> Result<String> {

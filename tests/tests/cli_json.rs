@@ -13,12 +13,13 @@ use dosguard_common::rule::{RuleIndex, Scope};
 use dosguard_tests::addresses::{
     ATTACKER_V4, FORGED_V4, GUARD_ATTACKER_SIDE, GUARD_V4, PEER, SECOND_FORGED_V4,
 };
-use dosguard_tests::cli::{Listener, done, syns_from, words};
+use dosguard_tests::cli::{Listener, PATIENCE, done, syns_from, words};
 use dosguard_tests::daemon::Dosguard;
 use dosguard_tests::documented::{DOCUMENT, assert_documented};
 use dosguard_tests::lab::Lab;
 use dosguard_tests::packet::Packet;
 use dosguard_tests::transmit::send_frames;
+use dosguard_tests::wait::wait_until;
 
 const CONFIG: &str = "\
 allow = ['192.0.2.0/24']
@@ -91,6 +92,8 @@ fn every_field_is_documented_and_every_documented_field_is_there() {
     assert_documented("`allow list --json`", &allowed);
     done(&dosguard, "allow add 192.0.2.0/24");
     assert_eq!(dosguard.json(["allow", "list", "--json"]).unwrap()[0]["origin"], "file and hand");
+    wait_until("rates are measured", PATIENCE, || Ok(!dosguard.status()?["daemon"]["rates"].is_null()))
+        .unwrap();
     assert_documented("`status --json`", &[dosguard.status().unwrap()]);
     assert_documented("`stats --json`", &dosguard.json(["stats", "--json"]).unwrap());
     for kind in &events {

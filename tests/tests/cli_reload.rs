@@ -74,8 +74,11 @@ fn a_changed_file_is_applied_as_a_whole_or_not_at_all() {
         (changed.as_bytes()[..changed.len() - 8].to_vec(), "line 8"),
         (format!("{first}[rule.web]\nlimitt = '1/1s'\n").into_bytes(), "did you mean `limit`?"),
         (format!("{first}[source]\nipv4_prefix = 24\n").into_bytes(), "--reset-counters"),
-        (format!("interfaces = ['lo']\n{first}").into_bytes(), "`lo`"),
+        (format!("interfaces = ['{GUARD_CLIENT_SIDE}']\n{first}").into_bytes(), GUARD_CLIENT_SIDE),
     ];
+    // Somebody else's program is on that one.
+    let other = dosguard.with_instance("other");
+    done(&other, &format!("attach {GUARD_CLIENT_SIDE}"));
     for (text, said) in wrong {
         configure(&lab, text);
         reload(&daemon, said);
@@ -83,6 +86,7 @@ fn a_changed_file_is_applied_as_a_whole_or_not_at_all() {
         assert_eq!(done(&dosguard, "sysctl -a"), live, "{said}");
         assert_eq!(done(&dosguard, "allow list"), allowed, "{said}");
     }
+    done(&other, "detach --all");
     configure(&lab, changed.replace(GUARD_ATTACKER_SIDE, GUARD_CLIENT_SIDE));
     reload(&daemon, &format!("{GUARD_ATTACKER_SIDE} is not in the files, and stays guarded"));
     wait_for("the other interface is guarded", &daemon, || {
