@@ -256,7 +256,12 @@ impl StateRecord {
             }
         }
         if !daemon_runs {
-            warnings.push("no daemon runs: filtering goes on, events wait in the kernel".to_owned());
+            let what = if self.interfaces.is_empty() {
+                "no daemon runs"
+            } else {
+                "no daemon runs: filtering goes on, events wait in the kernel"
+            };
+            warnings.push(what.to_owned());
         }
         if self.resetting {
             warnings.push("a change of source prefixes was interrupted: the next command ends it".to_owned());
