@@ -377,11 +377,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ready_means_running_and_attached() {
+    fn ready_means_serving_and_attached() {
         let interface = json!([{"name": "up0", "ifindex": 2, "mode": "native"}]);
-        let running = json!({"running": true, "pid": 1});
-        assert!(is_ready(&json!({"daemon": running, "interfaces": interface})));
-        assert!(!is_ready(&json!({"daemon": running, "interfaces": []})));
+        let serving = json!({"running": true, "pid": 1, "started": "2026-01-01T12:00:00Z"});
+        assert!(is_ready(&json!({"daemon": serving, "interfaces": interface})));
+        assert!(!is_ready(&json!({"daemon": serving, "interfaces": []})));
+        assert!(!is_ready(&json!({"daemon": {"running": true, "pid": 1}, "interfaces": interface})));
         assert!(!is_ready(&json!({"daemon": {"running": false, "pid": null}, "interfaces": interface})));
         assert!(!is_ready(&json!({})));
     }
