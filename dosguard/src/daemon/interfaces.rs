@@ -1,8 +1,8 @@
 //! Interfaces that come and go: one that is to be guarded and was not there, or was made anew, is attached to as soon as it
 //! is there.
 //!
-//! On a thread of its own: a driver may take its time to take a program. What was detached by hand stays so, as long as the
-//! interface is the same one.
+//! On a thread of its own: a driver may take its time to take a program. What was detached by hand stays so until the
+//! files are applied again or the interface is made anew.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};

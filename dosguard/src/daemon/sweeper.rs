@@ -3,8 +3,8 @@
 //!
 //! Each round has three parts. The thread walks. Then the event loop publishes what the ring buffer holds, which tells of
 //! every ban that the walk has seen (`Pump::settle`; those that have ended it removes later, some at a time). Then the thread
-//! saves: so nothing is saved that was not told. Between the rounds it saves the bans of which the event loop says that they were told: so a
-//! power cut does not cost what was imposed since the last walk.
+//! saves: so nothing is saved that was not told. Between the rounds it saves the bans of which the event loop says that they
+//! were told: so a power cut does not cost what was imposed since the last walk.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
