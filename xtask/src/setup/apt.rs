@@ -31,6 +31,19 @@ pub fn install(packages: &[&str]) -> Result<()> {
     }
 }
 
+/// Keeps services of packages that are about to be installed from ever being started, until somebody runs
+/// `systemctl unmask`.
+///
+/// The packages' own scripts enable and start them, but leave alone what was masked before. Nothing else that apt-get
+/// installs at the same time is affected, as it would be by a `policy-rc.d`.
+pub fn mask(services: &[&str]) -> Result<()> {
+    // Without systemd, see `apt_get`.
+    if host::find("systemctl").is_none() || host::find("apt-get").is_none() {
+        return Ok(());
+    }
+    run::run(host::as_root("systemctl", &[])?.arg("mask").args(services))
+}
+
 fn install_command(packages: &[&str]) -> Result<Command> {
     let mut command = apt_get()?;
     // Never at the price of something else that is installed: Debian's compilers exclude each other.
@@ -41,8 +54,13 @@ fn install_command(packages: &[&str]) -> Result<Command> {
 fn apt_get() -> Result<Command> {
     // Through `env`, as `sudo` may not pass variables on.
     let mut command = host::as_root("env", &[])?;
-    // A machine that has just started may be upgrading itself.
-    command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "--option=DPkg::Lock::Timeout=120"]);
+    // In runlevel 1, init scripts of packages are not started. A machine that has just started may be upgrading itself.
+    command.args([
+        "DEBIAN_FRONTEND=noninteractive",
+        "RUNLEVEL=1",
+        "apt-get",
+        "--option=DPkg::Lock::Timeout=120",
+    ]);
     Ok(command)
 }
 
@@ -59,7 +77,7 @@ mod tests {
     fn installing_asks_nothing_and_removes_nothing() {
         let Ok(command) = install_command(&["hping3"]) else { return };
         let words: Vec<_> = command.get_args().map(|arg| arg.to_string_lossy().into_owned()).collect();
-        for word in ["DEBIAN_FRONTEND=noninteractive", "--yes", "--no-remove", "hping3"] {
+        for word in ["DEBIAN_FRONTEND=noninteractive", "RUNLEVEL=1", "--yes", "--no-remove", "hping3"] {
             assert!(words.iter().any(|w| w == word), "`{word}` not in {words:?}");
         }
     }

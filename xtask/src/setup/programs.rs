@@ -11,10 +11,12 @@ pub const LAB: &[Tool] = &[
     ("bpftool", &["bpftool"]),
     ("ethtool", &["ethtool"]),
     ("hping3", &["hping3"]),
-    ("iproute2", &["ip", "tc"]),
+    ("iproute2", &["ip", "ss", "tc"]),
     ("ipset", &["ipset"]),
     ("iptables", &["ip6tables-restore", "iptables-restore"]),
+    ("net-tools", &["netstat"]),
     ("nftables", &["nft"]),
+    ("nginx", &["nginx"]),
     ("prometheus", &["promtool"]),
     ("shellcheck", &["shellcheck"]),
     ("strace", &["strace"]),
@@ -23,6 +25,9 @@ pub const LAB: &[Tool] = &[
     ("tcpdump", &["tcpdump"]),
     ("util-linux", &["nsenter", "setpriv", "taskset", "unshare"]),
 ];
+
+/// The services that come with packages of which only a program is wanted. They would be started at once and at every boot.
+const SERVICES: &[(&str, &str)] = &[("nginx", "nginx.service"), ("prometheus", "prometheus.service")];
 
 /// What it takes to boot Debian's kernels. Its package tools are not in the list: they are there on Debian, and
 /// elsewhere another package manager cannot bring them to any use.
@@ -44,7 +49,9 @@ pub fn ensure(tools: &[Tool], want: Want, report: &mut Report) {
     }
 
     let packages: Vec<&str> = before.iter().map(|(package, _)| *package).collect();
-    let why = match apt::install(&packages) {
+    let unwanted = services(&packages);
+    let masked = if unwanted.is_empty() { Ok(()) } else { apt::mask(&unwanted) };
+    let why = match masked.and_then(|()| apt::install(&packages)) {
         Ok(()) => "apt-get installed it, but it is not there".to_owned(),
         Err(error) => format!("{error:#}"),
     };
@@ -59,6 +66,11 @@ pub fn ensure(tools: &[Tool], want: Want, report: &mut Report) {
             report.installed(package, &programs);
         }
     }
+}
+
+/// The services that must not be started with these packages.
+fn services(packages: &[&str]) -> Vec<&'static str> {
+    SERVICES.iter().filter(|(package, _)| packages.contains(package)).map(|(_, service)| *service).collect()
 }
 
 /// The tools of which a program is missing, going by `is_there`.
@@ -79,5 +91,14 @@ mod tests {
         assert!(packages(|_| true).is_empty());
         assert_eq!(packages(|program| program != "tc" && program != "hping3"), ["hping3", "iproute2"]);
         assert_eq!(packages(|_| false).len(), LAB.len());
+    }
+
+    #[test]
+    fn services_are_those_of_packages_that_are_installed_now() {
+        assert_eq!(services(&["ethtool", "nginx"]), ["nginx.service"]);
+        assert!(services(&["ethtool"]).is_empty());
+        for (package, _) in SERVICES {
+            assert!(LAB.iter().any(|(known, _)| known == package), "{package}");
+        }
     }
 }
