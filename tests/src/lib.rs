@@ -18,6 +18,7 @@ pub mod flood;
 pub mod follow;
 pub mod generate;
 pub mod held;
+pub mod holders;
 pub mod holding;
 pub mod interrupt;
 pub mod killed;

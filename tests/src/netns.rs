@@ -25,11 +25,12 @@ const NAMES: &str = "/run/netns";
 /// How the name of every namespace of the lab begins.
 const PREFIX: &str = "dg-";
 
-/// A network namespace of its own, removed with everything in it when dropped.
+/// A network namespace, removed with everything in it when dropped.
 #[derive(Debug)]
 pub struct Namespace {
     name: String,
     path: PathBuf,
+    is_ours: bool,
 }
 
 impl Namespace {
@@ -38,9 +39,15 @@ impl Namespace {
         let name = format!("{PREFIX}{role}-{:08x}-{}", random(), std::process::id());
         let path = Path::new(NAMES).join(&name);
         run(Command::new("ip").args(["netns", "add", &name]))?;
-        let namespace = Self { name, path };
+        let namespace = Self { name, path, is_ours: true };
         namespace.run("ip", ["link", "set", "lo", "up"])?;
         Ok(namespace)
+    }
+
+    /// A namespace that another process has made, by its name. It stays when this is dropped.
+    #[must_use]
+    pub fn of_another(name: &str) -> Self {
+        Self { name: name.to_owned(), path: Path::new(NAMES).join(name), is_ours: false }
     }
 
     /// The name, as `ip netns` lists it.
@@ -119,7 +126,9 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        if let Err(error) = remove(&self.name) {
+        if self.is_ours
+            && let Err(error) = remove(&self.name)
+        {
             eprintln!("lab: {error:#}");
         }
     }

@@ -59,13 +59,12 @@ mod tests {
 
     #[test]
     fn the_addresses_are_distinct_and_in_their_networks() {
+        let parse = |text: &str| text.parse::<IpAddr>().unwrap();
         let v4 = many_v4(MOST).unwrap();
-        assert_eq!([v4[0], v4[131_069]], ["198.18.0.1", "198.19.255.254"].map(|text| text.parse().unwrap()));
+        assert_eq!([v4[0], v4[131_069]], ["198.18.0.1", "198.19.255.254"].map(parse));
         let v6 = many_v6(MOST).unwrap();
-        assert_eq!(
-            [v6[0], v6[1], v6[65_536]],
-            ["2001:db8:ffff::1", "2001:db8:ffff:1::1", "2001:db8:ffff::2"].map(|text| text.parse().unwrap())
-        );
+        let expected = ["2001:db8:ffff::1", "2001:db8:ffff:1::1", "2001:db8:ffff::2"];
+        assert_eq!([v6[0], v6[1], v6[65_536]], expected.map(parse));
         let distinct: std::collections::HashSet<_> = v4.into_iter().chain(v6).collect();
         assert_eq!(distinct.len(), 262_140);
         assert!(many_v4(MOST + 1).is_err());

@@ -4,13 +4,16 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use dosguard_tests::addresses::{
     ATTACKER_V4, ATTACKER_V6, CLIENT_V4, CLIENT_V6, GUARD_CLIENT_V4, GUARD_CLIENT_V6, GUARD_V4, GUARD_V6,
 };
 use dosguard_tests::held::Held;
+use dosguard_tests::holders::Holders;
 use dosguard_tests::holding::HoldingServer;
+use dosguard_tests::interrupt::Interrupt;
 use dosguard_tests::lab::Lab;
 use dosguard_tests::nginx::Nginx;
 use dosguard_tests::sources::{many_v4, many_v6};
@@ -18,9 +21,9 @@ use dosguard_tests::wait::wait_until;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The connections that the guard has established at a port, by source, as `ss` tells them.
-fn established(lab: &Lab, port: u16) -> BTreeMap<IpAddr, usize> {
-    let filter = format!("( sport = :{port} )");
+/// The connections that the guard has established, by source, as `ss` tells them; at one of its ports or at all.
+fn established(lab: &Lab, port: impl Into<Option<u16>>) -> BTreeMap<IpAddr, usize> {
+    let filter = port.into().map_or_else(String::new, |port| format!("( sport = :{port} )"));
     let text = lab.guard().run("ss", ["-Htn", "state", "established", &filter]).unwrap();
     let mut counts = BTreeMap::new();
     for line in text.lines() {
@@ -95,6 +98,19 @@ fn many_sources_hold_a_few_each() {
     assert_eq!(server.accepted(), 5000);
     drop(server);
     wait_until("the rest is gone", PATIENCE, || Ok(over_v4.gone()? + over_v6.gone()? == 4500)).unwrap();
+}
+
+#[test]
+fn holders_share_the_connections_and_keep_the_turns_of_the_sources() {
+    let lab = Lab::new().unwrap();
+    let program = Path::new(env!("CARGO_BIN_EXE_bench"));
+    // Where a process may have 20,000 files open, one does not suffice.
+    let holders = Holders::start(&lab, &Interrupt::default(), program, 12_000, 2000).unwrap();
+    println!("processes: {}", holders.processes());
+    let expected: BTreeMap<_, _> = many_v4(2000).unwrap().into_iter().map(|source| (source, 6)).collect();
+    assert_eq!(established(&lab, None), expected);
+    drop(holders);
+    wait_until("all are closed", PATIENCE, || Ok(established(&lab, None).is_empty())).unwrap();
 }
 
 #[test]

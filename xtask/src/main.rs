@@ -2,6 +2,7 @@
 //!
 //! Every verb makes sure by itself that what it needs is installed; see [`setup`].
 
+mod bench;
 mod demo;
 mod fuzz;
 mod host;
@@ -40,6 +41,12 @@ enum Verb {
     Demo {
         /// Arguments for the demo itself; after `--`, `--help` lists them
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+        args: Vec<OsString>,
+    },
+    /// Measure in the lab: `connections` for what counting the connections of each source takes
+    Bench {
+        /// What to measure, and options for it; `connections --help` lists them
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
         args: Vec<OsString>,
     },
     /// Check formatting, clippy on both targets, documentation and the workspace's own rules
@@ -106,6 +113,7 @@ fn main() -> ExitCode {
         }
         Verb::Test(args) => test::run(&args),
         Verb::Demo { args } => demo::run(&args),
+        Verb::Bench { args } => bench::run(&args),
         Verb::Lint => lint::run(),
         Verb::Vm(args) => vm::run(&args),
         Verb::Fuzz(args) => fuzz::run(&args),
@@ -160,5 +168,13 @@ mod tests {
             let Verb::Demo { args } = Cli::try_parse_from(line).unwrap().verb else { panic!("not `demo`") };
             assert_eq!(args, ["--rate", "9"], "{line:?}");
         }
+    }
+
+    #[test]
+    fn bench_forwards_what_to_measure_with_its_options() {
+        let line = ["xtask", "bench", "connections", "--rounds", "9"];
+        let Verb::Bench { args } = Cli::try_parse_from(line).unwrap().verb else { panic!("not `bench`") };
+        assert_eq!(args, ["connections", "--rounds", "9"]);
+        assert!(Cli::try_parse_from(["xtask", "bench"]).is_err());
     }
 }

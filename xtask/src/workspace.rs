@@ -56,13 +56,17 @@ impl Workspace {
         command
     }
 
-    /// Builds the command-line program and the demo as they are shipped.
+    /// Builds the command-line program, the demo and the benchmarks as they are shipped.
     pub fn build_release(&self) -> Result<Release> {
         // In one call: two would compile every dependency twice of which they use different features.
         let mut command = self.cargo("build");
         command.args(["--release", "--package", "dosguard", "--package", LAB_PACKAGE]);
-        run::run(command.args(["--bin", "dosguard", "--bin", "demo"]))?;
-        Ok(Release { dosguard: release_program("dosguard")?, demo: release_program("demo")? })
+        run::run(command.args(["--bin", "dosguard", "--bin", "demo", "--bin", "bench"]))?;
+        Ok(Release {
+            dosguard: release_program("dosguard")?,
+            demo: release_program("demo")?,
+            bench: release_program("bench")?,
+        })
     }
 }
 
@@ -72,6 +76,8 @@ pub struct Release {
     pub dosguard: PathBuf,
     /// The demo.
     pub demo: PathBuf,
+    /// The benchmarks.
+    pub bench: PathBuf,
 }
 
 /// The directory with the root `Cargo.toml`.

@@ -1,0 +1,86 @@
+//! `cargo xtask bench`: measurements in a lab, of dosguard and of what it is measured against.
+
+mod connections;
+mod contender;
+mod machine;
+mod report;
+
+use std::{io::Write as _, path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand};
+use dosguard_tests::{
+    holders::{HoldArguments, hold},
+    interrupt::Interrupted,
+};
+
+/// Measures in a lab what looking for connections costs.
+///
+/// Needs root. Works between network namespaces of its own and touches none of the machine's interfaces.
+#[derive(Debug, Parser)]
+#[command(name = "bench")]
+struct Arguments {
+    #[command(subcommand)]
+    benchmark: Benchmark,
+}
+
+#[derive(Debug, Subcommand)]
+enum Benchmark {
+    /// Count the connections of each source, as recipes do, while very many are held
+    Connections(ConnectionsArguments),
+    /// Hold connections for `connections`, until standard input ends
+    #[command(hide = true)]
+    Hold(HoldArguments),
+}
+
+/// What is held and how often it is counted.
+#[derive(Debug, Args)]
+struct ConnectionsArguments {
+    /// How many connections are held
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    connections: u32,
+
+    /// From how many sources they come
+    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..=131_070))]
+    sources: u32,
+
+    /// How often each contender counts them
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+
+    /// A file for the results, each sample included
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().benchmark {
+        Benchmark::Connections(arguments) => connections::run(&arguments),
+        Benchmark::Hold(arguments) => hold(&arguments),
+    };
+    let (status, last_word) = match result {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(error) if error.is::<Interrupted>() => {
+            (130, "interrupted; everything has been put away".to_owned())
+        }
+        Err(error) => (2, format!("error: {error:#}")),
+    };
+    progress(&last_word);
+    ExitCode::from(status)
+}
+
+/// Says on standard error what goes on.
+fn progress(what: &str) {
+    // There is nowhere to report that stderr is gone.
+    let _ = writeln!(anstream::stderr(), "{what}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn command_line_is_well_formed() {
+        use clap::CommandFactory as _;
+        Arguments::command().debug_assert();
+    }
+}
