@@ -1,4 +1,4 @@
-//! Builds the XDP program and leaves it in `OUT_DIR` for the library to embed.
+//! Builds the kernel programs and leaves them in `OUT_DIR` for the library to embed.
 
 include!("../dosguard-ebpf/inner_build.rs");
 
@@ -6,6 +6,6 @@ fn main() -> anyhow::Result<()> {
     println!("cargo:rerun-if-changed={}", concat!(env!("CARGO_MANIFEST_DIR"), "/../dosguard-common"));
     build(
         &[("dosguard-ebpf", concat!(env!("CARGO_MANIFEST_DIR"), "/../dosguard-ebpf"), &[])],
-        &["dosguard-xdp"],
+        &["dosguard-xdp", "dosguard-connections"],
     )
 }

@@ -1,10 +1,16 @@
 //! Names, sizes and the version of everything that kernel and userspace agree on.
 
 /// Version of the pinned maps' layout. It is part of the pin path, so that two layouts never meet.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// The XDP program's name in the object and in the kernel's listings.
 pub const PROGRAM: &str = "dosguard";
+
+/// The program that counts connections, in an object of its own that the daemon loads; see [`HELD`].
+pub const COUNT_PROGRAM: &str = "dosguard_count";
+
+/// The program that bans for connections, in the same object.
+pub const BAN_PROGRAM: &str = "dosguard_ban";
 
 /// Load-time constant: how many CPUs the kernel may use ("possible" CPUs).
 pub const CPUS_GLOBAL: &str = "CPUS";
@@ -38,7 +44,7 @@ pub const CONFIG: MapSpec = map("CONFIG", 1, "global settings", 3);
 /// Port to rule index; every port has an entry, 0 is `default`. Written by userspace.
 pub const PORTS: MapSpec = map("PORTS", 65_536, "the rule of each port", 2);
 /// Rule index to [`Rule`](crate::rule::Rule). Written by userspace.
-pub const RULES: MapSpec = map("RULES", 256, "rules", 2);
+pub const RULES: MapSpec = map("RULES", 256, "rules", 4);
 /// (source, rule) to [`Window`](crate::window::Window), per CPU. LRU: when full, the least recently used go.
 pub const SYNS: MapSpec = map("SYNS", 131_072, "counters of sources in the window", 2);
 /// (source, everywhere or rule) to [`Ban`](crate::ban::Ban). Not LRU: when full, no ban is lost and none is added.
@@ -59,14 +65,27 @@ pub const COUNTERS: MapSpec = map("COUNTERS", crate::reason::COUNTERS, "what bec
 pub const RULE_COUNTERS: MapSpec =
     map("RULE_COUNTERS", RULES.entries * crate::reason::Reason::COUNT, "the same for each rule", 2);
 /// Kind of event to [`Gate`](crate::event::Gate), per CPU: how many events passed lately. Written by the kernel.
-pub const GATES: MapSpec = map("GATES", crate::event::Kind::COUNT, "how many events passed lately", 2);
+pub const GATES: MapSpec = map("GATES", crate::event::Kind::GATED, "how many events passed lately", 2);
+/// Until when drops are counted for each source, in nanoseconds of boot time; 0 for not at all. Written by userspace.
+pub const WATCH: MapSpec = map("WATCH", 1, "whether drops are counted for each source", 4);
+/// Source to packets that were dropped while somebody watched, per CPU. LRU: when full, those go that were dropped least
+/// lately.
+pub const DROPS: MapSpec = map("DROPS", 16_384, "drops of sources", 4);
 /// One [`Scratch`](crate::tables::Scratch) per CPU. Written by the kernel, and of no meaning between two packets.
-pub const SCRATCH: MapSpec = map("SCRATCH", 1, "work in progress", 2);
+pub const SCRATCH: MapSpec = map("SCRATCH", 1, "work in progress", 4);
 /// Ring buffer of [`Event`](crate::event::Event)s; a full one loses the newest, and the loss is counted.
 pub const EVENTS: MapSpec = map("EVENTS", 8 << 20, "events that nobody has read", 2);
 
-/// Every map, in the order in which they are pinned.
-pub const MAPS: [MapSpec; 14] = [
+/// (source, rule) to the [`Held`](crate::connection::Held) connections. Not pinned: each process that counts has one of its
+/// own, as well as the next two. When it is full, sources are missed, and `LOOK` says how many.
+pub const HELD: MapSpec = map("HELD", 524_288, "connections of sources", 4);
+/// Port to the number of the last look that found it served.
+pub const SERVED: MapSpec = map("SERVED", 65_536, "ports that are served", 4);
+/// One [`Look`](crate::connection::Look).
+pub const LOOK: MapSpec = map("LOOK", 1, "what a look at the sockets has found", 4);
+
+/// Every pinned map, in the order in which they are pinned.
+pub const MAPS: [MapSpec; 16] = [
     CONFIG,
     PORTS,
     RULES,
@@ -79,6 +98,8 @@ pub const MAPS: [MapSpec; 14] = [
     COUNTERS,
     RULE_COUNTERS,
     GATES,
+    WATCH,
+    DROPS,
     SCRATCH,
     EVENTS,
 ];

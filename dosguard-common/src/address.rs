@@ -43,6 +43,12 @@ impl Address {
         address
     }
 
+    /// From the words of a socket's IPv6 address, in which an IPv4 one is mapped (`struct in6_addr`).
+    #[inline(always)]
+    pub const fn of_socket(words: [u32; 4]) -> Self {
+        Self(words)
+    }
+
     /// Each of its four words through `map`.
     #[inline(always)]
     pub(crate) fn map_words(self, map: impl Fn(u32) -> u32) -> Self {
@@ -58,6 +64,16 @@ impl Address {
     /// The four bytes of an IPv4 address, or none for IPv6.
     pub fn to_ipv4(self) -> Option<[u8; 4]> {
         self.is_ipv4().then(|| self.0[3].to_ne_bytes())
+    }
+
+    /// Whether it is one of the host's own for itself: 127.0.0.0/8 (RFC 1122 section 3.2.1.3) or ::1 (RFC 4291 section 2.5.3).
+    #[inline(always)]
+    pub const fn is_loopback(&self) -> bool {
+        const ONE: u32 = u32::from_ne_bytes([0, 0, 0, 1]);
+        const NET: u32 = u32::from_ne_bytes([0xff, 0, 0, 0]);
+        const LOOPBACK: u32 = u32::from_ne_bytes([127, 0, 0, 0]);
+        let [a, b, c, d] = self.0;
+        a | b | c | (d ^ ONE) == 0 || (self.is_ipv4() && d & NET == LOOPBACK)
     }
 
     /// Whether this is an IPv4 address.

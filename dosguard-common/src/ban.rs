@@ -13,6 +13,8 @@ pub enum BanReason {
     SynLimit,
     /// An administrator said so.
     Admin,
+    /// More connections than a rule allows.
+    Connections,
 }
 
 impl BanReason {
@@ -21,6 +23,7 @@ impl BanReason {
         match self {
             Self::SynLimit => "syn-limit",
             Self::Admin => "admin",
+            Self::Connections => "connections",
         }
     }
 
@@ -29,12 +32,18 @@ impl BanReason {
         match self {
             Self::SynLimit => 1,
             Self::Admin => 2,
+            Self::Connections => 3,
         }
+    }
+
+    /// Whether a rule imposed it.
+    pub const fn is_of_rule(self) -> bool {
+        !matches!(self, Self::Admin)
     }
 
     /// From the name used in output.
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::SynLimit, Self::Admin].into_iter().find(|reason| reason.name() == name)
+        [Self::SynLimit, Self::Admin, Self::Connections].into_iter().find(|reason| reason.name() == name)
     }
 
     /// From the byte in the map.
@@ -42,6 +51,7 @@ impl BanReason {
         match code {
             1 => Some(Self::SynLimit),
             2 => Some(Self::Admin),
+            3 => Some(Self::Connections),
             _ => None,
         }
     }
@@ -57,9 +67,9 @@ pub struct Ban {
     pub since_ns: u64,
     /// How long it was imposed for, and begins to last anew with each refresh.
     pub length_ns: u64,
-    /// The window of the rule at that time, in nanoseconds; 0 if no rule was involved.
+    /// The window of the rule at that time, in nanoseconds; 0 if none was involved.
     pub window_ns: u64,
-    /// SYNs in the window when it was imposed, the one over the limit included.
+    /// SYNs in the window when it was imposed, the one over the limit included, or connections.
     pub count: u32,
     /// The limit at that time.
     pub limit: u32,
@@ -99,6 +109,8 @@ pub struct BanParts<'a> {
 const FLAG_SCOPE_SYN: u8 = 1 << 0;
 const FLAG_MONITORED: u8 = 1 << 1;
 const FLAG_REFRESH: u8 = 1 << 2;
+/// It was imposed for connections, and its source has given up none since.
+const FLAG_AWAITS_ENDING: u8 = 1 << 3;
 
 impl Ban {
     /// A ban for going over the limit of `rule`, which `index` names, with `count` SYNs in the window. `offences` are
@@ -112,14 +124,16 @@ impl Ban {
         now_ns: u64,
     ) -> Self {
         let mut ban: Self = Zeroable::zeroed();
-        ban.fill_limit(rule, index, count, offences, mode, now_ns);
+        ban.fill_limit(BanReason::SynLimit, rule, index, count, offences, mode, now_ns);
         ban
     }
 
-    /// The same, where the ban lies.
+    /// The same, where the ban lies, for whichever of the rule's limits.
     #[inline(always)]
+    #[expect(clippy::too_many_arguments, reason = "all of it is the ban; a struct would only rename it")]
     pub const fn fill_limit(
         &mut self,
+        reason: BanReason,
         rule: &Rule,
         index: RuleIndex,
         count: u32,
@@ -130,11 +144,10 @@ impl Ban {
         self.length_ns = rule.ban_length_ns(offences);
         self.until_ns = now_ns.saturating_add(self.length_ns);
         self.since_ns = now_ns;
-        self.window_ns = rule.window_ns();
+        (self.limit, self.window_ns) = rule.measure(reason);
         self.count = count;
-        self.limit = rule.limit();
         self.offence = offences.saturating_add(1);
-        self.reason = BanReason::SynLimit.code();
+        self.reason = reason.code();
         self.rule = index;
         self.flags = match rule.scope() {
             Scope::All => 0,
@@ -145,6 +158,9 @@ impl Ban {
         }
         if matches!(mode, Mode::Monitor) {
             self.flags |= FLAG_MONITORED;
+        }
+        if matches!(reason, BanReason::Connections) {
+            self.flags |= FLAG_AWAITS_ENDING;
         }
         self.label = *rule.label();
     }
@@ -174,6 +190,7 @@ impl Ban {
             (FLAG_SCOPE_SYN, parts.scope == Scope::Syn),
             (FLAG_MONITORED, parts.monitored),
             (FLAG_REFRESH, parts.refresh),
+            (FLAG_AWAITS_ENDING, parts.reason == BanReason::Connections),
         ] {
             flags |= if is_set { flag } else { 0 };
         }
@@ -229,6 +246,18 @@ impl Ban {
     #[inline(always)]
     pub const fn refreshes(&self) -> bool {
         self.flags & FLAG_REFRESH != 0
+    }
+
+    /// Notes that its source has given a connection up, of which the ban lets nobody know: it sends that again, and when the
+    /// ban is over it may take a while until all of it has arrived.
+    #[inline(always)]
+    pub const fn note_ending(&mut self) {
+        self.flags &= !FLAG_AWAITS_ENDING;
+    }
+
+    /// Whether its source has given up connections, for holding too many of which it was banned.
+    pub fn saw_ending(&self) -> bool {
+        self.reason() == Some(BanReason::Connections) && self.flags & FLAG_AWAITS_ENDING == 0
     }
 
     /// Restarts its clock at `now_ns`, unless that would move its end by less than [`REFRESH_STEP_NS`]. Says whether it
@@ -303,6 +332,12 @@ impl Hold {
         self.flags & FLAG_MONITORED != 0
     }
 
+    /// Whether it is to be noted if its source gives a connection up.
+    #[inline(always)]
+    pub const fn awaits_ending(self) -> bool {
+        self.flags & FLAG_AWAITS_ENDING != 0
+    }
+
     /// Whether a SYN restarts its clock.
     #[inline(always)]
     pub const fn refreshes(self) -> bool {
@@ -317,7 +352,7 @@ pub const REFRESH_STEP_NS: u64 = 1_000_000;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rule::{Action, RuleSpec};
+    use crate::rule::{Action, ConnectionLimit, RuleSpec};
 
     fn spec() -> RuleSpec {
         RuleSpec {
@@ -330,6 +365,7 @@ mod tests {
             forget_ns: 50,
             refresh: false,
             mode: Mode::Enforce,
+            connections: ConnectionLimit::NONE,
         }
     }
 

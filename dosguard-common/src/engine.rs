@@ -1,7 +1,7 @@
 //! The decision: allow-list, deny-list, ban, rule. Written once, for the kernel and for everything else.
 
 use crate::address::Address;
-use crate::ban::Hold;
+use crate::ban::{BanReason, Hold};
 use crate::claim::Claim;
 use crate::config::{Config, Mode};
 use crate::event::{Cause, Event, Kind};
@@ -10,18 +10,14 @@ use crate::key::SourceKey;
 use crate::offender::{Offender, era};
 use crate::opaque::opaque;
 use crate::parse::{Packet, Payload, Unparsed, parse};
-use crate::reason::{Reason, Tally};
+use crate::reason::{Reason, Tally, Verdict};
 use crate::rule::{Action, Rule, RuleIndex};
 use crate::tables::{Refused, Scratch, Tables};
 use crate::window::{Window, low_half, share_of_limit, share_to_watch, window_of};
 
 /// Decides about a frame at `now_ns`, nanoseconds of boot time, and counts the decision.
 #[inline(always)]
-pub fn decide<F: Frame + ?Sized, T: Tables>(
-    frame: &F,
-    tables: &mut T,
-    now_ns: impl FnOnce() -> u64,
-) -> Reason {
+pub fn decide<F: Frame + ?Sized, T: Tables>(frame: &F, tables: &mut T, now_ns: impl Fn() -> u64) -> Reason {
     let (reason, rule) = match parse(frame) {
         Err(Unparsed::NotIp) => (Reason::NotIp, None),
         Err(Unparsed::Truncated) => (Reason::Truncated, None),
@@ -31,11 +27,23 @@ pub fn decide<F: Frame + ?Sized, T: Tables>(
         }
         Ok(packet) => {
             let judged = tables.with_config(|tables, config| {
-                let (reason, rule) = judge(&packet, tables, config, || frame.arrival(), now_ns);
-                match config.mode() {
-                    Mode::Enforce => (reason, rule),
-                    Mode::Monitor => (reason.monitored(), rule),
+                let is_watched = tables.drops_watched_until_ns() != 0;
+                if is_watched {
+                    tables.note_address(&packet.address);
                 }
+                let (reason, rule) = judge(&packet, tables, config, || frame.arrival(), &now_ns);
+                let reason = match config.mode() {
+                    Mode::Enforce => reason,
+                    Mode::Monitor => reason.monitored(),
+                };
+                if reason.verdict() == Verdict::Drop {
+                    // Without anybody who watches, the clock is not asked.
+                    let until_ns = tables.drops_watched_until_ns();
+                    if until_ns != 0 && now_ns() < until_ns {
+                        tables.count_drop();
+                    }
+                }
+                (reason, rule)
             });
             judged.unwrap_or((Reason::Uncounted, None))
         }
@@ -71,11 +79,14 @@ fn judge<T: Tables>(
         {
             refresh(tables, config, &key, &cause(port), now_ns);
         }
+        if *payload == Payload::Ending && hold.awaits_ending() {
+            tables.note_ending(&key);
+        }
         return (Reason::Banned, Some(hold.rule));
     }
     let port = match *payload {
         Payload::Syn { port } => port,
-        Payload::Segment => return (Reason::NotSyn, None),
+        Payload::Segment | Payload::Ending => return (Reason::NotSyn, None),
         Payload::NotTcp => return (Reason::NotTcp, None),
         Payload::LaterFragment => return (Reason::LaterFragment, None),
         Payload::Malformed => {
@@ -135,7 +146,8 @@ fn syn<T: Tables>(
         Counted::Under { .. } => Reason::UnderLimit,
         Counted::Not => Reason::Uncounted,
         Counted::Over { count, first } => {
-            let over = Over { source, index, rule: &rule, count, mode: config.mode_of(&rule), cause, now_ns };
+            let (reason, mode) = (BanReason::SynLimit, config.mode_of(&rule));
+            let over = Over { reason, source, index, rule: &rule, count, mode, cause, now_ns };
             match rule.action() {
                 Action::Ban => impose(tables, config, &over),
                 Action::Drop if first => limited(tables, config, &over),
@@ -242,12 +254,33 @@ fn pass_or_count<T: Tables>(tables: &mut T, key: &SourceKey, rule: &Rule, era: u
     Counted::Over { count: u32::try_from(total).unwrap_or(u32::MAX), first: first.unwrap_or(true) }
 }
 
-/// A source over the limit of a rule.
+/// Bans a source that holds `count` connections to the ports of a rule, if that is more than it allows: the same as for too
+/// many SYNs, whatever the rule's action. Whoever counts has seen that the source is not allowed.
+#[inline(always)]
+pub fn judge_connections<T: Tables>(
+    tables: &mut T,
+    source: Address,
+    index: RuleIndex,
+    count: u32,
+    now_ns: u64,
+) {
+    tables.with_config(|tables, config| {
+        let Some(rule) = tables.rule(index) else { return };
+        if !rule.connections().is_exceeded_by(count) {
+            return;
+        }
+        let (reason, mode, cause) = (BanReason::Connections, config.mode_of(&rule), &Cause::default());
+        impose(tables, config, &Over { reason, source, index, rule: &rule, count, mode, cause, now_ns });
+    });
+}
+
+/// A source over a limit of a rule.
 struct Over<'a> {
+    reason: BanReason,
     source: Address,
     index: RuleIndex,
     rule: &'a Rule,
-    /// SYNs in the window, this one included.
+    /// SYNs in the window, this one included, or connections.
     count: u32,
     /// Of the rule, or of all.
     mode: Mode,
@@ -264,8 +297,8 @@ struct Over<'a> {
 /// another's offence sees its ban, too.
 #[inline(always)]
 fn impose<T: Tables>(tables: &mut T, config: &Config, over: &Over<'_>) {
-    tables.with_scratch(|tables, Scratch { old, new }| {
-        let Over { source, index, rule, count, mode, cause, now_ns } = *over;
+    tables.with_scratch(|tables, Scratch { old, new, .. }| {
+        let Over { reason, source, index, rule, count, mode, cause, now_ns } = *over;
         let key = match mode {
             Mode::Enforce => SourceKey::with_scope(source, rule.scope(), index),
             Mode::Monitor => SourceKey::for_rule(source, index),
@@ -278,7 +311,7 @@ fn impose<T: Tables>(tables: &mut T, config: &Config, over: &Over<'_>) {
             offences = offences.max(offender.remembered(rule.forget_ns(), now_ns));
         }
         let there = tables.with_ban(&key, |there| old.copy_from(there)).is_some();
-        new.fill_limit(rule, index, count, offences, mode, now_ns);
+        new.fill_limit(reason, rule, index, count, offences, mode, now_ns);
         let imposed = if !there {
             tables.add_ban(&key, new)
         } else if old.is_active(now_ns) && (!old.is_monitored() || mode == Mode::Monitor) {
@@ -384,8 +417,8 @@ fn table_full<T: Tables>(tables: &mut T, config: &Config, over: &Over<'_>) {
 impl Over<'_> {
     #[inline(always)]
     fn fill(&self, kind: Kind, event: &mut Event) {
-        let Self { source, index, rule, count, mode, cause, now_ns } = *self;
-        event.fill_limit(kind, source, rule, index, count, cause, mode, now_ns);
+        let Self { reason, source, index, rule, count, mode, cause, now_ns } = *self;
+        event.fill_limit(kind, reason, source, rule, index, count, cause, mode, now_ns);
     }
 }
 

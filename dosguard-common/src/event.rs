@@ -28,11 +28,15 @@ pub enum Kind {
     TableFull,
     /// A packet was malformed.
     Malformed,
+    /// A source that was banned for its connections keeps the limit now that the ban is over. Told by userspace.
+    Probation,
+    /// Connections of a source that was banned for them were closed. Told by userspace.
+    Closed,
 }
 
 impl Kind {
     /// All of them, in the order of their codes.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::Ban,
         Self::Unban,
         Self::Extend,
@@ -40,10 +44,12 @@ impl Kind {
         Self::Limited,
         Self::TableFull,
         Self::Malformed,
+        Self::Probation,
+        Self::Closed,
     ];
 
-    /// How many there are.
-    pub const COUNT: u32 = 7;
+    /// How many of them, the first ones, the kernel program reports.
+    pub const GATED: u32 = 7;
 
     /// The name used in output.
     pub const fn name(self) -> &'static str {
@@ -55,6 +61,8 @@ impl Kind {
             Self::Limited => "limited",
             Self::TableFull => "table-full",
             Self::Malformed => "malformed",
+            Self::Probation => "probation",
+            Self::Closed => "closed",
         }
     }
 
@@ -229,13 +237,14 @@ impl Event {
         self.label = *ban.label();
     }
 
-    /// Makes an empty event tell that a source went over the limit of a rule with `count` SYNs in the window, and is not
-    /// banned.
+    /// Makes an empty event tell that a source went over a limit of a rule with `count` SYNs in the window or connections,
+    /// and is not banned.
     #[inline(always)]
     #[expect(clippy::too_many_arguments, reason = "all of it is the event; a struct would only rename it")]
     pub fn fill_limit(
         &mut self,
         kind: Kind,
+        reason: BanReason,
         source: Address,
         rule: &Rule,
         index: RuleIndex,
@@ -245,13 +254,28 @@ impl Event {
         at_ns: u64,
     ) {
         self.fill_packet(kind, source, cause, mode, at_ns);
-        self.window_ns = rule.window_ns();
+        (self.limit, self.window_ns) = rule.measure(reason);
         self.count = count;
-        self.limit = rule.limit();
-        self.reason = BanReason::SynLimit.code();
+        self.reason = reason.code();
         self.flags = flags(rule.scope(), mode);
         self.rule = index;
         self.label = *rule.label();
+    }
+
+    /// Something that userspace has found of a source's connections to the ports of a rule: `count` of them.
+    pub fn of_connections(
+        kind: Kind,
+        source: Address,
+        rule: &Rule,
+        index: RuleIndex,
+        count: u32,
+        mode: Mode,
+        at_ns: u64,
+    ) -> Self {
+        let mut event = Self::EMPTY;
+        let cause = Cause::default();
+        event.fill_limit(kind, BanReason::Connections, source, rule, index, count, &cause, mode, at_ns);
+        event
     }
 
     /// Makes an empty event tell something of a packet alone.
@@ -336,7 +360,8 @@ impl Event {
         &self.label
     }
 
-    /// SYNs in the window when the ban was imposed, the limit, and the window in nanoseconds; all 0 without a rule.
+    /// SYNs in the window when the ban was imposed, or connections, the limit, and the window in nanoseconds, 0 for
+    /// connections; all 0 without a rule.
     pub const fn measure(&self) -> (u32, u32, u64) {
         (self.count, self.limit, self.window_ns)
     }
@@ -384,7 +409,7 @@ mod tests {
         for (code, kind) in Kind::ALL.into_iter().enumerate() {
             assert_eq!((usize::from(kind.code()), Kind::from_code(kind.code())), (code, Some(kind)));
         }
-        assert_eq!(Kind::COUNT as usize, Kind::ALL.len());
+        assert_eq!(Kind::GATED as usize, Kind::Malformed as usize + 1);
         let mut bytes = bytemuck::bytes_of(&event()).to_vec();
         bytes[core::mem::offset_of!(Event, kind)] = 99;
         assert_eq!(Event::from_bytes(&bytes), None);
@@ -410,7 +435,7 @@ mod tests {
 
     #[test]
     fn what_says_the_same_of_every_source_comes_once_a_second() {
-        assert_eq!(Kind::ALL.map(|kind| kind.rate(500)), [500, 500, 500, 500, 500, 1, 1]);
-        assert_eq!(Kind::ALL.map(|kind| kind.rate(0)), [0; 7]);
+        assert_eq!(Kind::ALL.map(|kind| kind.rate(500)), [500, 500, 500, 500, 500, 1, 1, 500, 500]);
+        assert_eq!(Kind::ALL.map(|kind| kind.rate(0)), [0; 9]);
     }
 }

@@ -11,6 +11,7 @@ pub mod address;
 pub mod ban;
 pub mod claim;
 pub mod config;
+pub mod connection;
 pub mod engine;
 pub mod event;
 pub mod frame;

@@ -60,10 +60,15 @@ pub struct MemoryTables {
     pub event_capacity: usize,
     /// What was reported, in order.
     pub events: Vec<Event>,
+    /// Until when drops are counted for each source; 0 for not at all.
+    pub drops_watched_until_ns: u64,
+    /// Packets of each source that were dropped meanwhile.
+    pub drops: HashMap<Address, u64>,
+    noted: Address,
     /// Claims that were made lately.
     claims: HashSet<Claim>,
     /// The gates for events, one for each CPU and kind.
-    gates: Vec<[Gate; Kind::COUNT as usize]>,
+    gates: Vec<[Gate; Kind::GATED as usize]>,
     /// When bans end, the earliest first. One that ends later than it once should is met too early.
     ends: BinaryHeap<Reverse<(u64, SourceKey)>>,
     /// The shortest time that counters had been idle when they were forgotten for want of room.
@@ -94,6 +99,9 @@ impl MemoryTables {
             rule_counters: RuleCounters::default(),
             event_capacity: usize::MAX,
             events: Vec::new(),
+            drops_watched_until_ns: 0,
+            drops: HashMap::new(),
+            noted: Address::UNSPECIFIED,
             claims: HashSet::new(),
             gates: vec![Default::default(); cpus.max(1)],
             ends: BinaryHeap::new(),
@@ -218,6 +226,12 @@ impl Tables for MemoryTables {
         self.bans.get_mut(key).map(|old| *old = *ban).is_some()
     }
 
+    fn note_ending(&mut self, key: &SourceKey) {
+        if let Some(ban) = self.bans.get_mut(key) {
+            ban.note_ending();
+        }
+    }
+
     fn offender(&self, key: &SourceKey) -> Option<Offender> {
         self.offenders.get(key).copied()
     }
@@ -262,6 +276,20 @@ impl Tables for MemoryTables {
         self.bump(reason.index(), bytes);
         if let Some(rule) = rule {
             self.rule_counters.bump(rule, reason);
+        }
+    }
+
+    fn drops_watched_until_ns(&self) -> u64 {
+        self.drops_watched_until_ns
+    }
+
+    fn note_address(&mut self, address: &Address) {
+        self.noted = *address;
+    }
+
+    fn count_drop(&mut self) {
+        if let Some(config) = &self.config {
+            *self.drops.entry(config.mask().source(self.noted)).or_default() += 1;
         }
     }
 

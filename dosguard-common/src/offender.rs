@@ -104,7 +104,7 @@ pub const fn era(everywhere: Option<&Offender>, under_rule: Option<&Offender>) -
 mod tests {
     use super::*;
     use crate::config::Mode;
-    use crate::rule::{Action, Rule, RuleIndex, RuleSpec, Scope};
+    use crate::rule::{Action, ConnectionLimit, Rule, RuleIndex, RuleSpec, Scope};
 
     fn ban(offences: u32, now_ns: u64) -> Ban {
         let spec = RuleSpec {
@@ -117,6 +117,7 @@ mod tests {
             forget_ns: 50,
             refresh: false,
             mode: Mode::Enforce,
+            connections: ConnectionLimit::NONE,
         };
         Ban::for_limit(&Rule::new("r", &spec, 1), RuleIndex(2), 4, offences, Mode::Enforce, now_ns)
     }

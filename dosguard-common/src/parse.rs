@@ -40,7 +40,9 @@ const _: () = assert!(REACH as usize == MAX_OFFSET && (REACH + 1).is_power_of_tw
 /// The offset's bits in an IPv6 fragment header.
 const FRAGMENT_OFFSET: u16 = 0xfff8;
 
+const TCP_FIN: u8 = 0x01;
 const TCP_SYN: u8 = 0x02;
+const TCP_RST: u8 = 0x04;
 const TCP_ACK: u8 = 0x10;
 
 /// An IP packet whose source address is known.
@@ -64,6 +66,8 @@ pub enum Payload {
     },
     /// Another TCP segment.
     Segment,
+    /// Another one, with FIN or RST: its sender gives the connection up.
+    Ending,
     /// Another protocol.
     NotTcp,
     /// A fragment but the first, which has no TCP header.
@@ -82,7 +86,8 @@ impl Payload {
             Self::Segment => 1 << 16,
             Self::NotTcp => 2 << 16,
             Self::LaterFragment => 3 << 16,
-            Self::Malformed => 4 << 16,
+            Self::Ending => 4 << 16,
+            Self::Malformed => 5 << 16,
         }
     }
 
@@ -94,6 +99,7 @@ impl Payload {
             1 => Self::Segment,
             2 => Self::NotTcp,
             3 => Self::LaterFragment,
+            4 => Self::Ending,
             _ => Self::Malformed,
         }
     }
@@ -279,6 +285,8 @@ fn tcp<F: Frame + ?Sized>(frame: &F, offset: usize, available: Option<usize>) ->
     }
     if flags & (TCP_SYN | TCP_ACK) == TCP_SYN {
         Payload::Syn { port: u16::from_be_bytes([port_0, port_1]) }
+    } else if flags & (TCP_FIN | TCP_RST) != 0 {
+        Payload::Ending
     } else {
         Payload::Segment
     }
@@ -328,7 +336,11 @@ mod tests {
     #[test]
     fn a_syn_is_a_syn_whatever_other_flags_it_carries() {
         for flags in 0..=255_u8 {
-            let expected = if flags & 0x12 == 0x02 { Payload::Syn { port: 25 } } else { Payload::Segment };
+            let expected = match flags {
+                _ if flags & 0x12 == 0x02 => Payload::Syn { port: 25 },
+                _ if flags & 0x05 != 0 => Payload::Ending,
+                _ => Payload::Segment,
+            };
             assert_eq!(payload(&patched(&[(47, flags)])), expected, "flags {flags:#04x}");
         }
     }

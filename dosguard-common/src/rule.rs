@@ -2,6 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::ban::BanReason;
 use crate::config::Mode;
 use crate::label::Label;
 
@@ -13,6 +14,9 @@ pub const WINDOW_RANGE_NS: core::ops::RangeInclusive<u64> = 100_000_000..=86_400
 
 /// Largest limit, in SYNs per window.
 pub const MAX_LIMIT: u32 = 500_000;
+
+/// Largest limit of connections that one source may hold.
+pub const MAX_CONNECTIONS: u32 = 10_000_000;
 
 /// Which rule: its index in `RULES`. 0 is `default`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
@@ -64,6 +68,26 @@ impl Action {
     }
 }
 
+/// How many connections one source may hold to a rule's ports, which userspace counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConnectionLimit {
+    /// So many: 1 to [`MAX_CONNECTIONS`], or 0 for any number.
+    pub max: u32,
+    /// Whether those of a source that is banned for holding more are closed.
+    pub close: bool,
+}
+
+impl ConnectionLimit {
+    /// Any number.
+    pub const NONE: Self = Self { max: 0, close: false };
+
+    /// Whether so many are more than it allows.
+    #[inline(always)]
+    pub const fn is_exceeded_by(self, count: u32) -> bool {
+        self.max != 0 && count > self.max
+    }
+}
+
 /// What a rule demands; [`Rule`] is its form in the map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RuleSpec {
@@ -85,6 +109,8 @@ pub struct RuleSpec {
     pub refresh: bool,
     /// Whether the rule is enforced, or only watched.
     pub mode: Mode,
+    /// How many connections one source may hold.
+    pub connections: ConnectionLimit,
 }
 
 const FLAG_ACTION_DROP: u32 = 1 << 0;
@@ -92,6 +118,7 @@ pub(crate) const FLAG_SCOPE_SYN: u32 = 1 << 1;
 const FLAG_REFRESH: u32 = 1 << 2;
 /// The same bit in the global settings.
 pub(crate) const FLAG_MONITOR: u32 = 1 << 3;
+const FLAG_CLOSE: u32 = 1 << 4;
 const FLAG_DEFINED: u32 = 1 << 31;
 
 /// A rule in the map.
@@ -111,11 +138,16 @@ pub struct Rule {
     ban_max_ns: u64,
     forget_ns: u64,
     name: Label,
+    max_connections: u32,
+    padding: u32,
     flags: u32,
     generation_again: u32,
 }
 
-const _: () = assert!(size_of::<Rule>() == 80);
+const _: () = assert!(size_of::<Rule>() == 88);
+
+/// How many bytes [`Rule`] had up to ABI version 3, without a limit of connections.
+pub const RULE_BYTES_V3: usize = 80;
 
 impl Rule {
     /// The map's form of `spec`. `name` has at most [`MAX_NAME`] bytes; a longer one is cut.
@@ -133,6 +165,9 @@ impl Rule {
         if spec.mode == Mode::Monitor {
             flags |= FLAG_MONITOR;
         }
+        if spec.connections.close {
+            flags |= FLAG_CLOSE;
+        }
         Self {
             generation,
             limit: spec.limit,
@@ -142,9 +177,27 @@ impl Rule {
             ban_max_ns: spec.ban_max_ns,
             forget_ns: spec.forget_ns,
             name: Label::new(name),
+            max_connections: spec.connections.max,
+            padding: 0,
             flags,
             generation_again: generation,
         }
+    }
+
+    /// A rule as ABI versions 2 and 3 had it, which limits no connections.
+    pub fn from_v3(bytes: &[u8; RULE_BYTES_V3]) -> Self {
+        // What they had behind the name is the last that there is now.
+        const END: usize = 2 * size_of::<u32>();
+        let mut rule = Self::zeroed();
+        let whole = bytemuck::bytes_of_mut(&mut rule);
+        let (front, back) = bytes.split_at(RULE_BYTES_V3 - END);
+        if let Some(same) = whole.get_mut(..front.len()) {
+            same.copy_from_slice(front);
+        }
+        if let Some(same) = whole.last_chunk_mut::<END>() {
+            same.copy_from_slice(back);
+        }
+        rule
     }
 
     /// Where the second generation stands, in bytes.
@@ -168,6 +221,7 @@ impl Rule {
             forget_ns: self.forget_ns,
             refresh: self.refreshes(),
             mode: self.mode(),
+            connections: self.connections(),
         }
     }
 
@@ -240,6 +294,22 @@ impl Rule {
         self.flags & FLAG_REFRESH != 0
     }
 
+    /// How many connections one source may hold.
+    #[inline(always)]
+    pub const fn connections(&self) -> ConnectionLimit {
+        ConnectionLimit { max: self.max_connections, close: self.flags & FLAG_CLOSE != 0 }
+    }
+
+    /// What a ban with this reason goes by: the limit, and the window in nanoseconds where there is one.
+    #[inline(always)]
+    pub const fn measure(&self, reason: BanReason) -> (u32, u64) {
+        match reason {
+            BanReason::SynLimit => (self.limit, self.window_ns),
+            BanReason::Connections => (self.max_connections, 0),
+            BanReason::Admin => (0, 0),
+        }
+    }
+
     #[inline(always)]
     pub(crate) const fn flags(&self) -> u32 {
         self.flags
@@ -286,7 +356,18 @@ mod tests {
             forget_ns: 100,
             refresh: true,
             mode: Mode::Monitor,
+            connections: ConnectionLimit { max: 7, close: true },
         }
+    }
+
+    #[test]
+    fn a_rule_of_abi_3_means_the_same() {
+        let rule = Rule::new("smtp", &RuleSpec { connections: ConnectionLimit::NONE, ..spec() }, 7);
+        let bytes = bytemuck::bytes_of(&rule);
+        let mut v3 = bytes[..72].to_vec();
+        v3.extend(&bytes[80..]);
+        assert_eq!(Rule::from_v3(v3.as_slice().try_into().unwrap()), rule);
+        assert_eq!(rule.measure(BanReason::SynLimit), (3, 60_000_000_000));
     }
 
     #[test]

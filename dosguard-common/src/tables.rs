@@ -22,7 +22,7 @@ pub enum Refused {
     Full,
 }
 
-/// Room for the bans that the engine works on: the kernel program's stack has none.
+/// Room for what the engine works on: the kernel program's stack has none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Scratch {
@@ -30,6 +30,8 @@ pub struct Scratch {
     pub old: Ban,
     /// The ban that is to be.
     pub new: Ban,
+    /// The address of the packet that is judged, while drops are watched.
+    pub address: Address,
 }
 
 /// What the engine needs of its surroundings.
@@ -57,6 +59,8 @@ pub trait Tables {
     fn replace_ban(&mut self, key: &SourceKey, ban: &Ban) -> Result<(), Refused>;
     /// Puts a ban in the place of one that holds; false if that has been removed, or there was no memory.
     fn refresh_ban(&mut self, key: &SourceKey, ban: &Ban) -> bool;
+    /// Notes at a ban, if it is there, that its source has given a connection up; see [`Ban::note_ending`].
+    fn note_ending(&mut self, key: &SourceKey);
     /// What is remembered of a source.
     fn offender(&self, key: &SourceKey) -> Option<Offender>;
     /// Remembers it; false if there was no room.
@@ -78,6 +82,12 @@ pub trait Tables {
     fn add_window(&mut self, key: &SourceKey, window: &Window) -> Result<(), Refused>;
     /// Counts a packet of `bytes` bytes under its reason and, if it got that far, its rule.
     fn count(&mut self, reason: Reason, rule: Option<RuleIndex>, bytes: u64);
+    /// Until when (boot time, nanoseconds) somebody wants to know whose packets are dropped; 0 if nobody does.
+    fn drops_watched_until_ns(&self) -> u64;
+    /// Keeps the address of the packet that is judged: the kernel program's stack has no room for it.
+    fn note_address(&mut self, address: &Address);
+    /// Counts a packet that is dropped for the source that the address belongs to that was kept.
+    fn count_drop(&mut self);
     /// Counts something that happened beside the verdict.
     fn tally(&mut self, tally: Tally);
     /// Lets `work` at this CPU's gate for a kind of event, or returns none if there is none.

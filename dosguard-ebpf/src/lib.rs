@@ -21,7 +21,7 @@ use crate::tables::KernelTables;
 
 /// Judges a packet at the time that `now_ns` tells, in nanoseconds of boot time. Returns an XDP action.
 #[inline(always)]
-pub fn judge(ctx: &XdpContext, now_ns: impl FnOnce() -> u64) -> u32 {
+pub fn judge(ctx: &XdpContext, now_ns: impl Fn() -> u64) -> u32 {
     let frame = ContextFrame::new(ctx);
     let reason = engine::decide(&frame, &mut KernelTables, now_ns);
     if reason == Reason::OverLimit {

@@ -67,6 +67,14 @@ pub static RULE_COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(abi::
 #[map]
 pub static GATES: PerCpuArray<Gate> = PerCpuArray::with_max_entries(abi::GATES.entries, 0);
 
+/// Until when drops are counted for each source.
+#[map]
+pub static WATCH: Array<u64> = Array::with_max_entries(abi::WATCH.entries, 0);
+
+/// Dropped packets of sources.
+#[map]
+pub static DROPS: LruPerCpuHashMap<Address, u64> = LruPerCpuHashMap::with_max_entries(abi::DROPS.entries, 0);
+
 /// Room to work on bans.
 #[map]
 pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(abi::SCRATCH.entries, 0);

@@ -39,6 +39,19 @@ fn bump(index: u32, bytes: u64) {
     }
 }
 
+/// A function of its own, with a stack of its own: that of the program has no room.
+#[inline(never)]
+fn count_drop() {
+    let (Some(config), Some(scratch)) = (maps::CONFIG.get(0), maps::SCRATCH.get(0)) else { return };
+    let source = config.mask().source(scratch.address);
+    match maps::DROPS.get_ptr_mut(source) {
+        // SAFETY: as in `bump`, or of an entry that is evicted meanwhile: then a packet is counted for another source.
+        Some(packets) => unsafe { *packets += 1 },
+        // Without room it is not counted; `COUNTERS` has it all the same.
+        None => drop(maps::DROPS.insert(source, 1, 0)),
+    }
+}
+
 impl Tables for KernelTables {
     #[inline(always)]
     fn with_config<R>(&mut self, work: impl FnOnce(&mut Self, &Config) -> R) -> Option<R> {
@@ -109,6 +122,15 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn refresh_ban(&mut self, key: &SourceKey, ban: &Ban) -> bool {
         maps::BANS.insert(key, ban, u64::from(BPF_EXIST)).is_ok()
+    }
+
+    #[inline(always)]
+    fn note_ending(&mut self, key: &SourceKey) {
+        if let Some(ban) = maps::BANS.get_ptr_mut(key) {
+            // SAFETY: as in `with_ban`. The byte that is written has only flags; if it is another source's by now, or if
+            // somebody else writes it at the same time, somebody's connections are waited for in vain, or not.
+            unsafe { (*ban).note_ending() };
+        }
     }
 
     #[inline(always)]
@@ -185,6 +207,24 @@ impl Tables for KernelTables {
             // SAFETY: as in `bump`.
             unsafe { *count += 1 };
         }
+    }
+
+    #[inline(always)]
+    fn drops_watched_until_ns(&self) -> u64 {
+        maps::WATCH.get(0).copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn note_address(&mut self, address: &Address) {
+        if let Some(scratch) = maps::SCRATCH.get_ptr_mut(0) {
+            // SAFETY: as in `bump`.
+            unsafe { (*scratch).address = *address };
+        }
+    }
+
+    #[inline(always)]
+    fn count_drop(&mut self) {
+        count_drop();
     }
 
     #[inline(always)]

@@ -5,6 +5,7 @@ pub mod bans;
 pub mod cli;
 pub mod config;
 pub mod confirm;
+pub mod connections;
 pub mod daemon;
 pub mod datapath;
 pub mod explain;

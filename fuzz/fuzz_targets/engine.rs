@@ -8,7 +8,7 @@ use dosguard_common::engine::decide;
 use dosguard_common::memory::MemoryTables;
 use dosguard_common::parse::parse;
 use dosguard_common::reason::{Reason, Tally, Verdict};
-use dosguard_common::rule::{Action, Rule, RuleIndex, RuleSpec, Scope};
+use dosguard_common::rule::{ConnectionLimit, Action, Rule, RuleIndex, RuleSpec, Scope};
 use dosguard_fuzz::input::Input;
 use libfuzzer_sys::fuzz_target;
 
@@ -30,6 +30,7 @@ fn rule(input: &mut Input<'_>, generation: u32) -> Rule {
         forget_ns,
         refresh: flags & 4 != 0,
         mode: if flags & 8 == 0 { Mode::Enforce } else { Mode::Monitor },
+        connections: ConnectionLimit::NONE,
     };
     Rule::new("fuzz", &spec, generation)
 }

@@ -18,7 +18,7 @@ fuzz_target!(|frame: &[u8]| {
             assert_eq!(packet.mac, frame[6..12]);
             let carries = match packet.payload {
                 Payload::Syn { port } => Carries::Syn(port),
-                Payload::Segment => Carries::Segment,
+                Payload::Segment | Payload::Ending => Carries::Segment,
                 Payload::NotTcp => Carries::NotTcp,
                 Payload::LaterFragment => Carries::LaterFragment,
                 Payload::Malformed => Carries::Malformed,

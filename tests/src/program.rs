@@ -14,7 +14,7 @@ use dosguard_common::address::SourceMask;
 use dosguard_common::config::{Config, Mode};
 use dosguard_common::event::Event;
 use dosguard_common::reason::{Count, Reason, Verdict};
-use dosguard_common::rule::{Action, Rule, RuleIndex, RuleSpec, Scope};
+use dosguard_common::rule::{Action, ConnectionLimit, Rule, RuleIndex, RuleSpec, Scope};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -45,6 +45,7 @@ pub const fn ban_over(limit: u32) -> RuleSpec {
         forget_ns: 100 * SECOND,
         refresh: false,
         mode: Mode::Enforce,
+        connections: ConnectionLimit::NONE,
     }
 }
 

@@ -19,7 +19,7 @@ use super::*;
 use crate::address::SourceMask;
 use crate::ban::Ban;
 use crate::memory::MemoryTables;
-use crate::rule::{MAX_LIMIT, RuleSpec, Scope};
+use crate::rule::{ConnectionLimit, MAX_LIMIT, RuleSpec, Scope};
 
 const MILLISECOND: u64 = 1_000_000;
 const HOUR: u64 = 3_600_000 * MILLISECOND;
@@ -315,6 +315,7 @@ fn specs(limits: impl Strategy<Value = u32>) -> impl Strategy<Value = RuleSpec> 
             forget_ns: window_ns / 1_000 * forget,
             refresh,
             mode: Mode::Enforce,
+            connections: ConnectionLimit::NONE,
         },
     )
 }

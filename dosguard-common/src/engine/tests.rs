@@ -6,7 +6,7 @@ use crate::ban::Ban;
 use crate::config::Mode;
 use crate::key::SourceKey;
 use crate::memory::MemoryTables;
-use crate::rule::{RuleSpec, Scope};
+use crate::rule::{ConnectionLimit, RuleSpec, Scope};
 
 const SECOND: u64 = 1_000_000_000;
 const START: u64 = 1_000 * SECOND;
@@ -22,6 +22,7 @@ fn spec(limit: u32) -> RuleSpec {
         forget_ns: 100 * SECOND,
         refresh: false,
         mode: Mode::Enforce,
+        connections: ConnectionLimit::NONE,
     }
 }
 
@@ -389,4 +390,53 @@ proptest! {
         let counted: u64 = Reason::ALL.iter().map(|reason| tables.packets(*reason)).sum();
         prop_assert_eq!(counted, frames.len() as u64);
     }
+}
+
+#[test]
+fn drops_are_counted_for_their_source_while_somebody_watches() {
+    let mut tables = tables(spec(1), 1);
+    syn(&mut tables, START);
+    syn(&mut tables, START);
+    assert!(tables.drops.is_empty());
+    tables.drops_watched_until_ns = START + 2;
+    for (at, dropped) in [(START + 1, 1), (START + 1, 2), (START + 2, 2)] {
+        assert_eq!(syn(&mut tables, at).verdict(), Verdict::Drop);
+        let counted: std::vec::Vec<_> = tables.drops.values().copied().collect();
+        assert_eq!((tables.drops.len(), counted), (1, std::vec![dropped]));
+    }
+}
+
+#[test]
+fn too_many_connections_are_banned_as_too_many_syns_are() {
+    let limited = RuleSpec { connections: ConnectionLimit { max: 100, close: false }, ..spec(5) };
+    let mut tables = tables(limited, 1);
+    let source = SourceMask::new(32, 64).source(Address::from_ipv4(ATTACKER));
+    let key = SourceKey::everywhere(source);
+    let mut judge = |count, at| {
+        judge_connections(&mut tables, source, RuleIndex::DEFAULT, count, at);
+        let ban = tables.bans.get(&key).copied();
+        (
+            ban.map(|ban| (ban.count, ban.limit, ban.window_ns, ban.offence, ban.length_ns / SECOND)),
+            tables.events.len(),
+        )
+    };
+    assert_eq!(judge(100, START), (None, 0), "as many as are allowed");
+    assert_eq!(judge(101, START), (Some((101, 100, 0, 1, 10)), 1));
+    assert_eq!(judge(150, START + SECOND), (Some((101, 100, 0, 1, 10)), 1), "it is banned already");
+    let again = judge(120, START + 10 * SECOND);
+    assert_eq!(again, (Some((120, 100, 0, 2, 20)), 3), "its ban was over: again, twice as long");
+    assert_eq!(tables.events[2].reason(), Some(BanReason::Connections));
+    assert_eq!(syn(&mut tables, START + 11 * SECOND), Reason::Banned);
+}
+
+#[test]
+fn connections_of_a_rule_that_is_watched_are_noted_and_nothing_is_dropped() {
+    let connections = ConnectionLimit { max: 1, close: true };
+    let mut tables = tables(RuleSpec { connections, mode: Mode::Monitor, ..spec(5) }, 1);
+    let source = Address::from_ipv4(ATTACKER);
+    judge_connections(&mut tables, source, RuleIndex::DEFAULT, 2, START);
+    assert_eq!(tables.events.iter().map(Event::kind).collect::<std::vec::Vec<_>>(), [Kind::WouldBan]);
+    assert_eq!(syn(&mut tables, START).verdict(), Verdict::Pass);
+    judge_connections(&mut tables, source, RuleIndex(7), 2, START);
+    assert_eq!(tables.events.len(), 1, "there is no such rule");
 }

@@ -181,7 +181,8 @@ impl Live {
             accepted,
         };
         let reason = record.reason.as_deref().and_then(BanReason::from_name);
-        let reason = reason.ok_or_else(|| field("reason", &record.reason, "`syn-limit` or `admin`"))?;
+        let reason =
+            reason.ok_or_else(|| field("reason", &record.reason, "`syn-limit`, `connections` or `admin`"))?;
         let scope = match record.scope.as_deref() {
             Some("all") => Scope::All,
             Some("syn") => Scope::Syn,
@@ -204,13 +205,13 @@ impl Live {
         if under_rule && rule.is_none() {
             return Err(Unfit::NoRule { source_text: self.text(source), rule: name.to_owned() });
         }
-        let imposed_by = rule.filter(|_| reason == BanReason::SynLimit);
+        let imposed_by = rule.filter(|_| reason.is_of_rule());
         if !record.monitor && imposed_by.is_some_and(|(_, rule)| rule.mode() == Mode::Monitor) {
             return Err(Unfit::Watched { source_text: self.text(source), rule: name.to_owned() });
         }
         let index = rule.map_or(RuleIndex::DEFAULT, |(index, _)| index);
         let label = match reason {
-            BanReason::SynLimit => name,
+            BanReason::SynLimit | BanReason::Connections => name,
             BanReason::Admin => record.note.as_deref().unwrap_or_default(),
         };
         let ban = Ban::from_parts(&BanParts {

@@ -4,7 +4,7 @@ use dosguard_common::address::{Address, SourceMask};
 use dosguard_common::ban::Ban;
 use dosguard_common::config::Mode;
 use dosguard_common::key::SourceKey;
-use dosguard_common::rule::{Action, Rule, RuleIndex, RuleSpec, Scope};
+use dosguard_common::rule::{Action, ConnectionLimit, Rule, RuleIndex, RuleSpec, Scope};
 use jiff::Timestamp;
 
 use super::live::Live;
@@ -27,6 +27,7 @@ pub(crate) fn rule(name: &str, scope: Scope, mode: Mode) -> Rule {
         forget_ns: DAY,
         refresh: name == "smtp",
         mode,
+        connections: ConnectionLimit::NONE,
     };
     Rule::new(name, &spec, 1)
 }

@@ -5,7 +5,7 @@ use std::io::Write;
 use clap::{Args, Subcommand};
 use dosguard_common::config::Mode;
 use dosguard_common::event::Kind;
-use dosguard_common::rule::Action;
+use dosguard_common::rule::{Action, ConnectionLimit};
 use serde::Serialize;
 
 use super::changes::{Names, count};
@@ -28,7 +28,7 @@ pub(super) enum RuleVerb {
     /// Add a rule for certain ports, from the next packet on.
     ///
     /// It lasts until a configuration file is applied that does not name it, or until the instance is detached.
-    Add(AddArgs),
+    Add(Box<AddArgs>),
     /// Remove rules. Their ports go to `default`.
     Del(DelArgs),
 }
@@ -71,6 +71,12 @@ pub(super) struct AddArgs {
     /// `enforce`, or `monitor` to count and report and drop nothing. [default: enforce]
     #[arg(long)]
     mode: Option<String>,
+    /// Established connections that one source may hold to these ports; a daemon counts them. [default: none, for any number]
+    #[arg(long, value_name = "NUMBER")]
+    max_connections: Option<String>,
+    /// Close the connections of a source that is banned for holding too many.
+    #[arg(long)]
+    close: bool,
 }
 
 #[derive(Debug, Args)]
@@ -93,6 +99,8 @@ struct RuleRecord {
     scope: &'static str,
     refresh: bool,
     mode: &'static str,
+    max_connections: Option<u32>,
+    close: bool,
 }
 
 pub(super) fn rule(paths: &Paths, verb: &RuleVerb, out: &mut dyn Write) -> anyhow::Result<Answer> {
@@ -118,7 +126,18 @@ pub(super) fn describe(rule: &NamedRule) -> String {
     if rule.spec.mode == Mode::Monitor {
         over += &format!("; {YELLOW}monitor mode{YELLOW:#}: it drops nothing");
     }
-    format!("rule {BOLD}{}{BOLD:#}: {ports}, {}, then {over}", rule.name, RuleField::Limit.get(rule))
+    let connections = match rule.spec.connections {
+        ConnectionLimit { max: 0, .. } => String::new(),
+        ConnectionLimit { max, close } => {
+            let close = if close { ", and closed" } else { "" };
+            format!("; more than {max} connections are banned{close}")
+        }
+    };
+    format!(
+        "rule {BOLD}{}{BOLD:#}: {ports}, {}, then {over}{connections}",
+        rule.name,
+        RuleField::Limit.get(rule)
+    )
 }
 
 fn list(paths: &Paths, args: &ListArgs, out: &mut dyn Write) -> anyhow::Result<Answer> {
@@ -154,6 +173,8 @@ impl RuleRecord {
             scope: rule.spec.scope.name(),
             refresh: rule.spec.refresh,
             mode: rule.spec.mode.name(),
+            max_connections: Some(rule.spec.connections.max).filter(|max| *max != 0),
+            close: rule.spec.connections.close,
         }
     }
 }
@@ -201,6 +222,7 @@ fn wanted_rule(paths: &Paths, args: &AddArgs) -> anyhow::Result<NamedRule> {
         (RuleField::Forget, args.forget.as_ref()),
         (RuleField::Scope, args.scope.as_ref()),
         (RuleField::Mode, args.mode.as_ref()),
+        (RuleField::MaxConnections, args.max_connections.as_ref()),
     ];
     for (field, text) in given {
         if let Some(text) = text {
@@ -208,6 +230,7 @@ fn wanted_rule(paths: &Paths, args: &AddArgs) -> anyhow::Result<NamedRule> {
         }
     }
     named.spec.refresh = args.refresh;
+    named.spec.connections.close = args.close;
     if args.ban_max.is_none() {
         named.spec = with_room_for_ban(named.spec);
     }

@@ -16,7 +16,9 @@ use super::survive::{self, History};
 use super::{Answer, configured, confirm, talk, upgrade};
 use crate::config::services::LogFormat;
 use crate::daemon::health::Health;
-use crate::daemon::{self, Interfaces, KernelLog, Parts, RunningServices, Server, Signals};
+use crate::daemon::{
+    self, ConnectionWatch, Elsewhere, Interfaces, KernelLog, Parts, RunningServices, Server, Signals,
+};
 use crate::datapath::{self, AttachMode, Datapath, LoadOptions, Request, Started};
 use crate::guards::Guard;
 use crate::lock::{DaemonLock, StateLock};
@@ -165,9 +167,11 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
             "the kernel program that goes on has no such log\nhint: leave `--kernel-log` out"
         );
         let kernel_log = kernel_log(args.kernel_log, &started)?;
+        let mut services = configuration.map(|configuration| configuration.services).unwrap_or_default();
+        // For which it takes what is given up now.
+        let elsewhere = Elsewhere::enter(paths, &services.connections);
         // Before other threads begin, which would keep what this one gives up.
         system::drop_capabilities()?;
-        let mut services = configuration.map(|configuration| configuration.services).unwrap_or_default();
         if args.json {
             services.log.stdout = Some(LogFormat::Json);
         }
@@ -189,6 +193,7 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
             kernel_log,
             services: RunningServices::start(&services, paths, &health),
             interfaces: Interfaces::start(paths, wanted, args.mode, &health)?,
+            connections: ConnectionWatch::start(paths, &services.connections, elsewhere, &health)?,
             health,
             first: ended.unwrap_or_default(),
         };

@@ -114,6 +114,7 @@ fn print_plan(paths: &Paths, plan: &Plan, out: &mut dyn Write) -> anyhow::Result
             Fate::Carried => "carried over",
             Fate::Converted => "converted",
             Fate::Anew => "begun anew",
+            Fate::New => "new",
         };
         maps.add_row([map.name, map.holds, becomes]);
     }

@@ -47,6 +47,7 @@ pub fn changed_services(before: &Services, after: &Services) -> Vec<String> {
     for (name, differ) in [
         ("log", before.log != after.log),
         ("history", before.history != after.history),
+        ("connections", before.connections != after.connections),
         ("metrics", before.metrics != after.metrics),
     ] {
         if differ {
@@ -172,7 +173,7 @@ limit = '5/1s'
             "rule.smtp: removed",
             "rule.web.ports: tcp/80 -> tcp/80,tcp/443",
             "rule.ssh: added (ports tcp/22, limit 5/1s, action ban, ban 1m, ban_max 1d, forget 1d, scope all, refresh false, \
-             mode enforce)",
+             mode enforce, max_connections none, close false)",
         ];
         assert_eq!(lines, expected);
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use dosguard_common::config::Mode;
-use dosguard_common::rule::{Action, RuleSpec, Scope};
+use dosguard_common::rule::{Action, MAX_CONNECTIONS, RuleSpec, Scope};
 use thiserror::Error;
 
 use super::limit::{Limit, LimitError};
@@ -32,7 +32,14 @@ pub enum RuleField {
     Refresh,
     /// `enforce`, or `monitor` to drop nothing.
     Mode,
+    /// How many established connections one source may hold; `none` for any number.
+    MaxConnections,
+    /// Whether the connections of a source that holds too many are closed: `true` or `false`.
+    Close,
 }
+
+/// Any number of connections.
+const NO_LIMIT: &str = "none";
 
 /// The shortest ban: a shorter one would report more than it drops.
 const SHORTEST_BAN: Span = Span::from_ns(100_000_000);
@@ -93,6 +100,23 @@ pub enum FieldError {
         /// What was written.
         text: String,
     },
+    /// It is no number of connections.
+    #[error(
+        "max_connections cannot be `{text}`\nhint: from 1 to {MAX_CONNECTIONS} established connections of one source, such as \
+         `100`, or `none` for any number"
+    )]
+    MaxConnections {
+        /// What was written.
+        text: String,
+    },
+    /// It is neither yes nor no.
+    #[error(
+        "close cannot be `{text}`\nhint: `true` if connections of a source that holds too many are closed, or `false`"
+    )]
+    Close {
+        /// What was written.
+        text: String,
+    },
     /// It is neither yes nor no.
     #[error(
         "refresh cannot be `{text}`\nhint: `true` if a SYN that arrives during a ban restarts its clock, or `false`"
@@ -114,7 +138,7 @@ pub enum FieldError {
 
 impl RuleField {
     /// Every setting, in the order in which they are listed.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Ports,
         Self::Limit,
         Self::Action,
@@ -124,6 +148,8 @@ impl RuleField {
         Self::Scope,
         Self::Refresh,
         Self::Mode,
+        Self::MaxConnections,
+        Self::Close,
     ];
 
     /// Its name in the file and in keys.
@@ -138,6 +164,8 @@ impl RuleField {
             Self::Scope => "scope",
             Self::Refresh => "refresh",
             Self::Mode => "mode",
+            Self::MaxConnections => "max_connections",
+            Self::Close => "close",
         }
     }
 
@@ -158,6 +186,8 @@ impl RuleField {
             Self::Scope => r#"scope = "all""#,
             Self::Refresh => "refresh = true",
             Self::Mode => r#"mode = "monitor""#,
+            Self::MaxConnections => "max_connections = 100",
+            Self::Close => "close = true",
         }
     }
 
@@ -177,6 +207,9 @@ impl RuleField {
             Self::Scope => spec.scope.name().to_owned(),
             Self::Refresh => spec.refresh.to_string(),
             Self::Mode => spec.mode.name().to_owned(),
+            Self::MaxConnections if spec.connections.max == 0 => NO_LIMIT.to_owned(),
+            Self::MaxConnections => spec.connections.max.to_string(),
+            Self::Close => spec.connections.close.to_string(),
         }
     }
 
@@ -218,6 +251,18 @@ impl RuleField {
                 spec.refresh = text.parse().map_err(|_| FieldError::Refresh { text: text.to_owned() })?;
             }
             Self::Mode => spec.mode = parse_mode(text)?,
+            Self::MaxConnections if text == NO_LIMIT => spec.connections.max = 0,
+            Self::MaxConnections => {
+                let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+                let max = digits.then(|| text.parse().ok()).flatten();
+                let max = max.filter(|max| (1..=MAX_CONNECTIONS).contains(max));
+                spec.connections.max =
+                    max.ok_or_else(|| FieldError::MaxConnections { text: text.to_owned() })?;
+            }
+            Self::Close => {
+                spec.connections.close =
+                    text.parse().map_err(|_| FieldError::Close { text: text.to_owned() })?;
+            }
         }
         Ok(())
     }
@@ -302,6 +347,8 @@ mod tests {
             (RuleField::Scope, "syn"),
             (RuleField::Refresh, "true"),
             (RuleField::Mode, "monitor"),
+            (RuleField::MaxConnections, "100"),
+            (RuleField::Close, "true"),
         ];
         for (field, value) in values {
             field.assign(&mut rule, value).unwrap();
@@ -348,6 +395,17 @@ mod tests {
                 RuleField::Mode,
                 "off",
                 "no such mode as `off`\nhint: `enforce`, or `monitor` to count and report and drop nothing",
+            ),
+            (
+                RuleField::MaxConnections,
+                "0",
+                "max_connections cannot be `0`\nhint: from 1 to 10000000 established connections of one source, such as `100`, \
+                 or `none` for any number",
+            ),
+            (
+                RuleField::Close,
+                "2",
+                "close cannot be `2`\nhint: `true` if connections of a source that holds too many are closed, or `false`",
             ),
             (RuleField::Ports, "tcp/0", "`tcp/0`: there is no port `0`\nhint: from 1 to 65535"),
         ];

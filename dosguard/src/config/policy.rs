@@ -8,7 +8,7 @@ use std::str::FromStr;
 use dosguard_common::abi;
 use dosguard_common::address::SourceMask;
 use dosguard_common::config::{EVENTS_RATE, Mode};
-use dosguard_common::rule::{Action, MAX_NAME, RuleSpec, Scope};
+use dosguard_common::rule::{Action, ConnectionLimit, MAX_NAME, RuleSpec, Scope};
 
 pub use error::PolicyError;
 
@@ -214,6 +214,7 @@ pub const fn default_spec() -> RuleSpec {
         forget_ns: DAY.ns(),
         refresh: false,
         mode: Mode::Enforce,
+        connections: ConnectionLimit::NONE,
     }
 }
 

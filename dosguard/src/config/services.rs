@@ -18,8 +18,46 @@ pub struct Services {
     pub hooks: Vec<Hook>,
     /// `[[export]]`: files that follow the bans.
     pub exports: Vec<Export>,
+    /// `[connections]`: how connections are counted.
+    pub connections: Connections,
     /// `[metrics]` `listen`: where Prometheus may ask; off unless configured.
     pub metrics: Option<SocketAddr>,
+}
+
+/// How connections are counted, where a rule limits them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Connections {
+    /// `interval`: how often they are looked at; ten times as often while a source is near its limit, and a fifth as often
+    /// while none can be.
+    pub interval: Span,
+    /// `namespaces`: network namespaces that are watched beside the daemon's own, by the names that `ip netns` has or by
+    /// path.
+    pub namespaces: Vec<String>,
+    /// `method`.
+    pub by: CountBy,
+}
+
+/// By what connections are counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CountBy {
+    /// `auto`: by an iterator where the kernel has it.
+    #[default]
+    Auto,
+    /// `iterator`: a BPF program that the kernel runs for each socket (Linux 5.9).
+    Iterator,
+    /// `sock_diag`: lists of sockets that the kernel sends.
+    SockDiag,
+}
+
+impl CountBy {
+    /// The name used in files and output.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Iterator => "iterator",
+            Self::SockDiag => "sock_diag",
+        }
+    }
 }
 
 /// How events are written.
@@ -97,6 +135,13 @@ pub enum ExportFormat {
     Plain,
     /// `hosts.deny`: what TCP wrappers read.
     HostsDeny,
+}
+
+impl Default for Connections {
+    /// Each second, in the daemon's own network namespace.
+    fn default() -> Self {
+        Self { interval: Span::from_secs(1), namespaces: Vec::new(), by: CountBy::Auto }
+    }
 }
 
 impl Default for Log {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 
-use super::report::{DaemonReport, Rates};
+use super::report::{ConnectionReport, DaemonReport, Rates};
 use crate::output::SCHEMA;
 
 /// What goes wrong over and over is logged this often.
@@ -85,6 +85,7 @@ struct Shared {
     losses: [AtomicU64; Loss::ALL.len()],
     subjects: Mutex<BTreeMap<String, Subject>>,
     rates: Mutex<Option<Rates>>,
+    connections: Mutex<Option<ConnectionReport>>,
 }
 
 impl Default for Shared {
@@ -95,6 +96,7 @@ impl Default for Shared {
             losses: Default::default(),
             subjects: Mutex::default(),
             rates: Mutex::default(),
+            connections: Mutex::default(),
         }
     }
 }
@@ -181,6 +183,11 @@ impl Health {
         *self.shared.rates.lock().unwrap_or_else(PoisonError::into_inner) = Some(rates);
     }
 
+    /// Keeps what was found at the last look at connections; none if they are not counted.
+    pub fn counted(&self, connections: Option<ConnectionReport>) {
+        *self.shared.connections.lock().unwrap_or_else(PoisonError::into_inner) = connections;
+    }
+
     /// All of it, for whoever asks.
     pub fn report(&self) -> DaemonReport {
         let losses = Loss::ALL.map(|loss| (loss.name().to_owned(), self.losses(loss)));
@@ -192,6 +199,7 @@ impl Health {
             losses: losses.into(),
             warnings: self.warned(),
             rates: *self.shared.rates.lock().unwrap_or_else(PoisonError::into_inner),
+            connections: self.shared.connections.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }
 

@@ -5,6 +5,7 @@
 
 mod catch_up;
 mod client;
+mod connections;
 mod events;
 mod export;
 pub mod health;
@@ -38,6 +39,7 @@ use tokio::time::{sleep_until, timeout};
 
 pub use catch_up::Known;
 pub use client::{Subscription, SubscriptionError, ask_status, report, subscribe};
+pub use connections::{ConnectionWatch, Elsewhere};
 pub use events::EventHub;
 use health::Health;
 pub use interfaces::Interfaces;
@@ -121,6 +123,8 @@ pub struct Parts {
     pub services: RunningServices,
     /// The interfaces that are to be guarded.
     pub interfaces: Interfaces,
+    /// What watches connections.
+    pub connections: ConnectionWatch,
     /// The history.
     pub writer: Writer,
     /// The number of the last event in it.
@@ -155,8 +159,9 @@ pub struct Reloaded {
 /// Runs until a signal ends it. Every event goes to the history, to the outlets and to those who listen at the
 /// instance's socket.
 pub async fn serve(paths: &Paths, parts: Parts) -> Result<(), DaemonError> {
-    let Parts { datapath, server, signals, kernel_log, services, interfaces, health, first, reload, .. } =
+    let Parts { datapath, server, signals, kernel_log, services, interfaces, connections, health, .. } =
         parts;
+    let Parts { first, reload, .. } = parts;
     let ring = watch(datapath.events()?).map_err(io_error("wait for events"))?;
     let kernel_log =
         kernel_log.map(|log| watch(log).map_err(io_error("wait for the kernel's log"))).transpose()?;
@@ -172,6 +177,7 @@ pub async fn serve(paths: &Paths, parts: Parts) -> Result<(), DaemonError> {
         pump,
         sweeper,
         interfaces,
+        connections,
         ring,
         kernel_log,
         signals,
@@ -199,6 +205,7 @@ struct Daemon<'a> {
     pump: Pump,
     sweeper: Sweeper,
     interfaces: Interfaces,
+    connections: ConnectionWatch,
     ring: AsyncFd<RingBuf<MapData>>,
     kernel_log: Option<AsyncFd<KernelLog>>,
     signals: Signals,
@@ -273,6 +280,12 @@ impl Daemon<'_> {
                 },
                 Some(_) = self.clients.join_next() => {}
                 Some(record) = self.reported.recv() => self.pump.publish(record),
+                Some(record) = self.connections.found() => {
+                    // After the ban that it is about.
+                    self.pump.drain(self.ring.get_mut()).await?;
+                    self.pump.publish(record);
+                    self.sweeper.imposed(self.pump.take_imposed());
+                }
                 Some(reloaded) = self.reloads.join_next() => {
                     self.take_over(reloaded);
                     notify::ready();
@@ -312,6 +325,9 @@ impl Daemon<'_> {
                 if let Some(interfaces) = reloaded.interfaces.take() {
                     self.interfaces.want(interfaces);
                 }
+                if let Some(services) = &reloaded.services {
+                    self.connections.apply(&services.connections);
+                }
                 self.pump.reloaded(reloaded);
             }
             Err(error) => health.note(CONFIGURATION, error),
@@ -337,6 +353,7 @@ impl Daemon<'_> {
             self.pump.publish(record);
         }
         self.interfaces.finish();
+        self.connections.finish().into_iter().for_each(|record| self.pump.publish(record));
         // What is saved was told before.
         let ended = ended.and(self.pump.drain(self.ring.get_mut()).await);
         let saved = self.sweeper.finish(began && ended.is_ok());

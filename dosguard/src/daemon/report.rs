@@ -26,6 +26,56 @@ pub struct DaemonReport {
     pub warnings: Vec<String>,
     /// How fast things happen; none in its first second.
     pub rates: Option<Rates>,
+    /// The connections at the last look; none where no rule limits them.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub connections: Option<ConnectionReport>,
+}
+
+/// The connections at the last look.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ConnectionReport {
+    /// When it was.
+    pub at: Timestamp,
+    /// By what they were counted: `iterator` or `sock_diag`.
+    pub method: String,
+    /// The network namespaces that are watched beside the daemon's own.
+    pub namespaces: Vec<String>,
+    /// Milliseconds of CPU time that the look took, those in other network namespaces not included.
+    pub cpu_ms: f64,
+    /// How many sources hold connections.
+    pub sources: u64,
+    /// Their established connections.
+    pub established: u64,
+    /// Those that they have asked for and not confirmed.
+    pub half_open: u64,
+    /// Established connections of the host with itself, which never count.
+    pub local: u64,
+    /// Established connections of allowed sources, which never count.
+    pub allowed: u64,
+    /// Sources that were not counted for want of room.
+    pub missed: u64,
+    /// The source that holds the most.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub most: Option<Holder>,
+    /// What the administrator should look at.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub hint: Option<String>,
+}
+
+/// A source that holds connections to the ports of a rule.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// Who.
+    pub source: String,
+    /// The rule's name.
+    pub rule: String,
+    /// Its established connections.
+    pub established: u32,
+    /// Those that it has asked for and not confirmed.
+    pub half_open: u32,
+    /// How many it may have; none for any number.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub limit: Option<u32>,
 }
 
 /// How fast things happen: numbers a second.

@@ -20,6 +20,15 @@ const ENOTSUPP: i32 = 524;
 ///
 /// `map` must be a hash map, an LRU one, or an array, of exactly these keys and values.
 pub(super) fn entries<K: Pod, V: Pod>(map: &OwnedFd) -> io::Result<Option<Vec<(K, V)>>> {
+    batches(map, bpf_cmd::BPF_MAP_LOOKUP_BATCH)
+}
+
+/// The same of a hash map, and takes them out of it.
+pub(super) fn take<K: Pod, V: Pod>(map: &OwnedFd) -> io::Result<Option<Vec<(K, V)>>> {
+    batches(map, bpf_cmd::BPF_MAP_LOOKUP_AND_DELETE_BATCH)
+}
+
+fn batches<K: Pod, V: Pod>(map: &OwnedFd, command: bpf_cmd) -> io::Result<Option<Vec<(K, V)>>> {
     let mut found = Vec::new();
     let (mut keys, mut values) = buffers::<K, V>(BATCH);
     // The kernel's place in the map: the number of a bucket, or the last key of an array.
@@ -42,14 +51,7 @@ pub(super) fn entries<K: Pod, V: Pod>(map: &OwnedFd) -> io::Result<Option<Vec<(K
         // SAFETY: `keys` and `values` have room for `count` entries of the map's sizes, which the caller answers for; any
         // bytes are keys and values (`Pod`). `place` and `next` are the four bytes that both kinds of map take and give. All of
         // them and `batch` live beyond the call.
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_bpf,
-                bpf_cmd::BPF_MAP_LOOKUP_BATCH,
-                &raw mut batch,
-                size_of::<BatchAttr>(),
-            )
-        };
+        let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut batch, size_of::<BatchAttr>()) };
         let error = if result < 0 { io::Error::last_os_error().raw_os_error() } else { None };
         let count = batch.count as usize;
         match error {

@@ -222,6 +222,24 @@ pub enum Error {
          hint: ask for fewer entries in `[size]` of the configuration file, or leave it out"
     )]
     Sizes(#[source] Box<aya::EbpfError>),
+    /// It is not known where this kernel keeps what of a socket.
+    #[error(
+        "the kernel does not say where it keeps what of a socket\nhint: `connections.method = \"sock_diag\"`"
+    )]
+    NoLayout {
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// One of the daemon's own programs cannot be run.
+    #[error("kernel program `{program}` cannot be run")]
+    Run {
+        /// Its name.
+        program: &'static str,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
     /// The kernel refused the program.
     #[error(
         "the kernel refused the XDP program\nhint: Linux 5.10 or later is needed; if this is one, please report it"

@@ -14,6 +14,7 @@ use aya::maps::{Array, MapData};
 use aya::programs::links::{FdLink, PinnedLink};
 use dosguard_common::abi::{self, ABI_VERSION, MAPS, MapSpec};
 use dosguard_common::config::{CONFIG_BYTES_V2, Config};
+use dosguard_common::rule::{RULE_BYTES_V3, Rule, RuleIndex};
 
 use super::maps::typed;
 use super::switch::{Given, give, link_in, links_in, names, switch};
@@ -34,6 +35,8 @@ pub enum Fate {
     Converted,
     /// There is another one, and what it held is lost.
     Anew,
+    /// There is one that there was not, or another one for what is held from one packet to the next.
+    New,
 }
 
 /// What a migration does.
@@ -78,12 +81,12 @@ impl fmt::Display for Plan {
 }
 
 fn fate(map: &MapSpec, from: u32) -> Fate {
-    if map.since <= from {
-        Fate::Carried
-    } else if (map.name, from) == (abi::CONFIG.name, 2) {
-        Fate::Converted
-    } else {
-        Fate::Anew
+    match map.name {
+        _ if map.since <= from => Fate::Carried,
+        // What `stage` converts, from every version that can be migrated.
+        name if [abi::CONFIG.name, abi::RULES.name].contains(&name) => Fate::Converted,
+        name if [abi::SCRATCH.name, abi::WATCH.name, abi::DROPS.name].contains(&name) => Fate::New,
+        _ => Fate::Anew,
     }
 }
 
@@ -156,6 +159,11 @@ fn stage(paths: &Paths, plan: &Plan, options: &LoadOptions, old: &Path, staging:
         2 => config_of_v2(old)?,
         _ => maps.config()?,
     };
+    if plan.from <= 3 {
+        for (index, rule) in rules_of_v3(old)? {
+            maps.set_rule(index, rule)?;
+        }
+    }
     maps.set_config(config.with_build(options.build(SHIPPED)?.number()))?;
     pin_program(&mut loaded, staging)?;
     for link in links_in(old)? {
@@ -178,6 +186,17 @@ fn config_of_v2(old: &Path) -> Result<Config, Error> {
     map.get(&0, 0).map(|bytes| Config::from_v2(&bytes)).map_err(Error::map(abi::CONFIG.name, "read"))
 }
 
+/// What was at each place in the map of rules, rules that are gone included: their generations count on.
+fn rules_of_v3(old: &Path) -> Result<Vec<(RuleIndex, Rule)>, Error> {
+    let data = pinned_map(&old.join(abi::RULES.name), abi::RULES.name)?;
+    let map: Array<MapData, [u8; RULE_BYTES_V3]> = typed(abi::RULES, data)?;
+    let rule = |index: u8| {
+        let bytes = map.get(&u32::from(index), 0).map_err(Error::map(abi::RULES.name, "read"))?;
+        Ok((RuleIndex(index), Rule::from_v3(&bytes)))
+    };
+    (0..=u8::MAX).map(rule).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,20 +206,29 @@ mod tests {
     }
 
     #[test]
-    fn from_abi_2_nothing_is_lost() {
-        let plan = Plan::new(&paths(), 2).unwrap();
-        assert_eq!(plan.lost(), Vec::<&str>::new());
-        let converted = plan.maps.iter().filter(|(_, fate)| *fate == Fate::Converted);
-        assert_eq!(converted.map(|(map, _)| map.name).collect::<Vec<_>>(), ["CONFIG"]);
-        let said = plan.to_string();
-        assert!(said.contains("13 of 14 maps") && said.ends_with("and loses nothing"), "{said}");
+    fn from_earlier_versions_nothing_is_lost() {
+        for (from, carried, converted) in [(2, 11, &["CONFIG", "RULES"][..]), (3, 12, &["RULES"])] {
+            let plan = Plan::new(&paths(), from).unwrap();
+            assert_eq!(plan.lost(), Vec::<&str>::new());
+            let of = |wanted| {
+                let maps = plan.maps.iter().filter(move |(_, fate)| *fate == wanted);
+                maps.map(|(map, _)| map.name).collect::<Vec<_>>()
+            };
+            assert_eq!(
+                (of(Fate::Converted).as_slice(), of(Fate::New)),
+                (converted, vec!["WATCH", "DROPS", "SCRATCH"])
+            );
+            let said = plan.to_string();
+            let carried = format!("{carried} of 16 maps");
+            assert!(said.contains(&carried) && said.ends_with("and loses nothing"), "{said}");
+        }
     }
 
     #[test]
     fn what_has_changed_and_cannot_be_converted_is_begun_anew_and_named() {
-        let changed = MapSpec { since: 4, ..abi::BANS };
-        assert_eq!(fate(&changed, 3), Fate::Anew);
-        let plan = Plan { from: 3, maps: vec![(changed, Fate::Anew), (abi::RULES, Fate::Carried)] };
+        let changed = MapSpec { since: 5, ..abi::BANS };
+        assert_eq!(fate(&changed, 4), Fate::Anew);
+        let plan = Plan { from: 4, maps: vec![(changed, Fate::Anew), (abi::RULES, Fate::Carried)] };
         assert!(plan.to_string().ends_with("carries over 1 of 2 maps and loses bans"), "{plan}");
     }
 

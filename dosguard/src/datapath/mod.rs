@@ -18,6 +18,7 @@ mod sweep;
 mod switch;
 mod transition;
 mod upgrade;
+mod walk;
 mod wire;
 
 use std::collections::BTreeMap;
@@ -44,6 +45,7 @@ pub use policy::Ended;
 pub use start::{Request, Started, check, start};
 pub use sweep::{Look, Sweep};
 pub use upgrade::{Replaced, finish_interrupted, is_interrupted};
+pub use walk::{Bans, Found, Walk};
 
 use crate::config::policy::{NamedRule, Policy};
 use crate::paths::{LINKS, NEXT_PROGRAM, PROGRAM, Paths};

@@ -14,6 +14,10 @@ use crate::system;
 /// The object that is shipped; empty in a build without it.
 pub static SHIPPED: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/dosguard-xdp"));
 
+/// The object with the daemon's own programs; see `walk.rs`.
+pub(super) static CONNECTIONS: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/dosguard-connections"));
+
 /// What can be chosen when the program is loaded, and not later.
 #[derive(Clone, Debug, Default)]
 pub struct LoadOptions {

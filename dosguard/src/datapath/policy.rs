@@ -314,7 +314,7 @@ fn lift(maps: &mut Maps, watched: &BTreeSet<(RuleIndex, &str)>) -> Result<Ended,
     system::wait_for_running_programs();
     remove_bans(maps, |_, ban| {
         watched.contains(&(ban.rule, ban.label().text()))
-            && ban.reason() == Some(BanReason::SynLimit)
+            && ban.reason().is_some_and(BanReason::is_of_rule)
             && !ban.is_monitored()
     })
 }

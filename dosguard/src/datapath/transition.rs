@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytemuck::Zeroable as _;
 use dosguard_common::config::Mode;
-use dosguard_common::rule::{Action, MAX_LIMIT, Rule, RuleIndex, RuleSpec, Scope};
+use dosguard_common::rule::{Action, ConnectionLimit, MAX_LIMIT, Rule, RuleIndex, RuleSpec, Scope};
 
 use crate::config::policy::NamedRule;
 
@@ -83,12 +83,25 @@ pub(super) fn looser(one: &RuleSpec, other: &RuleSpec) -> RuleSpec {
         forget_ns: one.forget_ns.min(other.forget_ns),
         refresh: one.refresh && other.refresh,
         mode: if either(|spec| spec.mode == Mode::Monitor) { Mode::Monitor } else { Mode::Enforce },
+        connections: ConnectionLimit {
+            max: match either(|spec| spec.connections.max == 0) {
+                true => 0,
+                false => one.connections.max.max(other.connections.max),
+            },
+            close: one.connections.close && other.connections.close,
+        },
     }
 }
 
 /// A rule that touches no source which keeps both at once.
 pub(super) fn both(one: &RuleSpec, other: &RuleSpec) -> RuleSpec {
-    RuleSpec { limit: one.limit.saturating_add(other.limit).min(MAX_LIMIT), ..looser(one, other) }
+    let spec = looser(one, other);
+    let connections = match spec.connections {
+        ConnectionLimit { max: 0, .. } => spec.connections,
+        // Also above what a rule may have: it is for a moment only.
+        limit => ConnectionLimit { max: one.connections.max.saturating_add(other.connections.max), ..limit },
+    };
+    RuleSpec { limit: one.limit.saturating_add(other.limit).min(MAX_LIMIT), connections, ..spec }
 }
 
 /// The rule that takes another's place. As long as both count the same, so do the counters.
@@ -123,9 +136,9 @@ mod tests {
     type Rules = (BTreeMap<RuleIndex, RuleSpec>, BTreeMap<u16, RuleIndex>);
 
     fn spec() -> impl Strategy<Value = RuleSpec> {
-        let numbers = (1..9_u32, 1..4_u64, 1..4_u64, 1..4_u64, 0..3_u64);
-        (numbers, prop::array::uniform4(any::<bool>())).prop_map(|(numbers, flags)| {
-            let (limit, window_ns, ban_ns, ban_max_ns, forget_ns) = numbers;
+        let numbers = (1..9_u32, 1..4_u64, 1..4_u64, 1..4_u64, 0..3_u64, 0..4_u32);
+        (numbers, prop::array::uniform5(any::<bool>())).prop_map(|(numbers, flags)| {
+            let (limit, window_ns, ban_ns, ban_max_ns, forget_ns, max) = numbers;
             RuleSpec {
                 limit,
                 window_ns: window_ns * 1_000_000_000,
@@ -136,6 +149,7 @@ mod tests {
                 forget_ns,
                 refresh: flags[2],
                 mode: if flags[3] { Mode::Enforce } else { Mode::Monitor },
+                connections: ConnectionLimit { max, close: flags[4] },
             }
         })
     }

@@ -197,6 +197,8 @@ impl Tables for LiveTables<'_> {
         true
     }
 
+    fn note_ending(&mut self, _key: &SourceKey) {}
+
     fn offender(&self, key: &SourceKey) -> Option<Offender> {
         self.look_at_offender(key)
     }
@@ -236,6 +238,14 @@ impl Tables for LiveTables<'_> {
     }
 
     fn count(&mut self, _reason: Reason, _rule: Option<RuleIndex>, _bytes: u64) {}
+
+    fn drops_watched_until_ns(&self) -> u64 {
+        0
+    }
+
+    fn note_address(&mut self, _address: &Address) {}
+
+    fn count_drop(&mut self) {}
 
     fn tally(&mut self, _tally: Tally) {}
 

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use dosguard_common::ban::BanReason;
 use dosguard_common::event::Kind;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -17,8 +18,8 @@ impl EventRecord {
     /// One line for people who watch: the time of day, and colour that says the kind once more, and nothing else.
     pub fn line(&self) -> String {
         let style = match self.known_kind() {
-            Some(Kind::Ban | Kind::Extend | Kind::TableFull) => RED,
-            Some(Kind::Unban) => GREEN,
+            Some(Kind::Ban | Kind::Extend | Kind::TableFull | Kind::Closed) => RED,
+            Some(Kind::Unban | Kind::Probation) => GREEN,
             Some(Kind::WouldBan | Kind::Limited | Kind::Malformed) | None => YELLOW,
         };
         let kind = printable(&self.kind);
@@ -63,7 +64,13 @@ impl EventRecord {
         let (rule, scope, reason) = (said(rule), said(scope), said(reason));
         let noted = note.as_ref().map(|note| format!(": {note}")).unwrap_or_default();
         let remaining = until.map(|until| approx(self.at, until)).unwrap_or_default();
-        let measure = window.as_ref().map(|window| format!("{count} SYNs in {window}, limit {limit}"));
+        let measure = match window {
+            Some(window) => Some(format!("{count} SYNs in {window}, limit {limit}")),
+            None if reason == BanReason::Connections.name() => {
+                Some(format!("{}, limit {limit}", connections(*count)))
+            }
+            None => None,
+        };
         match (kind, measure) {
             (Some(Kind::Ban | Kind::WouldBan), Some(measure)) => {
                 format!(" for {remaining}: {measure} (rule {rule}, scope {scope}, offence {offences})")
@@ -90,10 +97,19 @@ impl EventRecord {
                     " cannot be banned, the map of bans is full: {measure} (rule {rule}, SYNs are dropped one by one)"
                 )
             }
+            (Some(Kind::Probation), _) => {
+                let held = connections(*count);
+                format!(" is on probation: {held}, limit {limit} (rule {rule})")
+            }
+            (Some(Kind::Closed), _) => format!(": {} closed (rule {rule})", connections(*count)),
             (Some(Kind::Malformed), _) => " sent a packet that hides what it carries".to_owned(),
             (None, _) => String::new(),
         }
     }
+}
+
+fn connections(count: u32) -> String {
+    format!("{count} {}", if count == 1 { "connection" } else { "connections" })
 }
 
 /// A moment with date, milliseconds and offset, as RFC 3339 has it.

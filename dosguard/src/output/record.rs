@@ -95,7 +95,7 @@ impl BanFields {
         let (since, until) = event.span_ns().map(|(since, until)| (clock.at(since), clock.at(until))).unzip();
         let label = Some(event.label().text().to_owned()).filter(|label| !label.is_empty());
         let (rule, note) = match event.reason() {
-            Some(BanReason::SynLimit) => (label, None),
+            Some(BanReason::SynLimit | BanReason::Connections) => (label, None),
             Some(BanReason::Admin) => (Some(rule(event.rule())), label),
             None => (None, label),
         };
@@ -189,7 +189,7 @@ mod tests {
     use dosguard_common::address::Address;
     use dosguard_common::config::Mode;
     use dosguard_common::frame::Arrival;
-    use dosguard_common::rule::{Action, Rule, RuleSpec, Scope};
+    use dosguard_common::rule::{Action, ConnectionLimit, Rule, RuleSpec, Scope};
 
     const SECOND: u64 = 1_000_000_000;
 
@@ -204,6 +204,7 @@ mod tests {
             forget_ns: 0,
             refresh: false,
             mode: Mode::Enforce,
+            connections: ConnectionLimit::NONE,
         };
         Rule::new("smtp", &spec, 1)
     }
@@ -231,7 +232,17 @@ mod tests {
 
     fn limited(kind: Kind, mode: Mode) -> Event {
         let mut event = Event::EMPTY;
-        event.fill_limit(kind, source(), &rule(), RuleIndex(1), 4, &cause(25), mode, SECOND);
+        event.fill_limit(
+            kind,
+            BanReason::SynLimit,
+            source(),
+            &rule(),
+            RuleIndex(1),
+            4,
+            &cause(25),
+            mode,
+            SECOND,
+        );
         event.fill_suppressed(if kind == Kind::Limited { 7 } else { 0 });
         event
     }

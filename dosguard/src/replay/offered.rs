@@ -291,7 +291,7 @@ fn percentile(counted: &BTreeMap<u32, u64>, thousandths: u32) -> u32 {
 mod tests {
     use super::*;
     use dosguard_common::config::Mode;
-    use dosguard_common::rule::{Action, RuleSpec, Scope};
+    use dosguard_common::rule::{Action, ConnectionLimit, RuleSpec, Scope};
 
     const SECOND: u64 = 1_000_000_000;
     const START: u64 = 1_000 * SECOND;
@@ -307,6 +307,7 @@ mod tests {
             forget_ns: 0,
             refresh: false,
             mode: Mode::Enforce,
+            connections: ConnectionLimit::NONE,
         };
         Offered::new(Rule::new("r", &spec, 1), START)
     }

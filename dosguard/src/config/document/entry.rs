@@ -89,6 +89,14 @@ impl<'a> Entry<'a> {
         Ok(decimal.unwrap_or_else(|_| number.to_string()))
     }
 
+    /// A whole number, or text.
+    pub(super) fn integer_or_text(&self, example: &'static str) -> Result<String, Located> {
+        match self.value.get_ref() {
+            DeValue::String(text) => Ok(text.to_string()),
+            _ => self.integer(example),
+        }
+    }
+
     /// A whole number from `least` to `most`.
     pub(super) fn number(
         &self,

@@ -26,7 +26,7 @@ use rules::Rules;
 use services::Drafts;
 
 /// What may stand at the top.
-const TOP: [&str; 13] = [
+const TOP: [&str; 14] = [
     "interfaces",
     "mode",
     "allow",
@@ -39,6 +39,7 @@ const TOP: [&str; 13] = [
     "hook",
     "export",
     "metrics",
+    "connections",
     "size",
 ];
 
@@ -130,6 +131,7 @@ impl Merge {
             "hook" => self.services.hooks(entry)?,
             "export" => self.services.exports(entry)?,
             "metrics" => self.services.metrics(entry)?,
+            "connections" => self.services.connections(entry)?,
             "size" => services::sizes(&mut self.sizes, entry)?,
             _ => return Err(entry.unknown("the file", &TOP)),
         }

@@ -92,6 +92,11 @@ impl Draft {
                 (self.rule.ports, self.parts) = (ports, parts);
             }
             RuleField::Refresh => self.rule.spec.refresh = entry.boolean(field.example())?,
+            RuleField::Close => self.rule.spec.connections.close = entry.boolean(field.example())?,
+            RuleField::MaxConnections => {
+                let text = entry.integer_or_text(field.example())?;
+                field.assign(&mut self.rule, &text).map_err(located(entry.at))?;
+            }
             _ => {
                 let (text, at) = entry.text(field.example())?;
                 field.assign(&mut self.rule, text).map_err(located(at))?;

@@ -8,7 +8,7 @@ use dosguard_common::event::Kind;
 use super::entry::{Entry, Located, Place, Table, choices, located};
 use crate::config::bytes::ByteSize;
 use crate::config::file::Problem;
-use crate::config::services::{Export, ExportFormat, Hook, LogFile, LogFormat, Services};
+use crate::config::services::{CountBy, Export, ExportFormat, Hook, LogFile, LogFormat, Services};
 use crate::config::sizes::{Size, Sizes};
 use crate::config::units::Span;
 
@@ -25,6 +25,9 @@ const MAX_PREFIX: usize = 64;
 const LEAST_FILE: ByteSize = ByteSize::from_bytes(4 << 10);
 /// Smallest database.
 const LEAST_HISTORY: ByteSize = ByteSize::from_bytes(1 << 20);
+/// How often connections may be looked at: the tenth of the shortest is a fiftieth of a second.
+const SHORTEST_LOOK: Span = Span::from_ns(200_000_000);
+const LONGEST_LOOK: Span = Span::from_secs(60);
 const SECOND: Span = Span::from_secs(1);
 const HOUR: Span = Span::from_secs(60 * 60);
 const CENTURY: Span = Span::from_secs(36_500 * 24 * 60 * 60);
@@ -106,6 +109,36 @@ impl Drafts {
                     history.max_bytes = at_least(&entry, LEAST_HISTORY, r#"max_size = "256M""#, "")?;
                 }
                 _ => return Err(entry.unknown("`[history]`", &["keep", "max_size"])),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes `[connections]`.
+    pub(super) fn connections(&mut self, entry: &Entry<'_>) -> Result<(), Located> {
+        let connections = &mut self.services.connections;
+        for entry in entry.table("[connections]")? {
+            match entry.key {
+                "interval" => {
+                    connections.interval =
+                        entry.span("interval", r#"interval = "1s""#, (SHORTEST_LOOK, LONGEST_LOOK))?;
+                }
+                "namespaces" => {
+                    connections.namespaces.clear();
+                    for (name, at) in entry.texts(r#"namespaces = ["web"]"#)? {
+                        connections.namespaces.push(namespace(name).ok_or_else(|| {
+                            let accepted =
+                                "a name as `ip netns` has it, such as `web`, or an absolute path".to_owned();
+                            located(at)(Problem::Value { key: "namespaces", text: name.to_owned(), accepted })
+                        })?);
+                    }
+                }
+                "method" => {
+                    let methods = [CountBy::Auto, CountBy::Iterator, CountBy::SockDiag];
+                    connections.by =
+                        entry.one_of("method", r#"method = "auto""#, &methods.map(|by| (by.name(), by)))?;
+                }
+                _ => return Err(entry.unknown("`[connections]`", &["interval", "namespaces", "method"])),
             }
         }
         Ok(())
@@ -309,4 +342,10 @@ fn at_least(entry: &Entry<'_>, least: ByteSize, example: &'static str, none: &st
     }
     let accepted = format!("{none}`{least}` or more, such as `{example}`");
     Err(entry.value_error("max_size", &size.to_string(), accepted))
+}
+
+/// A network namespace's name, which is a file's in one folder, or an absolute path.
+fn namespace(name: &str) -> Option<String> {
+    let is_name = !name.is_empty() && !name.contains('/') && !matches!(name, "." | "..");
+    ((is_name || name.starts_with('/')) && !name.contains('\0')).then(|| name.to_owned())
 }

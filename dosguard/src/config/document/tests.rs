@@ -32,6 +32,8 @@ forget  = "0s"
 scope   = "syn"
 refresh = true
 mode    = "monitor"
+max_connections = 7
+close   = true
 
 [rule.default]
 ban = "2d"
@@ -39,6 +41,7 @@ ban = "2d"
 [rule.game]
 ports = ["tcp/8000-8100"]
 limit = "5/1s"
+max_connections = "none"
 "#;
 
 fn read(text: &str) -> Result<Policy, String> {
@@ -55,9 +58,9 @@ fn everything_that_can_be_said_is_understood() {
     assert_eq!((policy.mode, policy.events_rate), (Mode::Monitor, 10));
     assert_eq!((policy.prefixes.ipv4, policy.prefixes.ipv6), (24, 56));
     let values = |name: &str| RuleField::ALL.map(|field| field.get(policy.rule(name).unwrap())).join(" ");
-    assert_eq!(values("smtp"), "tcp/25,tcp/587 3/1m drop 10m 12h 0s syn true monitor");
-    assert_eq!(values("default"), "every other 100/1s ban 2d 2d 1d all false enforce");
-    assert_eq!(values("game"), "tcp/8000-8100 5/1s ban 1m 1d 1d all false enforce");
+    assert_eq!(values("smtp"), "tcp/25,tcp/587 3/1m drop 10m 12h 0s syn true monitor 7 true");
+    assert_eq!(values("default"), "every other 100/1s ban 2d 2d 1d all false enforce none false");
+    assert_eq!(values("game"), "tcp/8000-8100 5/1s ban 1m 1d 1d all false enforce none false");
     let names: Vec<_> = policy.rules.iter().map(|rule| rule.name.as_str()).collect();
     assert_eq!(names, ["default", "smtp", "game"], "default first, then as in the file");
 }
@@ -73,9 +76,19 @@ fn the_documented_example_says_everything_that_can_be_said() {
     assert!(read.services.log.file.is_some() && read.services.metrics.is_some());
     assert_eq!((read.services.hooks.len(), read.services.exports.len()), (1, 1));
     let keys = TOP.iter().copied().chain(RuleField::ALL.map(RuleField::name));
-    for key in
-        keys.chain(["stdout", "journald", "syslog", "format", "max_size", "keep", "timeout", "at_most"])
-    {
+    for key in keys.chain([
+        "stdout",
+        "journald",
+        "syslog",
+        "format",
+        "max_size",
+        "keep",
+        "timeout",
+        "at_most",
+        "interval",
+        "namespaces",
+        "method",
+    ]) {
         assert!(example.contains(key), "`{key}` is missing");
     }
     for size in Size::ALL {

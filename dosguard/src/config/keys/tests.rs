@@ -25,7 +25,7 @@ fn every_key_is_listed_in_order_and_parses() {
     let shown: Vec<_> = keys.iter().map(|(key, value)| format!("{key} = {value}")).collect();
     assert_eq!(shown.len(), 4 + 6 + 2 * RuleField::ALL.len());
     assert_eq!(
-        shown[..20],
+        shown[..22],
         [
             "core.mode = enforce",
             "core.ipv4_prefix = 32",
@@ -46,6 +46,8 @@ fn every_key_is_listed_in_order_and_parses() {
             "rule.default.scope = all",
             "rule.default.refresh = false",
             "rule.default.mode = enforce",
+            "rule.default.max_connections = none",
+            "rule.default.close = false",
             "rule.smtp.ports = tcp/25,tcp/587",
         ]
     );
@@ -71,7 +73,7 @@ fn keys_are_found_by_name_and_by_pattern() {
     assert_eq!(list("core.ipv6_prefix").unwrap(), ["core.ipv6_prefix = 64"]);
     assert_eq!(list("rule.*.limit").unwrap(), ["rule.default.limit = 100/1s", "rule.smtp.limit = 100/1s"]);
     assert_eq!(list("rule.smtp.ban*").unwrap(), ["rule.smtp.ban = 1m", "rule.smtp.ban_max = 1d"]);
-    assert_eq!(list("*").unwrap().len(), 28);
+    assert_eq!(list("*").unwrap().len(), 32);
 }
 
 #[test]
@@ -83,7 +85,7 @@ fn unknown_keys_get_a_hint() {
         (
             "rule.smtp.colour",
             "no such key as `rule.smtp.colour`\nhint: a rule has `ports`, `limit`, `action`, `ban`, `ban_max`, \
-             `forget`, `scope`, `refresh`, `mode`",
+             `forget`, `scope`, `refresh`, `mode`, `max_connections`, `close`",
         ),
         (
             "rule.SMTP.limit",

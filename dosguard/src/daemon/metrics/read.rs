@@ -135,10 +135,13 @@ fn walk(datapath: &Datapath) -> Result<Walked, Error> {
     let mut bans = BTreeMap::new();
     // A rule that may ban has a number of bans, even if it is none.
     for (_, rule) in maps.rules()? {
-        if rule.action() == Action::Ban {
-            let mode = if mode == Mode::Monitor { mode } else { rule.mode() };
-            let reason = BanReason::SynLimit.name();
-            bans.insert((rule.name().to_owned(), rule.scope().name(), reason, mode.name()), 0);
+        let mode = if mode == Mode::Monitor { mode } else { rule.mode() };
+        let may = [
+            (BanReason::SynLimit, rule.action() == Action::Ban),
+            (BanReason::Connections, rule.connections().max != 0),
+        ];
+        for (reason, _) in may.into_iter().filter(|(_, may)| *may) {
+            bans.insert((rule.name().to_owned(), rule.scope().name(), reason.name(), mode.name()), 0);
         }
     }
     let now_ns = system::boot_now_ns().unwrap_or_default();
@@ -157,7 +160,9 @@ fn walk(datapath: &Datapath) -> Result<Walked, Error> {
 fn class(ban: &Ban, rule: impl FnOnce(RuleIndex) -> String) -> BanClass {
     let mode = if ban.is_monitored() { Mode::Monitor } else { Mode::Enforce };
     let (rule, reason) = match ban.reason() {
-        Some(BanReason::SynLimit) => (ban.label().text().to_owned(), BanReason::SynLimit.name()),
+        Some(reason @ (BanReason::SynLimit | BanReason::Connections)) => {
+            (ban.label().text().to_owned(), reason.name())
+        }
         // Of all packets: whose ports it would be about makes no difference.
         Some(BanReason::Admin) if ban.scope() == Scope::All => (String::new(), BanReason::Admin.name()),
         Some(BanReason::Admin) => (rule(ban.rule), BanReason::Admin.name()),

@@ -19,8 +19,10 @@ impl Severity {
     pub(super) fn of(record: &EventRecord) -> Self {
         match record.known_kind() {
             Some(Kind::TableFull) => Self::Warning,
-            Some(Kind::Ban | Kind::Extend | Kind::WouldBan) => Self::Notice,
-            Some(Kind::Unban | Kind::Limited | Kind::Malformed) | None => Self::Informational,
+            Some(Kind::Ban | Kind::Extend | Kind::WouldBan | Kind::Closed) => Self::Notice,
+            Some(Kind::Unban | Kind::Limited | Kind::Malformed | Kind::Probation) | None => {
+                Self::Informational
+            }
         }
     }
 }

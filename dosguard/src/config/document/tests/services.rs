@@ -5,7 +5,9 @@ use std::path::Path;
 use dosguard_common::event::Kind;
 
 use crate::config::file::{Configuration, parse};
-use crate::config::services::{Export, ExportFormat, History, Hook, Log, LogFile, LogFormat, Services};
+use crate::config::services::{
+    Connections, CountBy, Export, ExportFormat, History, Hook, Log, LogFile, LogFormat, Services,
+};
 use crate::config::sizes::{Size, Sizes};
 use crate::config::units::Span;
 
@@ -44,6 +46,11 @@ format = "hosts.deny"
 
 [[export]]
 path = "/run/bans"
+
+[connections]
+interval   = "2s"
+namespaces = ["web", "/proc/7/ns/net"]
+method     = "sock_diag"
 
 [metrics]
 listen = "[::1]:9741"
@@ -86,6 +93,11 @@ fn everything_that_can_be_said_is_understood() {
             Export { path: "/etc/hosts.deny".into(), format: ExportFormat::HostsDeny },
             Export { path: "/run/bans".into(), format: ExportFormat::Plain },
         ],
+        connections: Connections {
+            interval: Span::from_secs(2),
+            namespaces: vec!["web".to_owned(), "/proc/7/ns/net".to_owned()],
+            by: CountBy::SockDiag,
+        },
         metrics: Some("[::1]:9741".parse().unwrap()),
     };
     assert_eq!(services, expected);
@@ -107,6 +119,25 @@ fn what_is_left_out_is_as_by_default() {
 
 /// Documents with something wrong in them, and what is said: place, message, and the beginning of the hint.
 const WRONG: &[(&str, &str, &str)] = &[
+    ("connections.interval = '1ms'", "1, column 24: `interval` cannot be `1ms`", "from `200ms` to `1m`"),
+    (
+        "connections.namespaces = ['a/b']",
+        "1, column 27: `namespaces` cannot be `a/b`",
+        "a name as `ip netns`",
+    ),
+    ("connections.namespaces = ['..']", "1, column 27: `namespaces` cannot be `..`", "a name as `ip netns`"),
+    ("connections.method = 'proc'", "1, column 22: `method` cannot be `proc`", "one of `auto`"),
+    ("connections.size = 1", "1, column 13: ", "the keys here are `interval`"),
+    (
+        "rule.web = { ports = ['tcp/80'], limit = '1/1s', max_connections = 0 }",
+        "1, column 50: max_connections cannot be `0`",
+        "from 1",
+    ),
+    (
+        "rule.web = { ports = ['tcp/80'], limit = '1/1s', close = 1 }",
+        "1, column 58: `close` cannot be an integer",
+        "close = true",
+    ),
     ("[log]\nstdout = 'jsn'", "2, column 10: `stdout` cannot be `jsn`", "did you mean `json`?"),
     ("[log]\nstdout = 'x'", "2, column 10: `stdout` cannot be `x`", "one of `human`, `json`, `off`"),
     ("[log]\nstdout = false", "2, column 10: `stdout` cannot be a boolean", "such as `stdout = \"json\"`"),

@@ -3,7 +3,7 @@ use std::fs;
 
 use dosguard_common::config::Mode;
 use dosguard_common::reason::{Count, Reason};
-use dosguard_common::rule::{Action, Rule, RuleSpec, Scope};
+use dosguard_common::rule::{Action, ConnectionLimit, Rule, RuleSpec, Scope};
 use serde_json::Value;
 
 use super::super::read::{RuleState, Walked};
@@ -24,6 +24,7 @@ fn state() -> State {
         forget_ns: 0,
         refresh: false,
         mode: Mode::Enforce,
+        connections: ConnectionLimit::NONE,
     };
     let packets = |reason: &Reason| Count { packets: u64::from(reason.index()), bytes: u64::MAX >> 12 };
     let on = |ifindex, name: Option<&str>, mode| Guarded {

@@ -1,0 +1,315 @@
+//! Connections of a source, counted from the kernel's socket tables: which sockets count, and for what.
+//!
+//! Written once: the kernel program that walks over the sockets asks here, and so does whoever gets them over netlink.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::address::Address;
+use crate::key::SourceKey;
+use crate::rule::RuleIndex;
+
+/// A TCP socket's state, of those that matter here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SocketState {
+    /// It takes connections.
+    Listening,
+    /// A connection.
+    Established,
+    /// A SYN was answered, and its answer has not come.
+    HalfOpen,
+    /// Anything else: the connection has an end, or does not exist yet.
+    Other,
+}
+
+impl SocketState {
+    /// From the kernel's number (`enum` in Linux include/net/tcp_states.h, part of its interface to programs).
+    #[inline(always)]
+    pub const fn from_kernel(number: u8) -> Self {
+        match number {
+            1 => Self::Established,
+            // TCP_SYN_RECV, and TCP_NEW_SYN_RECV, which has no socket of its own yet.
+            3 | 12 => Self::HalfOpen,
+            10 => Self::Listening,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// A TCP socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Socket {
+    /// Its state.
+    pub state: SocketState,
+    /// Its own port.
+    pub port: u16,
+    /// Its own address.
+    pub local: Address,
+    /// Its peer's.
+    pub remote: Address,
+}
+
+/// Value of `HELD`: the connections that a source holds to the ports of a rule.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Pod, Zeroable)]
+#[repr(C)]
+pub struct Held {
+    /// Established ones.
+    pub established: u32,
+    /// Those that the peer has asked for and not confirmed.
+    pub half_open: u32,
+}
+
+impl Held {
+    /// One in this state; none for a state that is no connection.
+    #[inline(always)]
+    pub const fn one(state: SocketState) -> Option<Self> {
+        match state {
+            SocketState::Established => Some(Self { established: 1, half_open: 0 }),
+            SocketState::HalfOpen => Some(Self { established: 0, half_open: 1 }),
+            SocketState::Listening | SocketState::Other => None,
+        }
+    }
+
+    /// So many more.
+    #[inline(always)]
+    pub const fn add(&mut self, more: Self) {
+        self.established = self.established.saturating_add(more.established);
+        self.half_open = self.half_open.saturating_add(more.half_open);
+    }
+}
+
+/// The one entry of `LOOK`: what a look at the sockets of a network namespace has found beside the sources.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Look {
+    /// The number of the look, from 2.
+    pub number: u32,
+    /// Sources for which there was no room.
+    pub missed: u32,
+    /// Connections of the host with itself.
+    pub local: Held,
+    /// Connections of sources that are allowed.
+    pub allowed: Held,
+}
+
+/// What is written in place of a packet for the program that bans: a source that holds too many connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Order {
+    /// Who.
+    pub source: Address,
+    /// How many.
+    pub count: u32,
+    rule: [u8; 4],
+    /// A frame is at least this long.
+    padding: [u64; 5],
+}
+
+const _: () = assert!(size_of::<Order>() == 64);
+
+impl Order {
+    /// To ban `source` for `count` connections to the ports of a rule.
+    pub const fn new(source: Address, rule: RuleIndex, count: u32) -> Self {
+        Self { source, count, rule: [rule.0, 0, 0, 0], padding: [0; 5] }
+    }
+
+    /// Its bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        bytemuck::bytes_of(self)
+    }
+
+    /// From its bytes.
+    #[inline(always)]
+    pub fn from_bytes(bytes: [u8; 64]) -> Self {
+        bytemuck::cast(bytes)
+    }
+
+    /// The rule.
+    #[inline(always)]
+    pub const fn rule(&self) -> RuleIndex {
+        RuleIndex(self.rule[0])
+    }
+}
+
+/// What counting needs of its surroundings.
+pub trait SocketTables {
+    /// Lets `work` at the look that is under way.
+    fn with_look<R>(&mut self, work: impl FnOnce(&mut Look) -> R) -> Option<R>;
+    /// The number of the last look that found a port served; 0 if there was none.
+    fn served(&self, port: u16) -> u32;
+    /// Notes that the look with this number has.
+    fn serve(&mut self, port: u16, number: u32);
+    /// Whether the allow-list covers the address.
+    fn is_allowed(&self, address: &Address) -> bool;
+    /// The rule that a port belongs to.
+    fn rule_of(&mut self, port: u16) -> RuleIndex;
+    /// The source that an address belongs to.
+    fn source(&self, address: &Address) -> Address;
+    /// Adds to what a source holds; false if there is no room.
+    fn hold(&mut self, key: &SourceKey, held: Held) -> bool;
+}
+
+/// Counts a socket. Those that listen come before all others in a look.
+///
+/// A connection counts if this host has accepted it: its port is one on which somebody listens, or on which somebody did at the
+/// last look and connections were left. Those that this host has opened have other ports, which the kernel chooses among the
+/// free ones.
+#[inline(always)]
+pub fn count<T: SocketTables>(socket: &Socket, tables: &mut T) {
+    let Some(number) = tables.with_look(|look| look.number) else { return };
+    if socket.state == SocketState::Listening {
+        return tables.serve(socket.port, number);
+    }
+    let Some(held) = Held::one(socket.state) else { return };
+    let served = tables.served(socket.port);
+    if served != number {
+        if served.wrapping_add(1) != number {
+            return;
+        }
+        tables.serve(socket.port, number);
+    }
+    if socket.remote == socket.local || socket.remote.is_loopback() {
+        tables.with_look(|look| look.local.add(held));
+    } else if tables.is_allowed(&socket.remote) {
+        tables.with_look(|look| look.allowed.add(held));
+    } else {
+        let key = SourceKey::for_rule(tables.source(&socket.remote), tables.rule_of(socket.port));
+        if !tables.hold(&key, held) {
+            tables.with_look(|look| look.missed = look.missed.saturating_add(1));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::address::SourceMask;
+
+    #[derive(Default)]
+    struct Memory {
+        look: Look,
+        served: BTreeMap<u16, u32>,
+        allowed: std::vec::Vec<Address>,
+        held: BTreeMap<SourceKey, Held>,
+        room: usize,
+    }
+
+    impl SocketTables for Memory {
+        fn with_look<R>(&mut self, work: impl FnOnce(&mut Look) -> R) -> Option<R> {
+            Some(work(&mut self.look))
+        }
+        fn served(&self, port: u16) -> u32 {
+            self.served.get(&port).copied().unwrap_or(0)
+        }
+        fn serve(&mut self, port: u16, number: u32) {
+            self.served.insert(port, number);
+        }
+        fn is_allowed(&self, address: &Address) -> bool {
+            self.allowed.contains(address)
+        }
+        fn rule_of(&mut self, port: u16) -> RuleIndex {
+            RuleIndex(u8::from(port == 25))
+        }
+        fn source(&self, address: &Address) -> Address {
+            SourceMask::new(32, 64).source(*address)
+        }
+        fn hold(&mut self, key: &SourceKey, held: Held) -> bool {
+            let is_full = self.held.len() >= self.room && !self.held.contains_key(key);
+            if !is_full {
+                self.held.entry(*key).or_default().add(held);
+            }
+            !is_full
+        }
+    }
+
+    impl Memory {
+        fn look(&mut self, sockets: &[Socket]) -> Look {
+            self.look = Look { number: self.look.number.max(1) + 1, ..Look::default() };
+            self.held.clear();
+            sockets.iter().for_each(|socket| count(socket, self));
+            self.look
+        }
+
+        fn of(&self, source: Address, rule: u8) -> (u32, u32) {
+            let held = self.held.get(&SourceKey::for_rule(source, RuleIndex(rule))).copied();
+            held.map_or((0, 0), |held| (held.established, held.half_open))
+        }
+    }
+
+    const HERE: Address = Address::from_ipv4([192, 0, 2, 1]);
+    const PEER: Address = Address::from_ipv4([198, 51, 100, 2]);
+
+    fn memory() -> Memory {
+        Memory { room: 100, ..Memory::default() }
+    }
+
+    fn socket(state: u8, port: u16, remote: Address) -> Socket {
+        Socket { state: SocketState::from_kernel(state), port, local: HERE, remote }
+    }
+
+    fn listening(port: u16) -> Socket {
+        Socket { local: Address::UNSPECIFIED, ..socket(10, port, Address::UNSPECIFIED) }
+    }
+
+    #[test]
+    fn what_is_accepted_counts_under_the_rule_of_its_port() {
+        let mut memory = memory();
+        let half_open = [socket(3, 25, PEER), socket(12, 25, PEER)];
+        let sockets =
+            [listening(25), listening(80), socket(1, 25, PEER), socket(1, 80, PEER), socket(1, 80, PEER)];
+        memory.look(&[&sockets[..], &half_open].concat());
+        assert_eq!((memory.of(PEER, 1), memory.of(PEER, 0)), ((1, 2), (2, 0)));
+    }
+
+    #[test]
+    fn what_this_host_has_opened_does_not_count_nor_what_has_ended() {
+        let mut memory = memory();
+        let ended = [4, 5, 6, 7, 8, 9, 11, 2, 0, 13, 255].map(|state| socket(state, 80, PEER));
+        memory.look(&[&[listening(80), socket(1, 40_000, PEER)][..], &ended].concat());
+        assert_eq!(memory.held, BTreeMap::new());
+    }
+
+    #[test]
+    fn connections_outlive_their_listener() {
+        let mut memory = memory();
+        memory.look(&[listening(80), socket(1, 80, PEER)]);
+        for _ in 0..3 {
+            memory.look(&[socket(1, 80, PEER)]);
+            assert_eq!(memory.of(PEER, 0), (1, 0));
+        }
+        memory.look(&[]);
+        memory.look(&[socket(1, 80, PEER)]);
+        assert_eq!(memory.of(PEER, 0), (0, 0), "somebody else has the port now");
+    }
+
+    #[test]
+    fn the_host_itself_and_those_who_are_allowed_are_counted_apart() {
+        let mut memory = memory();
+        memory.allowed.push(PEER);
+        let mut six = [0; 16];
+        six[15] = 1;
+        let own = [HERE, Address::from_ipv4([127, 9, 9, 9]), Address::from_ipv6(six)];
+        let own = own.map(|remote| socket(1, 80, remote));
+        let look =
+            memory.look(&[&[listening(80), socket(1, 80, PEER), socket(3, 80, PEER)][..], &own].concat());
+        assert_eq!(
+            (look.local, look.allowed),
+            (Held { established: 3, half_open: 0 }, Held { established: 1, half_open: 1 })
+        );
+        assert!(memory.held.is_empty());
+    }
+
+    #[test]
+    fn sources_are_prefixes_and_those_without_room_are_told() {
+        let mut memory = Memory { room: 1, ..memory() };
+        let six = |last| {
+            let mut six = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, last];
+            six[15] = last;
+            Address::from_ipv6(six)
+        };
+        let sockets = [listening(80), socket(1, 80, six(1)), socket(1, 80, six(2)), socket(1, 80, PEER)];
+        let look = memory.look(&sockets);
+        assert_eq!((memory.of(six(0), 0), look.missed), ((2, 0), 1));
+    }
+}

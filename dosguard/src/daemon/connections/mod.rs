@@ -1,0 +1,276 @@
+//! Watches connections where rules limit them, on a thread of its own: a look at a hundred thousand sockets takes a while.
+//!
+//! A source that holds too many is banned by the kernel program, as any other is. When its ban is over the next look decides:
+//! it is banned again, or it is told that it is on probation.
+
+mod judge;
+mod report;
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use dosguard_common::key::SourceKey;
+use dosguard_common::reason::{Reason, Verdict};
+use nix::time::{ClockId, clock_gettime};
+use tokio::sync::mpsc;
+
+use super::events::Recorder;
+use judge::Followed;
+
+use super::health::Health;
+use super::{DaemonError, io_error};
+use crate::config::services::Connections;
+use crate::connections::{Census, CountError, Limits, Pace, Passed, Place};
+use crate::datapath::{Bans, Datapath};
+use crate::output::EventRecord;
+use crate::paths::Paths;
+use crate::system;
+
+/// How often it is looked whether a rule limits connections by now.
+const IDLE: Duration = Duration::from_secs(1);
+/// Events on their way to the event loop.
+const QUEUE: usize = 512;
+
+/// What warnings are about.
+const COUNTING: &str = "counting connections";
+const ROOM: &str = "room for connections";
+
+/// The network namespaces that are to be watched beside the daemon's own.
+#[derive(Default)]
+pub struct Elsewhere {
+    places: Vec<(String, Place)>,
+    failed: Vec<(String, CountError)>,
+}
+
+impl Elsewhere {
+    /// Enters them, for which this thread must have `CAP_SYS_ADMIN` still. One that cannot be entered is told of later.
+    pub fn enter(paths: &Paths, settings: &Connections) -> Self {
+        let mut elsewhere = Self::default();
+        for name in &settings.namespaces {
+            match Place::there(name, paths, settings.by) {
+                Ok(place) => elsewhere.places.push((name.clone(), place)),
+                Err(error) => elsewhere.failed.push((name.clone(), error)),
+            }
+        }
+        elsewhere
+    }
+}
+
+/// The event loop's end of it.
+pub struct ConnectionWatch {
+    found: mpsc::Receiver<EventRecord>,
+    settings: Sender<Connections>,
+    thread: JoinHandle<()>,
+}
+
+impl ConnectionWatch {
+    /// Starts the thread.
+    pub fn start(
+        paths: &Paths,
+        settings: &Connections,
+        elsewhere: Elsewhere,
+        health: &Health,
+    ) -> Result<Self, DaemonError> {
+        let Elsewhere { places, failed } = elsewhere;
+        for (name, error) in &failed {
+            health.warn(about(name), error.to_string());
+        }
+        let datapath = Datapath::require(paths)?;
+        let (sender, found) = mpsc::channel(QUEUE);
+        let (settings_sender, changed) = channel();
+        let mut work = Work {
+            paths: paths.clone(),
+            recorder: Recorder::new(&datapath)?,
+            datapath,
+            bans: None,
+            here: Place::here(paths, settings.by),
+            elsewhere: places,
+            pace: Pace::new(settings.interval.duration()),
+            settings: settings.clone(),
+            looked: None,
+            banned: None,
+            health: health.clone(),
+            found: sender,
+        };
+        let thread = thread::Builder::new().name("connections".to_owned());
+        let thread = thread.spawn(move || work.run(&changed)).map_err(io_error("start a thread"))?;
+        Ok(Self { found, settings: settings_sender, thread })
+    }
+
+    /// Something to tell that happened to connections; never anything once the thread has ended.
+    pub(super) async fn found(&mut self) -> Option<EventRecord> {
+        self.found.recv().await
+    }
+
+    /// Changes how connections are counted.
+    pub(super) fn apply(&self, settings: &Connections) {
+        // A thread that has panicked said so.
+        let _ = self.settings.send(settings.clone());
+    }
+
+    /// Ends the thread. Returns what it had to tell.
+    pub(super) fn finish(self) -> Vec<EventRecord> {
+        let Self { mut found, settings, thread } = self;
+        drop(settings);
+        let mut left = Vec::new();
+        // It may wait for room in the queue.
+        while !thread.is_finished() {
+            left.extend(std::iter::from_fn(|| found.try_recv().ok()));
+            thread::sleep(Duration::from_millis(1));
+        }
+        let _ = thread.join();
+        left.extend(std::iter::from_fn(|| found.try_recv().ok()));
+        left
+    }
+}
+
+/// The thread's part.
+struct Work {
+    paths: Paths,
+    datapath: Datapath,
+    recorder: Recorder,
+    bans: Option<Bans>,
+    here: Place,
+    elsewhere: Vec<(String, Place)>,
+    pace: Pace,
+    settings: Connections,
+    looked: Option<Instant>,
+    /// Sources whose bans for connections are to be followed, with their ends; none until the first look.
+    banned: Option<BTreeMap<SourceKey, Followed>>,
+    health: Health,
+    found: mpsc::Sender<EventRecord>,
+}
+
+impl Work {
+    fn run(&mut self, settings: &Receiver<Connections>) {
+        loop {
+            let pause = match self.turn() {
+                Ok(pause) => {
+                    self.health.recovered(COUNTING);
+                    pause
+                }
+                Err(error) => {
+                    self.health.warn(COUNTING, format!("connections are not counted: {error}"));
+                    self.settings.interval.duration()
+                }
+            };
+            match settings.recv_timeout(pause) {
+                Ok(settings) => self.apply(settings),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn apply(&mut self, settings: Connections) {
+        self.pace.set_interval(settings.interval.duration());
+        if settings.by != self.settings.by {
+            self.here = Place::here(&self.paths, settings.by);
+        }
+        if settings.namespaces != self.settings.namespaces {
+            let text = "the network namespaces that are watched change when the daemon is started again";
+            self.health.note("network namespaces", text);
+        }
+        self.settings = settings;
+    }
+
+    /// Looks if it is time. Returns after what time to ask again.
+    fn turn(&mut self) -> Result<Duration, DaemonError> {
+        let limits = self.limits()?;
+        if limits.is_empty() {
+            self.health.counted(None);
+            self.looked = None;
+            return Ok(IDLE);
+        }
+        let passed = self.passed(&limits)?;
+        let now_ns = system::boot_now_ns()?;
+        let is_due = match self.looked {
+            None => true,
+            Some(at) => self.has_ended(now_ns) || self.pace.is_due(at.elapsed(), &limits, &passed),
+        };
+        if is_due {
+            let began = Instant::now();
+            let (cpu, census) = self.look();
+            self.judge(&census, &limits)?;
+            self.report(&census, &limits, cpu)?;
+            self.pace.looked(&census, &limits, passed, began.elapsed());
+            self.pace.hurry(self.spares(now_ns));
+            self.looked = Some(Instant::now());
+        }
+        let next_end = self.next_end().map(|end_ns| Duration::from_nanos(end_ns.saturating_sub(now_ns)));
+        Ok(self.pace.pause().min(next_end.unwrap_or(Duration::MAX)).max(Duration::from_millis(1)))
+    }
+
+    fn limits(&self) -> Result<Limits, DaemonError> {
+        let mut rules = self.datapath.maps().rules()?;
+        rules.retain(|(_, rule)| rule.connections().max != 0);
+        Ok(rules.into_iter().collect())
+    }
+
+    fn passed(&self, limits: &Limits) -> Result<Passed, DaemonError> {
+        let mut passed = Passed::new();
+        for index in limits.keys() {
+            let mut packets = 0_u64;
+            for reason in Reason::ALL.iter().filter(|reason| reason.verdict() == Verdict::Pass) {
+                packets = packets.wrapping_add(self.datapath.maps().rule_packets(*index, *reason)?);
+            }
+            passed.insert(*index, packets);
+        }
+        Ok(passed)
+    }
+
+    fn next_end(&self) -> Option<u64> {
+        self.banned.iter().flatten().filter_map(|(_, followed)| followed.end_ns()).min()
+    }
+
+    /// Whether a ban is over.
+    fn has_ended(&self, now_ns: u64) -> bool {
+        self.next_end().is_some_and(|end_ns| end_ns <= now_ns)
+    }
+
+    /// Whether a source is spared whose connections are about to end.
+    fn spares(&self, now_ns: u64) -> bool {
+        self.banned.iter().flatten().any(|(_, followed)| followed.is_spared(now_ns))
+    }
+
+    /// Looks in every namespace. What cannot be looked at is told once and left out.
+    fn look(&mut self) -> (Duration, Census) {
+        let began = cpu_time();
+        let mut census = Census::default();
+        let here = ("", &mut self.here);
+        let elsewhere = self.elsewhere.iter_mut().map(|(name, place)| (name.as_str(), place));
+        for (name, place) in std::iter::once(here).chain(elsewhere) {
+            let about = if name.is_empty() { COUNTING.to_owned() } else { about(name) };
+            match place.look() {
+                Ok(found) => {
+                    census.add(found);
+                    if !name.is_empty() {
+                        self.health.recovered(&about);
+                    }
+                }
+                Err(error) => self.health.warn(about, format!("connections are not counted: {error}")),
+            }
+        }
+        if census.look.missed > 0 {
+            let text = format!(
+                "{} sources with connections were not counted: there is no room for more",
+                census.look.missed
+            );
+            self.health.warn(ROOM, text);
+        } else {
+            self.health.recovered(ROOM);
+        }
+        (cpu_time().saturating_sub(began), census)
+    }
+}
+
+/// The CPU time of this thread.
+fn cpu_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map(Duration::from).unwrap_or_default()
+}
+
+fn about(name: &str) -> String {
+    format!("network namespace `{name}`")
+}
