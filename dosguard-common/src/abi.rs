@@ -74,11 +74,14 @@ pub const DROPS: MapSpec = map("DROPS", 16_384, "drops of sources", 4);
 /// One [`Scratch`](crate::tables::Scratch) per CPU. Written by the kernel, and of no meaning between two packets.
 pub const SCRATCH: MapSpec = map("SCRATCH", 1, "work in progress", 4);
 /// Ring buffer of [`Event`](crate::event::Event)s; a full one loses the newest, and the loss is counted.
-pub const EVENTS: MapSpec = map("EVENTS", 8 << 20, "events that nobody has read", 2);
+pub const EVENTS: MapSpec = map("EVENTS", 4 << 20, "events that nobody has read", 2);
 
-/// (source, rule) to the [`Held`](crate::connection::Held) connections. Not pinned: each process that counts has one of its
-/// own, as well as the next two. When it is full, sources are missed, and `LOOK` says how many.
-pub const HELD: MapSpec = map("HELD", 524_288, "connections of sources", 4);
+/// [`Slot`](crate::connection::Slot)s: what sources hold, each near the place that its key has. Not pinned: each process that
+/// counts has one of its own, as well as the next three. Userspace sees it without a copy.
+pub const HELD: MapSpec = map("HELD", 65_536, "connections of sources", 4);
+/// (source, rule) to the [`Held`](crate::connection::Held) connections, of those that found no slot. When it is full, sources are
+/// missed, and `LOOK` says how many.
+pub const MORE_HELD: MapSpec = map("MORE_HELD", 524_288, "connections of more sources", 4);
 /// Port to the number of the last look that found it served.
 pub const SERVED: MapSpec = map("SERVED", 65_536, "ports that are served", 4);
 /// One [`Look`](crate::connection::Look).

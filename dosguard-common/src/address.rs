@@ -49,6 +49,12 @@ impl Address {
         Self(words)
     }
 
+    /// Its four words.
+    #[inline(always)]
+    pub(crate) const fn words(&self) -> [u32; 4] {
+        self.0
+    }
+
     /// Each of its four words through `map`.
     #[inline(always)]
     pub(crate) fn map_words(self, map: impl Fn(u32) -> u32) -> Self {

@@ -6,7 +6,7 @@ use crate::address::Address;
 use crate::rule::{RuleIndex, Scope};
 
 /// Key of `BANS` and of `SYNS`: a source, everywhere or under one rule.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 #[repr(C)]
 pub struct SourceKey {
     source: Address,
@@ -36,6 +36,13 @@ impl SourceKey {
             Scope::All => Self::everywhere(source),
             Scope::Syn => Self::for_rule(source, rule),
         }
+    }
+
+    /// All of it as words, to be hashed.
+    #[inline(always)]
+    pub(crate) const fn words(&self) -> [u32; 5] {
+        let [a, b, c, d] = self.source.words();
+        [a, b, c, d, self.place]
     }
 
     /// The source.

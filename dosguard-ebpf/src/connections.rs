@@ -8,15 +8,17 @@ mod program {
     #![expect(clippy::needless_pass_by_value, reason = "an entry point is handed its context")]
 
     use aya_ebpf::Global;
-    use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
     use aya_ebpf::bindings::xdp_action::XDP_PASS;
+    use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
     use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
     use aya_ebpf::macros::{map, xdp};
     use aya_ebpf::maps::{Array, HashMap};
     use aya_ebpf::programs::XdpContext;
     use dosguard_common::abi;
     use dosguard_common::address::Address;
-    use dosguard_common::connection::{Held, Look, Order, Socket, SocketState, SocketTables, count};
+    use dosguard_common::connection::{
+        Held, Look, Order, PROBES, Slot, Socket, SocketState, SocketTables, count,
+    };
     use dosguard_common::engine;
     use dosguard_common::frame::Frame as _;
     use dosguard_common::key::SourceKey;
@@ -26,9 +28,18 @@ mod program {
     use dosguard_ebpf::maps;
     use dosguard_ebpf::tables::KernelTables;
 
-    /// What each source holds. Userspace takes it all out after each look.
+    /// What each source holds.
     #[map]
-    static HELD: HashMap<SourceKey, Held> = HashMap::with_max_entries(abi::HELD.entries, BPF_F_NO_PREALLOC);
+    static HELD: Array<Slot> = Array::with_max_entries(abi::HELD.entries, BPF_F_MMAPABLE);
+
+    /// What those hold that found no slot. Userspace takes it all out after each look.
+    #[map]
+    static MORE_HELD: HashMap<SourceKey, Held> =
+        HashMap::with_max_entries(abi::MORE_HELD.entries, BPF_F_NO_PREALLOC);
+
+    /// Where the slots of sources are. Set at load to a number that nobody knows.
+    #[unsafe(no_mangle)]
+    static SEED: Global<u64> = Global::new(0);
 
     /// Port to the last look that found it served.
     #[map]
@@ -171,13 +182,26 @@ mod program {
 
         #[inline(always)]
         fn hold(&mut self, key: &SourceKey, held: Held) -> bool {
-            match HELD.get_ptr_mut(key) {
+            let Some(number) = self.with_look(|look| look.number) else { return false };
+            let place = Slot::place(key, SEED.load());
+            let mut probe = 0;
+            while probe < PROBES {
+                let Some(slot) = HELD.get_ptr_mut(place.wrapping_add(probe) % abi::HELD.entries) else {
+                    return false;
+                };
+                // SAFETY: as in `with_look`; userspace reads between the walks.
+                if unsafe { (*slot).add(key, number, held) } {
+                    return true;
+                }
+                probe += 1;
+            }
+            match MORE_HELD.get_ptr_mut(key) {
                 Some(there) => {
                     // SAFETY: as in `with_look`; userspace takes entries out after the walk.
                     unsafe { (*there).add(held) };
                     true
                 }
-                None => HELD.insert(key, held, 0).is_ok(),
+                None => MORE_HELD.insert(key, held, 0).is_ok(),
             }
         }
     }

@@ -202,6 +202,23 @@ pub fn group() -> Option<u32> {
 /// Where the kernel lists the CPUs that it may use.
 pub const POSSIBLE_CPUS: &str = "/sys/devices/system/cpu/possible";
 
+/// Has large blocks of memory given back when they are no longer used, for a process that lives long: else the allocator keeps
+/// as much as the largest there ever was, for each thread. To be called before any thread begins.
+pub fn keep_no_large_blocks() {
+    #[cfg(target_env = "gnu")]
+    #[expect(unsafe_code, reason = "a call that is not in the standard library")]
+    // SAFETY: it sets a number, before anybody else uses the allocator.
+    let _ = unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 128 * 1024) };
+}
+
+/// Gives memory back that was used for a moment, and that the allocator keeps for the next time.
+pub fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    #[expect(unsafe_code, reason = "a call that is not in the standard library")]
+    // SAFETY: it takes no memory that is in use.
+    let _ = unsafe { libc::malloc_trim(0) };
+}
+
 /// One more than the highest number of a CPU that the kernel may use, online or not. Numbers may have gaps.
 pub fn possible_cpus() -> io::Result<u32> {
     let list = fs::read_to_string(POSSIBLE_CPUS)?;

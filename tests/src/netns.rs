@@ -22,6 +22,12 @@ use nix::{
 
 /// Where iproute2 keeps a file per named namespace.
 const NAMES: &str = "/run/netns";
+/// Makes a namespace with a table of established connections of its own, as large as that of a machine, instead of a share
+/// in the machine's (`tcp_child_ehash_entries`, Linux 6.1): looking for its connections takes what it takes on a machine, and
+/// not what all ends of all connections take together.
+const SEPARATE: &str = "entries=/proc/sys/net/ipv4/tcp_child_ehash_entries; \
+    if [ -w $entries ]; then echo 262144 > $entries; fi; exec ip netns add \"$1\"";
+
 /// How the name of every namespace of the lab begins.
 const PREFIX: &str = "dg-";
 
@@ -38,7 +44,7 @@ impl Namespace {
     pub fn new(role: &str) -> Result<Self> {
         let name = format!("{PREFIX}{role}-{:08x}-{}", random(), std::process::id());
         let path = Path::new(NAMES).join(&name);
-        run(Command::new("ip").args(["netns", "add", &name]))?;
+        run(Command::new("unshare").args(["--net", "sh", "-c", SEPARATE, "sh", &name]))?;
         let namespace = Self { name, path, is_ours: true };
         namespace.run("ip", ["link", "set", "lo", "up"])?;
         Ok(namespace)

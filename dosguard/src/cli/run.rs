@@ -81,6 +81,7 @@ pub(super) enum KernelLogLevel {
 const FAREWELL: Duration = Duration::from_secs(1);
 
 pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow::Result<Answer> {
+    system::keep_no_large_blocks();
     let configuration = configured::read(paths, args.config.as_deref())?;
     let wanted = configured::wanted_interfaces(configuration.as_ref(), &args.interfaces);
     let mut interfaces = configured::present(&wanted)?;

@@ -1,11 +1,12 @@
 //! What looks at the sockets mean: who holds too many connections, and when to look again.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use dosguard_common::connection::{Held, Look};
 use dosguard_common::key::SourceKey;
 use dosguard_common::rule::{Rule, RuleIndex};
+use foldhash::HashMap;
 
 use crate::datapath::Found;
 

@@ -1,12 +1,13 @@
 //! Connections from lists of sockets over netlink: slower than the kernel's own walk, and there in every kernel.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use dosguard_common::address::{Address, SourceMask};
 use dosguard_common::connection::{Held, Look, Socket, SocketState, SocketTables, count};
 use dosguard_common::key::SourceKey;
 use dosguard_common::rule::RuleIndex;
+use foldhash::{HashMap, HashMapExt as _};
 
 use super::CountError;
 use super::diag::{DiagError, SockDiag, States, TcpSocket, TcpState};

@@ -55,16 +55,18 @@ pub(super) fn typed<T: TryFrom<Map, Error = MapError>>(spec: MapSpec, data: MapD
     Map::from_map_data(data).and_then(T::try_from).map_err(Error::map(spec.name, "use"))
 }
 
+/// The same map once more, to be read in batches.
+pub(super) fn once_more(map: &MapData, spec: MapSpec) -> Result<OwnedFd, Error> {
+    let fd = map.fd().as_fd().try_clone_to_owned();
+    fd.map_err(|error| Error::map(spec.name, "open")(error.into()))
+}
+
 impl Maps {
     /// Takes each map from `take`, which knows them by name. Types and the sizes of keys and values are checked.
     pub(super) fn new(mut take: impl FnMut(&'static str) -> Result<MapData, Error>) -> Result<Self, Error> {
         let (syns, bans) = (take(abi::SYNS.name)?, take(abi::BANS.name)?);
         let offenders = take(abi::OFFENDERS.name)?;
         let ports = take(abi::PORTS.name)?;
-        let once_more = |map: &MapData, spec: MapSpec| {
-            let fd = map.fd().as_fd().try_clone_to_owned();
-            fd.map_err(|error| Error::map(spec.name, "open")(error.into()))
-        };
         Ok(Self {
             bans_fd: once_more(&bans, abi::BANS)?,
             ports_fd: once_more(&ports, abi::PORTS)?,

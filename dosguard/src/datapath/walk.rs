@@ -3,22 +3,27 @@
 //! They are loaded by whoever uses them, onto the instance's maps, and not pinned: with the process they go.
 
 use std::fs::File;
+use std::hash::{BuildHasher as _, RandomState};
 use std::io::{self, Read as _};
+use std::num::NonZeroUsize;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::ptr::NonNull;
 
 use aya::maps::{Array, Map, MapData, MapError};
 use aya::programs::{Iter, ProgramError, TestRun as _, TestRunOptions, Xdp};
 use aya::{Btf, Ebpf, EbpfError, EbpfLoader};
 use dosguard_common::abi;
-use dosguard_common::connection::{Held, Look, Order};
+use dosguard_common::connection::{Held, Look, Order, Slot};
 use dosguard_common::key::SourceKey;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
-use super::maps::typed;
+use super::maps::{once_more, typed};
 use super::object::CONNECTIONS;
 use super::wire::Wire;
 use super::{Error, batch};
 use crate::connections::SocketLayout;
 use crate::paths::Paths;
+use crate::system;
 
 /// What a look at the sockets has found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,7 +38,8 @@ pub struct Found {
 pub struct Walk {
     ebpf: Ebpf,
     look: Array<MapData, Wire<Look>>,
-    held: OwnedFd,
+    held: Table,
+    more: OwnedFd,
     number: u32,
 }
 
@@ -56,31 +62,36 @@ impl Walk {
             <&mut Iter>::try_from(program)?.load("tcp", &btf)
         });
         loaded.map_err(|error| Error::Verifier(Box::new(error)))?;
-        let look = typed(abi::LOOK, take_map(&mut ebpf, abi::LOOK.name)?)?;
-        let held = take_map(&mut ebpf, abi::HELD.name)?;
-        let held = held.fd().as_fd().try_clone_to_owned();
-        let held = held.map_err(|error| Error::map(abi::HELD.name, "open")(error.into()))?;
-        Ok(Self { ebpf, look, held, number: 1 })
+        system::give_back_memory();
+        // Not before: a program is loaded with all its maps at hand.
+        let (look, held, more) = (
+            typed(abi::LOOK, take_map(&mut ebpf, abi::LOOK.name)?)?,
+            Table::new(&take_map(&mut ebpf, abi::HELD.name)?)?,
+            once_more(&take_map(&mut ebpf, abi::MORE_HELD.name)?, abi::MORE_HELD)?,
+        );
+        Ok(Self { ebpf, look, held, more, number: 1 })
     }
 
     /// Looks at every TCP socket of the calling thread's network namespace.
     pub fn look(&mut self) -> Result<Found, Error> {
         // An unfinished look has left what it found; and numbers begin with 2, so that no port was served at the last look.
-        self.take_held()?;
+        self.take_more()?;
         self.number = self.number.checked_add(1).unwrap_or(2);
         let begun = Look { number: self.number, ..Look::default() };
         self.look.set(0, Wire(begun), 0).map_err(Error::map(abi::LOOK.name, "write"))?;
         let walked = self.begin().and_then(|mut walk| run(&mut walk));
         walked.map_err(|error| Error::Run { program: abi::COUNT_PROGRAM, source: error })?;
         let look = self.look.get(&0, 0).map_err(Error::map(abi::LOOK.name, "read"))?.0;
-        Ok(Found { held: self.take_held()?, look })
+        let mut held = self.held.found(self.number);
+        held.extend(self.take_more()?);
+        Ok(Found { held, look })
     }
 
-    fn take_held(&mut self) -> Result<Vec<(SourceKey, Held)>, Error> {
-        let taken =
-            batch::take(&self.held).map_err(|error| Error::map(abi::HELD.name, "read")(error.into()))?;
+    fn take_more(&self) -> Result<Vec<(SourceKey, Held)>, Error> {
+        let failed = |error| Error::map(abi::MORE_HELD.name, "read")(error);
+        let taken = batch::take(&self.more).map_err(|error| failed(error.into()))?;
         // Kernels that walk over sockets know batches (Linux 5.6).
-        taken.ok_or_else(|| Error::map(abi::HELD.name, "read")(MapError::ElementNotFound))
+        taken.ok_or_else(|| failed(MapError::ElementNotFound))
     }
 
     /// A walk that is to be read. It sees the network namespace that the thread has now (`bpf_iter_init_seq_net`).
@@ -89,6 +100,50 @@ impl Walk {
         let program: &mut Iter = program.and_then(TryInto::try_into).map_err(io::Error::other)?;
         let link = program.attach().and_then(|link| program.take_link(link)).map_err(io::Error::other)?;
         link.into_file().map_err(io::Error::other)
+    }
+}
+
+/// `HELD`, as the kernel has it.
+struct Table {
+    slots: NonNull<Slot>,
+    bytes: NonZeroUsize,
+}
+
+#[expect(unsafe_code, reason = "memory that the kernel shares")]
+// SAFETY: it is memory of the process, and no thread's own.
+unsafe impl Send for Table {}
+
+impl Table {
+    fn new(map: &MapData) -> Result<Self, Error> {
+        let bytes = abi::HELD.entries as usize * size_of::<Slot>();
+        let bytes = NonZeroUsize::new(bytes).ok_or_else(|| {
+            Error::map(abi::HELD.name, "use")(MapError::InvalidName { name: abi::HELD.name.to_owned() })
+        })?;
+        #[expect(unsafe_code, reason = "memory that the kernel shares")]
+        // SAFETY: a new mapping, at an address of the kernel's choice, of a map that was made with so many entries.
+        let slots =
+            unsafe { mmap(None, bytes, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, map.fd().as_fd(), 0) };
+        let slots =
+            slots.map_err(|error| Error::map(abi::HELD.name, "open")(io::Error::from(error).into()))?;
+        Ok(Self { slots: slots.cast(), bytes })
+    }
+
+    /// What a look has left.
+    fn found(&mut self, number: u32) -> Vec<(SourceKey, Held)> {
+        #[expect(unsafe_code, reason = "memory that the kernel shares")]
+        // SAFETY: the mapping is of whole slots, aligned to a page, and lives as long as this does. Any bytes are a slot (`Pod`).
+        // The kernel program writes to it during walks alone, and whoever has this makes none meanwhile.
+        let slots =
+            unsafe { std::slice::from_raw_parts(self.slots.as_ptr(), self.bytes.get() / size_of::<Slot>()) };
+        slots.iter().filter_map(|slot| slot.found(number)).collect()
+    }
+}
+
+impl Drop for Table {
+    fn drop(&mut self) {
+        #[expect(unsafe_code, reason = "memory that the kernel shares")]
+        // SAFETY: the mapping is this one's own, and nobody borrows from it.
+        let _ = unsafe { munmap(self.slots.cast(), self.bytes.get()) };
     }
 }
 
@@ -141,6 +196,8 @@ fn load(paths: &Paths, layout: Option<&SocketLayout>) -> Result<Ebpf, Error> {
         return Err(Error::StubObject);
     }
     let mut loader = EbpfLoader::new();
+    // The object has no relocations for which the kernel's types would be read, which takes long.
+    loader.btf(None);
     for map in shared() {
         loader.map_pin_path(map.name, paths.map(map.name));
     }
@@ -155,6 +212,11 @@ fn load(paths: &Paths, layout: Option<&SocketLayout>) -> Result<Ebpf, Error> {
             ("REMOTE_V6", of.remote_v6),
         ]
     });
+    // Unpredictable as the keys of the standard library's hash maps are.
+    let seed = RandomState::new().hash_one(0);
+    if layout.is_some() {
+        loader.override_global("SEED", &seed, true);
+    }
     for (name, offset) in layout.iter().flatten() {
         loader.override_global(name, offset, true);
     }

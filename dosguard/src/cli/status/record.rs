@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::config::field::RuleField;
 use crate::confirm::{Pending, Waiter};
-use crate::daemon::report::Rates;
+use crate::daemon::report::{ConnectionReport, Rates};
 use crate::daemon::{SubscriptionError, ask_status};
 use crate::datapath::{Datapath, Guarded, List};
 use crate::lock::running_daemon;
@@ -45,6 +45,8 @@ pub(super) struct ToldRecord {
     pub(super) losses: Vec<TallyRecord>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) rates: Option<Rates>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) connections: Option<ConnectionReport>,
 }
 
 #[derive(Serialize)]
@@ -86,6 +88,7 @@ pub(super) struct RuleRecord {
     pub(super) ports: String,
     pub(super) limit: String,
     pub(super) action: &'static str,
+    pub(super) max_connections: Option<u32>,
     pub(super) mode: &'static str,
     pub(super) under_limit: u64,
     pub(super) over_limit: u64,
@@ -134,9 +137,11 @@ impl StatusRecord {
             match ask_status(paths) {
                 Ok(report) => {
                     warnings.extend(report.warnings);
+                    warnings.extend(report.connections.iter().filter_map(|found| found.hint.clone()));
                     let losses = report.losses.into_iter().map(|(name, count)| TallyRecord { name, count });
                     let (started, events, rates) = (report.started, report.events, report.rates);
-                    daemon.told = Some(ToldRecord { started, events, losses: losses.collect(), rates });
+                    let (losses, connections) = (losses.collect(), report.connections);
+                    daemon.told = Some(ToldRecord { started, events, losses, rates, connections });
                 }
                 // It ends, or is just beginning.
                 Err(SubscriptionError::NoDaemon { .. }) => {}
@@ -175,6 +180,7 @@ impl StateRecord {
                 ports: RuleField::Ports.get(&rule),
                 limit: RuleField::Limit.get(&rule),
                 action: rule.spec.action.name(),
+                max_connections: Some(rule.spec.connections.max).filter(|max| *max != 0),
                 mode: rule.spec.mode.name(),
                 under_limit: maps.rule_packets(index, Reason::UnderLimit)?,
                 over_limit: maps.rule_packets(index, Reason::OverLimit)?,
@@ -254,6 +260,11 @@ impl StateRecord {
                 (None, _) => warnings
                     .push(format!("interface {} is gone, or in another network namespace", on.ifindex)),
             }
+        }
+        if !daemon_runs && self.rules.iter().any(|rule| rule.max_connections.is_some()) {
+            warnings.push(
+                "`max_connections` is not looked after: it is the daemon that counts connections".to_owned(),
+            );
         }
         if !daemon_runs {
             let what = if self.interfaces.is_empty() {

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 use super::record::{DaemonRecord, FULL_PERCENT, FillRecord, InterfaceRecord, StateRecord, StatusRecord};
 use crate::config::units::Span;
-use crate::daemon::report::Rates;
+use crate::daemon::report::{ConnectionReport, Holder, Rates};
 use crate::output::{BOLD, YELLOW, grouped, table, write_table};
 
 /// Writes it: what is guarded, what is wrong, how fast things happen, and what became of the packets.
@@ -29,6 +29,9 @@ pub(super) fn write(
     }
     if let Some(rates) = rates {
         writeln!(out, "{}", rates_text(&rates))?;
+    }
+    if let Some(found) = record.daemon.told.as_ref().and_then(|told| told.connections.as_ref()) {
+        writeln!(out, "{}", connections_text(found))?;
     }
     let noted = match state.bans_monitored {
         0 => String::new(),
@@ -97,6 +100,25 @@ pub(in crate::cli) fn rates_text(rates: &Rates) -> String {
         rate_text(rates.syns),
         rate_text(rates.bans)
     )
+}
+
+/// What the daemon found of connections, on one line.
+fn connections_text(found: &ConnectionReport) -> String {
+    let ConnectionReport { established, half_open, sources, local, allowed, most, .. } = found;
+    let mut line = format!("connections {} of {} sources", grouped(*established), grouped(*sources));
+    for (count, what) in
+        [(half_open, "half-open"), (allowed, "of allowed sources"), (local, "of this host itself")]
+    {
+        if *count > 0 {
+            line += &format!(", {} {what}", grouped(*count));
+        }
+    }
+    if let Some(most) = most {
+        let limit = most.limit.map(|limit| format!(" of {}", grouped(limit.into()))).unwrap_or_default();
+        let (held, Holder { source, rule, .. }) = (grouped(most.established.into()), most);
+        line += &format!("; {source} holds {held}{limit} (rule {rule})");
+    }
+    line
 }
 
 /// A number a second: small ones with a tenth.
@@ -170,6 +192,45 @@ mod tests {
     #[test]
     fn rates_are_as_exact_as_they_need_to_be() {
         assert_eq!([0.0, 0.25, 9.96, 10.4, 391_302.7].map(rate_text), ["0", "0.2", "10.0", "10", "391,303"]);
+    }
+
+    #[test]
+    fn connections_are_on_one_line() {
+        let most = Holder {
+            source: "192.0.2.7".into(),
+            rule: "web".into(),
+            established: 150,
+            half_open: 2,
+            limit: Some(100),
+        };
+        let mut found = ConnectionReport {
+            at: Timestamp::UNIX_EPOCH,
+            method: "iterator".into(),
+            namespaces: Vec::new(),
+            cpu_ms: 1.0,
+            sources: 12,
+            established: 1_234,
+            half_open: 2,
+            local: 0,
+            allowed: 3,
+            missed: 0,
+            most: Some(most),
+            hint: None,
+        };
+        assert_eq!(
+            connections_text(&found),
+            "connections 1,234 of 12 sources, 2 half-open, 3 of allowed sources; 192.0.2.7 holds 150 of 100 (rule web)"
+        );
+        found = ConnectionReport {
+            sources: 0,
+            established: 0,
+            half_open: 0,
+            allowed: 0,
+            local: 9,
+            most: None,
+            ..found
+        };
+        assert_eq!(connections_text(&found), "connections 0 of 0 sources, 9 of this host itself");
     }
 
     #[test]

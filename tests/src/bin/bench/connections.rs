@@ -1,17 +1,29 @@
 //! What it takes to count the connections of each source.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use dosguard::daemon::ask_status;
 use dosguard::output::grouped;
-use dosguard_tests::{holders::Holders, interrupt::Interrupt, lab::Lab};
+use dosguard::paths::Paths;
+use serde_json::Value;
+
+use dosguard_tests::{
+    addresses::{GUARD_ATTACKER_SIDE, GUARD_CLIENT_SIDE},
+    cli::words,
+    daemon::Dosguard,
+    holders::Holders,
+    interrupt::Interrupt,
+    lab::Lab,
+    siege::paths,
+};
 
 use crate::{
     ConnectionsArguments,
     contender::{self, Contender, Count, Look},
     machine::Machine,
     progress,
-    report::{Outcome, Report},
+    report::{Daemon, Outcome, Report},
 };
 
 /// Measures, and prints and writes what was found.
@@ -35,7 +47,11 @@ pub(crate) fn run(arguments: &ConnectionsArguments) -> Result<()> {
     let opened_in = began.elapsed();
     progress(&format!("held after {:.1} s, processes: {}", opened_in.as_secs_f64(), holders.processes()));
 
-    let contenders = contender::all();
+    let dosguard = Dosguard::new(&lab)?;
+    let config = dosguard.write_config("bench.toml", CONFIG)?;
+    let line = format!("run -c {} {GUARD_ATTACKER_SIDE} {GUARD_CLIENT_SIDE}", config.display());
+    let daemon = dosguard.start(words(&line)).context("the daemon does not start")?;
+    let contenders = contender::all(&paths(&lab));
     // Without a sample: what is read from the disk is read now.
     look_around(&lab, &interrupt, &contenders, expected)?;
     let mut samples = vec![Vec::new(); contenders.len()];
@@ -44,6 +60,7 @@ pub(crate) fn run(arguments: &ConnectionsArguments) -> Result<()> {
         let looks = look_around(&lab, &interrupt, &contenders, expected)?;
         samples.iter_mut().zip(looks).for_each(|(samples, look)| samples.push(look));
     }
+    let daemon = Daemon::of(&daemon, &paths(&lab))?;
     drop(holders);
 
     let outcomes = contenders.iter().zip(samples);
@@ -52,10 +69,38 @@ pub(crate) fn run(arguments: &ConnectionsArguments) -> Result<()> {
         held: expected,
         opened_in,
         rounds: arguments.rounds,
+        daemon,
         outcomes: outcomes.map(|(contender, looks)| Outcome::new(contender.as_ref(), looks)).collect(),
     };
     report.print()?;
     arguments.json.as_deref().map_or(Ok(()), |path| report.write_json(path))
+}
+
+/// How long the daemon is asked.
+const ASKED: Duration = Duration::from_secs(5);
+
+/// Nobody is over the limit, and one may always be near.
+const CONFIG: &str =
+    "[rule.default]\nlimit = \"500000/1s\"\nmax_connections = 1000000\n[connections]\ninterval = \"200ms\"\n";
+
+impl Daemon {
+    /// Asks it over and over for a few seconds, in which it looks some times.
+    fn of(daemon: &dosguard_tests::daemon::Daemon<'_>, paths: &Paths) -> Result<Self> {
+        let (began, mut answers) = (Instant::now(), Vec::new());
+        let mut look = Value::Null;
+        while began.elapsed() < ASKED {
+            let asked = Instant::now();
+            let report = ask_status(paths)?;
+            answers.push(asked.elapsed());
+            look = serde_json::to_value(report.connections)?;
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid()))?;
+        let rss = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok());
+        Ok(Self { rss_kib: rss.context("the daemon has no size")?, look, answers })
+    }
 }
 
 /// Each of them looks once.

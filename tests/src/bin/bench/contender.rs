@@ -1,8 +1,12 @@
 //! Those that count connections by source: what they do, and what a look takes.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use dosguard::config::services::CountBy;
+use dosguard::connections::Sockets;
+use dosguard::paths::Paths;
 use dosguard_tests::netns::Namespace;
 use nix::sys::{
     resource::{UsageWho, getrusage},
@@ -19,8 +23,9 @@ pub(crate) trait Contender {
     fn look(&self, guard: &Namespace) -> Result<Look>;
 }
 
-/// All of them, in the order in which they take turns.
-pub(crate) fn all() -> Vec<Box<dyn Contender>> {
+/// All of them, in the order in which they take turns; dosguard with an instance that is live.
+pub(crate) fn all(paths: &Paths) -> Vec<Box<dyn Contender>> {
+    let dosguard = |name, method, by| Dosguard { name, method, sockets: Mutex::new(Sockets::new(paths, by)) };
     vec![
         Box::new(Recipe {
             name: "netstat",
@@ -30,6 +35,16 @@ pub(crate) fn all() -> Vec<Box<dyn Contender>> {
             name: "ss",
             script: "ss -Htn state established | awk '{print $4}' | cut -d: -f1 | sort | uniq -c | sort -n",
         }),
+        Box::new(dosguard(
+            "dosguard, sock_diag",
+            "dosguard's look at lists that the kernel sends, in this process",
+            CountBy::SockDiag,
+        )),
+        Box::new(dosguard(
+            "dosguard",
+            "dosguard's look by its BPF iterator, in this process: what its daemon does each second",
+            CountBy::Iterator,
+        )),
     ]
 }
 
@@ -71,6 +86,34 @@ impl Contender for Recipe {
         command.args(["-c", self.script]).env("LC_ALL", "C");
         // The only child that ends meanwhile is this one, after all of its own.
         measured(UsageWho::RUSAGE_CHILDREN, || count(&dosguard_tests::netns::run(&mut command)?))
+    }
+}
+
+/// What dosguard's daemon does at each look.
+struct Dosguard {
+    name: &'static str,
+    method: &'static str,
+    sockets: Mutex<Sockets>,
+}
+
+impl Contender for Dosguard {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn method(&self) -> &str {
+        self.method
+    }
+
+    fn look(&self, guard: &Namespace) -> Result<Look> {
+        guard.run_in(|| {
+            let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+            measured(UsageWho::RUSAGE_THREAD, || {
+                let found = sockets.look()?;
+                let connections = found.held.iter().map(|(_, held)| u64::from(held.established)).sum();
+                Ok(Count { sources: found.held.len() as u64, connections })
+            })
+        })?
     }
 }
 

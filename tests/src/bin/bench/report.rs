@@ -23,7 +23,18 @@ pub(crate) struct Report {
     pub(crate) held: Count,
     pub(crate) opened_in: Duration,
     pub(crate) rounds: u32,
+    pub(crate) daemon: Daemon,
     pub(crate) outcomes: Vec<Outcome>,
+}
+
+/// dosguard's daemon, which looked at the same connections meanwhile.
+pub(crate) struct Daemon {
+    /// Resident memory, in KiB.
+    pub(crate) rss_kib: u64,
+    /// What it says of its last look.
+    pub(crate) look: Value,
+    /// How long its event loop took to answer, all the time.
+    pub(crate) answers: Vec<Duration>,
 }
 
 /// What one contender took.
@@ -104,7 +115,15 @@ impl Report {
             self.rounds
         );
         let written = io::Write::write_all(&mut out, text.as_bytes());
-        match written.and_then(|()| write_table(&mut out, &rows)) {
+        let daemon = format!(
+            "the daemon: {:.1} MiB resident, {} ms of processor time at its last look, its slowest of {} answers after {}\n",
+            self.daemon.rss_kib as f64 / 1024.0,
+            self.daemon.look["cpu_ms"].as_f64().unwrap_or_default().round(),
+            self.daemon.answers.len(),
+            milliseconds(self.daemon.answers.iter().max().copied().unwrap_or_default())
+        );
+        let written = written.and_then(|()| write_table(&mut out, &rows));
+        match written.and_then(|()| io::Write::write_all(&mut out, daemon.as_bytes())) {
             // Whoever has closed the pipe has seen enough.
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("cannot print"),
             _ => Ok(()),
@@ -149,6 +168,11 @@ impl Report {
             "rounds": self.rounds,
             "method": METHOD,
             "contenders": outcomes,
+            "daemon": {
+                "rss_kib": self.daemon.rss_kib,
+                "last_look": self.daemon.look,
+                "answers_s": self.daemon.answers.iter().map(Duration::as_secs_f64).collect::<Vec<_>>(),
+            },
         })
     }
 }
