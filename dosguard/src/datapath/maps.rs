@@ -16,6 +16,7 @@ use dosguard_common::rule::{Rule, RuleIndex};
 use dosguard_common::window::Window;
 
 use super::lists::{List, PrefixList};
+use super::sources::AtOnce;
 use super::wire::Wire;
 use super::{Error, batch};
 use crate::config::sizes::{Size, Sizes};
@@ -28,6 +29,8 @@ pub struct Maps {
     ports_fd: OwnedFd,
     rules: Array<MapData, Wire<Rule>>,
     syns: PerCpuHashMap<MapData, Wire<SourceKey>, Wire<Window>>,
+    /// What is read of all sources at once.
+    pub(super) at_once: AtOnce,
     bans: HashMap<MapData, Wire<SourceKey>, Wire<Ban>>,
     /// The same map once more, to be read in batches.
     bans_fd: OwnedFd,
@@ -55,17 +58,20 @@ pub(super) fn typed<T: TryFrom<Map, Error = MapError>>(spec: MapSpec, data: MapD
     Map::from_map_data(data).and_then(T::try_from).map_err(Error::map(spec.name, "use"))
 }
 
+/// The same map once more, to be read in batches.
+pub(super) fn once_more(map: &MapData, spec: MapSpec) -> Result<OwnedFd, Error> {
+    let fd = map.fd().as_fd().try_clone_to_owned();
+    fd.map_err(|error| Error::map(spec.name, "open")(error.into()))
+}
+
 impl Maps {
     /// Takes each map from `take`, which knows them by name. Types and the sizes of keys and values are checked.
     pub(super) fn new(mut take: impl FnMut(&'static str) -> Result<MapData, Error>) -> Result<Self, Error> {
         let (syns, bans) = (take(abi::SYNS.name)?, take(abi::BANS.name)?);
         let offenders = take(abi::OFFENDERS.name)?;
         let ports = take(abi::PORTS.name)?;
-        let once_more = |map: &MapData, spec: MapSpec| {
-            let fd = map.fd().as_fd().try_clone_to_owned();
-            fd.map_err(|error| Error::map(spec.name, "open")(error.into()))
-        };
         Ok(Self {
+            at_once: AtOnce::new(&syns, &offenders, &mut take)?,
             bans_fd: once_more(&bans, abi::BANS)?,
             ports_fd: once_more(&ports, abi::PORTS)?,
             sources_capacity: capacity(&syns, abi::SYNS)?,
