@@ -164,9 +164,20 @@ fn syn<T: Tables>(
 /// The era of a source under a rule, which a ban that reached it has ended; 0 if there was none that is remembered.
 #[inline(always)]
 pub fn era_of<T: Tables>(tables: &T, config: &Config, key: &SourceKey, rule: &Rule) -> u32 {
-    let everywhere = tables.offender(&SourceKey::everywhere(key.source()));
+    era_by(config, key, rule, |key| tables.offender(key))
+}
+
+/// The same by what is remembered of sources.
+#[inline(always)]
+pub fn era_by(
+    config: &Config,
+    key: &SourceKey,
+    rule: &Rule,
+    offender: impl Fn(&SourceKey) -> Option<Offender>,
+) -> u32 {
+    let everywhere = offender(&SourceKey::everywhere(key.source()));
     // Bans that reach just this rule there are only with this scope, and where they are only noted.
-    let under_rule = if config.keeps_bans_under(rule) { tables.offender(key) } else { None };
+    let under_rule = if config.keeps_bans_under(rule) { offender(key) } else { None };
     era(everywhere.as_ref(), under_rule.as_ref())
 }
 

@@ -17,3 +17,4 @@ pub mod paths;
 pub mod replay;
 pub mod store;
 pub mod system;
+pub mod top;

@@ -122,6 +122,39 @@ impl DaemonLock {
     }
 }
 
+/// Held by every command that has drops counted for each source, as long as it does; several may hold it at once.
+#[derive(Debug)]
+pub struct ViewerLock {
+    file: File,
+    turns: PathBuf,
+}
+
+impl ViewerLock {
+    /// Takes it beside others.
+    pub fn acquire(paths: &Paths) -> Result<Self, LockError> {
+        let path = paths.viewers_lock();
+        let file = open(paths, &path, 0o600)?;
+        // Held alone it is only for a moment.
+        file.lock_shared().map_err(at("lock", &path))?;
+        let turns = paths.turns_lock();
+        open(paths, &turns, 0o600)?;
+        Ok(Self { file, turns })
+    }
+
+    /// Waits until no other viewer changes what all of them share. Its turn is over when this is dropped.
+    pub fn turn(&self) -> Result<File, LockError> {
+        let file = OpenOptions::new().write(true).open(&self.turns).map_err(at("open", &self.turns))?;
+        file.lock().map_err(at("lock", &self.turns))?;
+        Ok(file)
+    }
+
+    /// Gives it up, in a turn. Whether no other viewer is left.
+    pub fn leave(self) -> bool {
+        // A lock is not to be asked for twice.
+        self.file.unlock().is_ok() && self.file.try_lock().is_ok()
+    }
+}
+
 /// A daemon that runs an instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RunningDaemon {
@@ -185,6 +218,18 @@ mod tests {
         drop(first);
         assert_eq!(running_daemon(&paths), None);
         DaemonLock::acquire(&paths).unwrap();
+    }
+
+    #[test]
+    fn the_last_viewer_knows_that_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = paths(folder.path());
+        let [first, second] = [0; 2].map(|_| ViewerLock::acquire(&paths).unwrap());
+        drop(first.turn().unwrap());
+        drop(second.turn().unwrap());
+        assert!(!first.leave());
+        assert!(second.leave());
+        assert!(ViewerLock::acquire(&paths).unwrap().leave());
     }
 
     #[test]

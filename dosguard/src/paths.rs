@@ -170,6 +170,16 @@ impl Paths {
         self.run_dir.join(format!("{}.lock", self.instance))
     }
 
+    /// The lock that commands hold together which have drops counted for each source, 0600.
+    pub fn viewers_lock(&self) -> PathBuf {
+        self.run_dir.join(format!("{}.viewers", self.instance))
+    }
+
+    /// The lock by which they take turns, 0600.
+    pub fn turns_lock(&self) -> PathBuf {
+        self.run_dir.join(format!("{}.turns", self.instance))
+    }
+
     /// Held by the daemon as long as it lives, 0600: who may not run a daemon must not be able to keep one away.
     pub fn daemon_lock(&self) -> PathBuf {
         self.run_dir.join(format!("{}.daemon", self.instance))

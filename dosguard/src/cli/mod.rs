@@ -22,6 +22,7 @@ mod status;
 mod survive;
 mod sysctl;
 mod talk;
+mod top;
 mod upgrade;
 
 use std::ffi::OsString;
@@ -92,6 +93,8 @@ enum Verb {
     Status(status::StatusArgs),
     /// Show how fast packets pass and are dropped, and why.
     Stats(stats::StatsArgs),
+    /// Show which sources stand out: by connections, by SYNs, by drops.
+    TopSources(top::TopArgs),
     /// Read and write settings, from the next packet on.
     Sysctl(sysctl::SysctlArgs),
     /// List, add and remove rules.
@@ -179,6 +182,7 @@ fn dispatch(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Answer> {
         Verb::Confirm => confirm::confirm(&paths),
         Verb::Status(args) => status::status(&paths, &args, out),
         Verb::Stats(args) => stats::stats(&paths, &args, out),
+        Verb::TopSources(args) => top::top_sources(&paths, &args, out),
         Verb::Sysctl(args) => sysctl::sysctl(&paths, &args, out),
         Verb::Rule(verb) => rule::rule(&paths, &verb, out),
         Verb::Bans(verb) => bans::bans(&paths, &verb, out),

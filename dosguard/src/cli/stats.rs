@@ -64,15 +64,19 @@ struct Counts {
     rules: Vec<(String, [u64; 3])>,
 }
 
+/// What `--watch` says, if it is there.
+pub(super) fn interval(watch: Option<&str>) -> anyhow::Result<Option<Duration>> {
+    let Some(text) = watch else { return Ok(None) };
+    let every = text.parse::<Span>()?.duration();
+    anyhow::ensure!(
+        (SHORTEST..=LONGEST).contains(&every),
+        "`--watch {text}` is not from 100ms to 1h\nhint: such as `--watch 1s`"
+    );
+    Ok(Some(every))
+}
+
 pub(super) fn stats(paths: &Paths, args: &StatsArgs, out: &mut dyn Write) -> anyhow::Result<Answer> {
-    let every = args.watch.as_deref().map(str::parse::<Span>).transpose()?.map(Span::duration);
-    if let Some(every) = every {
-        anyhow::ensure!(
-            (SHORTEST..=LONGEST).contains(&every),
-            "`--watch {}` is not from 100ms to 1h\nhint: such as `--watch 1s`",
-            args.watch.as_deref().unwrap_or_default()
-        );
-    }
+    let every = interval(args.watch.as_deref())?;
     let mut datapath = Datapath::require(paths)?;
     let mut before = Counts::read(&datapath)?;
     loop {

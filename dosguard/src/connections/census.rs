@@ -79,7 +79,7 @@ fn limit(limits: &Limits, key: &SourceKey) -> Option<u32> {
     limits.get(&key.rule()?).map(|rule| rule.connections().max)
 }
 
-const fn is_near(count: u32, max: u32) -> bool {
+pub(crate) const fn is_near(count: u32, max: u32) -> bool {
     count as u64 * 5 >= max as u64 * 4
 }
 

@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use dosguard_common::key::SourceKey;
 use thiserror::Error;
 
+pub(crate) use census::is_near;
 pub use census::{Census, Limits, Pace, Passed};
 pub use diag::{DiagError, SockDiag, States, TcpSocket, TcpState};
 pub use elsewhere::Place;

@@ -8,6 +8,8 @@ use bytemuck::{Pod, Zeroable};
 
 /// How many entries are asked for at once.
 const BATCH: usize = 4_096;
+/// The same where each has many values.
+const LEAST_BATCH: usize = 64;
 /// A bucket with more entries than this is no hash any more.
 const MAX_BATCH: usize = 1 << 20;
 
@@ -28,14 +30,46 @@ pub(super) fn take<K: Pod, V: Pod>(map: &OwnedFd) -> io::Result<Option<Vec<(K, V
     batches(map, bpf_cmd::BPF_MAP_LOOKUP_AND_DELETE_BATCH)
 }
 
+/// Shows all entries of a hash map with a value for each CPU; false if the kernel cannot do it. On a machine with many CPUs
+/// the values of all entries together would be large.
+///
+/// `map` must be a hash map, also an LRU one, of exactly these keys and values for each of `cpus` possible CPUs.
+pub(super) fn each_per_cpu<K: Pod, V: Pod>(
+    map: &OwnedFd,
+    cpus: usize,
+    mut see: impl FnMut(&K, &[V]),
+) -> io::Result<bool> {
+    const {
+        assert!(size_of::<V>().is_multiple_of(8), "the kernel rounds a value's size up to words");
+    }
+    walk::<K, V>(map, bpf_cmd::BPF_MAP_LOOKUP_BATCH, cpus.max(1), |keys, values| {
+        for (key, values) in keys.iter().zip(values.chunks_exact(cpus.max(1))) {
+            see(key, values);
+        }
+    })
+}
+
 fn batches<K: Pod, V: Pod>(map: &OwnedFd, command: bpf_cmd) -> io::Result<Option<Vec<(K, V)>>> {
     let mut found = Vec::new();
-    let (mut keys, mut values) = buffers::<K, V>(BATCH);
+    let is_known = walk::<K, V>(map, command, 1, |keys, values| {
+        found.extend(keys.iter().copied().zip(values.iter().copied()));
+    })?;
+    Ok(is_known.then_some(found))
+}
+
+/// Shows the entries batch by batch; each has so many values.
+fn walk<K: Pod, V: Pod>(
+    map: &OwnedFd,
+    command: bpf_cmd,
+    values_each: usize,
+    mut see: impl FnMut(&[K], &[V]),
+) -> io::Result<bool> {
+    let mut room = (BATCH / values_each).max(LEAST_BATCH);
+    let (mut keys, mut values) = buffers::<K, V>(room, values_each);
     // The kernel's place in the map: the number of a bucket, or the last key of an array.
     let (mut place, mut next) = (0_u32, 0_u32);
     let mut is_first = true;
     loop {
-        let room = keys.len();
         // The part of `bpf_attr` that this command looks at; the kernel takes what is missing for zeroes.
         let mut batch = BatchAttr {
             in_batch: if is_first { 0 } else { (&raw const place) as u64 },
@@ -48,8 +82,8 @@ fn batches<K: Pod, V: Pod>(map: &OwnedFd, command: bpf_cmd) -> io::Result<Option
             flags: 0,
         };
         #[expect(unsafe_code, reason = "aya has no batches")]
-        // SAFETY: `keys` and `values` have room for `count` entries of the map's sizes, which the caller answers for; any
-        // bytes are keys and values (`Pod`). `place` and `next` are the four bytes that both kinds of map take and give. All of
+        // SAFETY: `keys` and `values` have room for `count` entries of the map's sizes and as many values for each as it
+        // has, which the caller answers for; any bytes are keys and values (`Pod`). `place` and `next` are the four bytes that both kinds of map take and give. All of
         // them and `batch` live beyond the call.
         let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut batch, size_of::<BatchAttr>()) };
         let error = if result < 0 { io::Error::last_os_error().raw_os_error() } else { None };
@@ -57,22 +91,25 @@ fn batches<K: Pod, V: Pod>(map: &OwnedFd, command: bpf_cmd) -> io::Result<Option
         match error {
             None | Some(libc::ENOENT) => {
                 let count = count.min(room);
-                found.extend(keys[..count].iter().copied().zip(values[..count].iter().copied()));
+                see(&keys[..count], &values[..count * values_each]);
                 if error.is_some() {
-                    return Ok(Some(found));
+                    return Ok(true);
                 }
                 place = next;
                 is_first = false;
             }
             // One bucket alone has more entries.
-            Some(libc::ENOSPC) if room < MAX_BATCH => (keys, values) = buffers(room * 4),
+            Some(libc::ENOSPC) if room < MAX_BATCH => {
+                room *= 4;
+                (keys, values) = buffers(room, values_each);
+            }
             Some(libc::EINTR) => {}
-            Some(libc::EINVAL | libc::EOPNOTSUPP | ENOTSUPP) if is_first => return Ok(None),
+            Some(libc::EINVAL | libc::EOPNOTSUPP | ENOTSUPP) if is_first => return Ok(false),
             Some(error) => return Err(io::Error::from_raw_os_error(error)),
         }
     }
 }
 
-fn buffers<K: Pod, V: Pod>(room: usize) -> (Vec<K>, Vec<V>) {
-    (vec![Zeroable::zeroed(); room], vec![Zeroable::zeroed(); room])
+fn buffers<K: Pod, V: Pod>(room: usize, values_each: usize) -> (Vec<K>, Vec<V>) {
+    (vec![Zeroable::zeroed(); room], vec![Zeroable::zeroed(); room * values_each])
 }

@@ -16,6 +16,7 @@ use dosguard_common::rule::{Rule, RuleIndex};
 use dosguard_common::window::Window;
 
 use super::lists::{List, PrefixList};
+use super::sources::AtOnce;
 use super::wire::Wire;
 use super::{Error, batch};
 use crate::config::sizes::{Size, Sizes};
@@ -28,6 +29,8 @@ pub struct Maps {
     ports_fd: OwnedFd,
     rules: Array<MapData, Wire<Rule>>,
     syns: PerCpuHashMap<MapData, Wire<SourceKey>, Wire<Window>>,
+    /// What is read of all sources at once.
+    pub(super) at_once: AtOnce,
     bans: HashMap<MapData, Wire<SourceKey>, Wire<Ban>>,
     /// The same map once more, to be read in batches.
     bans_fd: OwnedFd,
@@ -68,6 +71,7 @@ impl Maps {
         let offenders = take(abi::OFFENDERS.name)?;
         let ports = take(abi::PORTS.name)?;
         Ok(Self {
+            at_once: AtOnce::new(&syns, &offenders, &mut take)?,
             bans_fd: once_more(&bans, abi::BANS)?,
             ports_fd: once_more(&ports, abi::PORTS)?,
             sources_capacity: capacity(&syns, abi::SYNS)?,

@@ -13,6 +13,7 @@ mod maps;
 mod migrate;
 mod object;
 mod policy;
+mod sources;
 mod start;
 mod sweep;
 mod switch;

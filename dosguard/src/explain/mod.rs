@@ -45,6 +45,14 @@ pub struct Standing {
 }
 
 impl Standing {
+    /// With so many SYNs counted on each CPU.
+    pub(crate) fn of(counts: &[u64], rule: &Rule, sees_peers: bool, cpus: u32) -> Self {
+        let most = counts.iter().copied().max().unwrap_or(0);
+        let count = if sees_peers { counts.iter().sum() } else { most };
+        let limit = if sees_peers { rule.limit() } else { share_of_limit(rule.limit(), cpus) };
+        Self { count, limit, one_cpu: !sees_peers }
+    }
+
     /// How many more SYNs would pass now.
     pub fn left(&self) -> u64 {
         u64::from(self.limit).saturating_sub(self.count)
@@ -99,11 +107,6 @@ impl Explanation {
             _ => None,
         })
     }
-}
-
-/// The limit that one look at the counters is measured against.
-fn limit(rule: &Rule, sees_peers: bool, cpus: u32) -> u32 {
-    if sees_peers { rule.limit() } else { share_of_limit(rule.limit(), cpus) }
 }
 
 /// A frame with a SYN. What the engine does not look at is zero.

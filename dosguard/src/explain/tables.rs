@@ -16,7 +16,7 @@ use dosguard_common::rule::{Rule, RuleIndex};
 use dosguard_common::tables::{Refused, Scratch, Tables};
 use dosguard_common::window::Window;
 
-use super::{Standing, Step, limit};
+use super::{Standing, Step};
 use crate::config::cidr::Cidr;
 use crate::datapath::{self, Error, List, Maps};
 
@@ -133,9 +133,7 @@ impl<'a> LiveTables<'a> {
         let counts: Vec<_> = windows.iter().map(|window| window.counted(slot, generation)).collect();
         let most = counts.iter().copied().enumerate().max_by_key(|(_, count)| *count);
         self.cpu = most.map_or(0, |(cpu, _)| cpu);
-        let count = if self.sees_peers { counts.iter().sum() } else { most.map_or(0, |(_, count)| count) };
-        let limit = limit(&rule, self.sees_peers, self.cpus);
-        seen.steps.push(Step::Count(Standing { count, limit, one_cpu: !self.sees_peers }));
+        seen.steps.push(Step::Count(Standing::of(&counts, &rule, self.sees_peers, self.cpus)));
         self.windows.insert(*key, windows);
     }
 }
