@@ -6,7 +6,7 @@ mod order;
 mod viewer;
 mod watch;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 use dosguard_common::address::Address;
 use dosguard_common::ban::{Ban, BanReason};
@@ -14,6 +14,7 @@ use dosguard_common::config::{Config, Mode};
 use dosguard_common::connection::Held;
 use dosguard_common::key::SourceKey;
 use dosguard_common::rule::{Rule, RuleIndex};
+use foldhash::{HashMap, HashMapExt as _};
 use thiserror::Error;
 
 pub use order::{By, Totals};

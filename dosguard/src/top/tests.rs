@@ -128,7 +128,7 @@ fn near_a_limit_and_over_it() {
         let mut found = nothing();
         found.held.insert(under(1, WEB), held(established));
         assert_eq!(only(&found).state, state, "{established} connections");
-        found.held = HashMap::from([(under(1, SSH), held(established))]);
+        found.held = [(under(1, SSH), held(established))].into_iter().collect();
         assert_eq!(only(&found).state, State::Within, "without a limit");
     }
     let cases = [(79, State::Within), (80, State::Near), (100, State::Near), (101, State::Over)];

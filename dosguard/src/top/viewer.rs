@@ -1,6 +1,6 @@
 //! Reading what the kernel has of all sources, again and again.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use dosguard_common::address::Address;
@@ -11,6 +11,7 @@ use dosguard_common::key::SourceKey;
 use dosguard_common::offender::Offender;
 use dosguard_common::rule::{Rule, RuleIndex};
 use foldhash::HashMap as FastMap;
+use foldhash::{HashMap, HashMapExt as _};
 use jiff::Timestamp;
 
 use super::watch::Watch;
