@@ -138,6 +138,16 @@ pub struct Look {
     pub local: Held,
     /// Connections of sources that are allowed.
     pub allowed: Held,
+    /// Connections that were counted in `MORE_HELD`.
+    pub more: u32,
+    padding: u32,
+}
+
+impl Look {
+    /// The beginning of a look with this number.
+    pub fn begin(number: u32) -> Self {
+        Self { number, ..Self::default() }
+    }
 }
 
 /// What is written in place of a packet for the program that bans: a source that holds too many connections.
@@ -274,7 +284,7 @@ mod tests {
 
     impl Memory {
         fn look(&mut self, sockets: &[Socket]) -> Look {
-            self.look = Look { number: self.look.number.max(1) + 1, ..Look::default() };
+            self.look = Look::begin(self.look.number.max(1) + 1);
             self.held.clear();
             sockets.iter().for_each(|socket| count(socket, self));
             self.look

@@ -195,6 +195,7 @@ mod program {
                 }
                 probe += 1;
             }
+            self.with_look(|look| look.more = look.more.saturating_add(1));
             match MORE_HELD.get_ptr_mut(key) {
                 Some(there) => {
                     // SAFETY: as in `with_look`; userspace takes entries out after the walk.

@@ -92,7 +92,7 @@ impl Dump {
         let maps = self.datapath.maps();
         let allowed = maps.list(List::Allow).entries()?.into_keys().collect();
         let mut sockets = Sockets {
-            look: Look { number: next, ..Look::default() },
+            look: Look::begin(next),
             served: &mut self.served,
             rules: HashMap::new(),
             mask: maps.source_mask()?,

@@ -40,6 +40,8 @@ pub struct Walk {
     look: Array<MapData, Wire<Look>>,
     held: Table,
     more: OwnedFd,
+    /// There may be something in `more`: its size makes it slow to look.
+    unread: bool,
     number: u32,
 }
 
@@ -69,21 +71,26 @@ impl Walk {
             Table::new(&take_map(&mut ebpf, abi::HELD.name)?)?,
             once_more(&take_map(&mut ebpf, abi::MORE_HELD.name)?, abi::MORE_HELD)?,
         );
-        Ok(Self { ebpf, look, held, more, number: 1 })
+        Ok(Self { ebpf, look, held, more, unread: false, number: 1 })
     }
 
     /// Looks at every TCP socket of the calling thread's network namespace.
     pub fn look(&mut self) -> Result<Found, Error> {
         // An unfinished look has left what it found; and numbers begin with 2, so that no port was served at the last look.
-        self.take_more()?;
+        if self.unread {
+            self.take_more()?;
+        }
+        self.unread = true;
         self.number = self.number.checked_add(1).unwrap_or(2);
-        let begun = Look { number: self.number, ..Look::default() };
-        self.look.set(0, Wire(begun), 0).map_err(Error::map(abi::LOOK.name, "write"))?;
+        self.look.set(0, Wire(Look::begin(self.number)), 0).map_err(Error::map(abi::LOOK.name, "write"))?;
         let walked = self.begin().and_then(|mut walk| run(&mut walk));
         walked.map_err(|error| Error::Run { program: abi::COUNT_PROGRAM, source: error })?;
         let look = self.look.get(&0, 0).map_err(Error::map(abi::LOOK.name, "read"))?.0;
         let mut held = self.held.found(self.number);
-        held.extend(self.take_more()?);
+        if look.more > 0 {
+            held.extend(self.take_more()?);
+        }
+        self.unread = false;
         Ok(Found { held, look })
     }
 
