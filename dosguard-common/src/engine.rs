@@ -7,7 +7,7 @@ use crate::config::{Config, Mode};
 use crate::event::{Cause, Event, Kind};
 use crate::frame::Frame;
 use crate::key::SourceKey;
-use crate::offender::{Offender, era};
+use crate::offender::{Offender, era_by};
 use crate::opaque::opaque;
 use crate::parse::{Packet, Payload, Unparsed, parse};
 use crate::reason::{Reason, Tally, Verdict};
@@ -165,20 +165,6 @@ fn syn<T: Tables>(
 #[inline(always)]
 pub fn era_of<T: Tables>(tables: &T, config: &Config, key: &SourceKey, rule: &Rule) -> u32 {
     era_by(config, key, rule, |key| tables.offender(key))
-}
-
-/// The same by what is remembered of sources.
-#[inline(always)]
-pub fn era_by(
-    config: &Config,
-    key: &SourceKey,
-    rule: &Rule,
-    offender: impl Fn(&SourceKey) -> Option<Offender>,
-) -> u32 {
-    let everywhere = offender(&SourceKey::everywhere(key.source()));
-    // Bans that reach just this rule there are only with this scope, and where they are only noted.
-    let under_rule = if config.keeps_bans_under(rule) { offender(key) } else { None };
-    era(everywhere.as_ref(), under_rule.as_ref())
 }
 
 /// The ban that holds at this place, if there is one.

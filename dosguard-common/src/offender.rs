@@ -3,6 +3,9 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::ban::Ban;
+use crate::config::Config;
+use crate::key::SourceKey;
+use crate::rule::Rule;
 
 /// Value of `OFFENDERS`: what is remembered of a source between bans.
 ///
@@ -88,7 +91,7 @@ impl Offender {
 
 /// The era of a source under a rule, from what is remembered of it as a whole and there.
 #[inline(always)]
-pub const fn era(everywhere: Option<&Offender>, under_rule: Option<&Offender>) -> u32 {
+const fn era(everywhere: Option<&Offender>, under_rule: Option<&Offender>) -> u32 {
     let everywhere = match everywhere {
         Some(offender) => offender.era(),
         None => 0,
@@ -98,6 +101,20 @@ pub const fn era(everywhere: Option<&Offender>, under_rule: Option<&Offender>) -
         Some(offender) => everywhere ^ offender.era().rotate_left(16),
         None => everywhere,
     }
+}
+
+/// The era of a source under a rule that `key` names.
+#[inline(always)]
+pub fn era_by(
+    config: &Config,
+    key: &SourceKey,
+    rule: &Rule,
+    offender: impl Fn(&SourceKey) -> Option<Offender>,
+) -> u32 {
+    let everywhere = offender(&SourceKey::everywhere(key.source()));
+    // Bans that reach just this rule there are only with this scope, and where they are only noted.
+    let under_rule = if config.keeps_bans_under(rule) { offender(key) } else { None };
+    era(everywhere.as_ref(), under_rule.as_ref())
 }
 
 #[cfg(test)]

@@ -77,7 +77,7 @@ fn sources(records: &[Value]) -> Vec<&str> {
     records.iter().map(|record| record["source"].as_str().unwrap()).collect()
 }
 
-fn of<'a>(records: &'a [Value], source: Ipv4Addr) -> &'a Value {
+fn of(records: &[Value], source: Ipv4Addr) -> &Value {
     records.iter().find(|record| record["source"] == source.to_string()).unwrap()
 }
 
