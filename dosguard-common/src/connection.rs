@@ -140,7 +140,6 @@ pub struct Look {
     pub allowed: Held,
     /// Connections that were counted in `MORE_HELD`.
     pub more: u32,
-    padding: u32,
 }
 
 impl Look {

@@ -1,19 +1,25 @@
 //! The decision: allow-list, deny-list, ban, rule. Written once, for the kernel and for everything else.
 
+mod impose;
+mod report;
+
+pub use impose::judge_connections;
+use impose::{Over, impose, limited, refresh};
+use report::report;
+
 use crate::address::Address;
 use crate::ban::{BanReason, Hold};
-use crate::claim::Claim;
 use crate::config::{Config, Mode};
 use crate::event::{Cause, Event, Kind};
 use crate::frame::Frame;
 use crate::key::SourceKey;
-use crate::offender::{Offender, era_by};
+use crate::offender::era_by;
 use crate::opaque::opaque;
 use crate::parse::{Packet, Payload, Unparsed, parse};
 use crate::reason::{Reason, Tally, Verdict};
 use crate::rule::{Action, Rule, RuleIndex};
-use crate::tables::{Refused, Scratch, Tables};
-use crate::window::{Window, low_half, share_of_limit, share_to_watch, window_of};
+use crate::tables::{Refused, Tables};
+use crate::window::{Window, low_half, share_of_limit, share_to_watch};
 
 /// Decides about a frame at `now_ns`, nanoseconds of boot time, and counts the decision.
 #[inline(always)]
@@ -249,211 +255,6 @@ fn pass_or_count<T: Tables>(tables: &mut T, key: &SourceKey, rule: &Rule, era: u
         window.limit(slot)
     });
     Counted::Over { count: u32::try_from(total).unwrap_or(u32::MAX), first: first.unwrap_or(true) }
-}
-
-/// Bans a source that holds `count` connections to the ports of a rule, if that is more than it allows: the same as for too
-/// many SYNs, whatever the rule's action. Whoever counts has seen that the source is not allowed.
-#[inline(always)]
-pub fn judge_connections<T: Tables>(
-    tables: &mut T,
-    source: Address,
-    index: RuleIndex,
-    count: u32,
-    now_ns: u64,
-) {
-    tables.with_config(|tables, config| {
-        let Some(rule) = tables.rule(index) else { return };
-        if !rule.connections().is_exceeded_by(count) {
-            return;
-        }
-        let (reason, mode, cause) = (BanReason::Connections, config.mode_of(&rule), &Cause::default());
-        impose(tables, config, &Over { reason, source, index, rule: &rule, count, mode, cause, now_ns });
-    });
-}
-
-/// A source over a limit of a rule.
-struct Over<'a> {
-    reason: BanReason,
-    source: Address,
-    index: RuleIndex,
-    rule: &'a Rule,
-    /// SYNs in the window, this one included, or connections.
-    count: u32,
-    /// Of the rule, or of all.
-    mode: Mode,
-    cause: &'a Cause,
-    now_ns: u64,
-}
-
-/// Imposes a ban, unless another CPU was faster. In monitor mode it is noted and drops nothing: it is kept under the rule
-/// whatever its scope, so that no other rule takes the source for banned.
-///
-/// Of several CPUs one imposes it: the one that adds the entry or, where an old ban is still there, the one that gets the
-/// claim on it. An old ban is replaced and not removed, so that no moment is without either, and nobody can remove what
-/// another has just added. The offences are read before the ban is looked at, and written after it is there: whoever sees
-/// another's offence sees its ban, too.
-#[inline(always)]
-fn impose<T: Tables>(tables: &mut T, config: &Config, over: &Over<'_>) {
-    tables.with_scratch(|tables, Scratch { old, new, .. }| {
-        let Over { reason, source, index, rule, count, mode, cause, now_ns } = *over;
-        let key = match mode {
-            Mode::Enforce => SourceKey::with_scope(source, rule.scope(), index),
-            Mode::Monitor => SourceKey::for_rule(source, index),
-        };
-        let whole = SourceKey::everywhere(source);
-        let mut offender = tables.offender(&whole).unwrap_or_default();
-        let mut offences = offender.remembered(rule.forget_ns(), now_ns);
-        if mode == Mode::Monitor {
-            offender = tables.offender(&key).unwrap_or_default();
-            offences = offences.max(offender.remembered(rule.forget_ns(), now_ns));
-        }
-        let there = tables.with_ban(&key, |there| old.copy_from(there)).is_some();
-        new.fill_limit(reason, rule, index, count, offences, mode, now_ns);
-        let imposed = if !there {
-            tables.add_ban(&key, new)
-        } else if old.is_active(now_ns) && (!old.is_monitored() || mode == Mode::Monitor) {
-            return;
-        } else if now_ns < config.sweep_until_ns() {
-            return tables.tally(Tally::BanDeferred);
-        } else {
-            // It has ended, or was only noted and gives way to one that is enforced.
-            match tables.claim(&Claim::on(&key, old)) {
-                Ok(()) => {}
-                Err(Refused::Exists) => return,
-                Err(Refused::Full) => return tables.tally(Tally::BanDeferred),
-            }
-            let replaced = tables.replace_ban(&key, new);
-            if replaced.is_err() {
-                tables.unclaim(&Claim::on(&key, old));
-            }
-            replaced
-        };
-        match imposed {
-            Ok(()) => {
-                // What reaches just the rule ends just the rule's era, and is an offence of the source as a whole all the same.
-                let mut remembered = true;
-                if mode == Mode::Enforce && !key.is_everywhere() {
-                    remembered = tables.remember(&whole, &offender.after_elsewhere(new));
-                    offender = Offender::default();
-                }
-                remembered &= tables.remember(&key, &offender.after(new));
-                if !remembered {
-                    tables.tally(Tally::OffenceLost);
-                }
-                tables.tally(Tally::BanImposed);
-                if there {
-                    report(tables, config, Kind::Unban, now_ns, |event| {
-                        event.fill_ban(Kind::Unban, &key, old, &Cause::default(), now_ns);
-                    });
-                }
-                let kind = match mode {
-                    Mode::Enforce => Kind::Ban,
-                    Mode::Monitor => Kind::WouldBan,
-                };
-                report(tables, config, kind, now_ns, |event| event.fill_ban(kind, &key, new, cause, now_ns));
-            }
-            Err(Refused::Exists) => {}
-            Err(Refused::Full) => {
-                tables.tally(Tally::BanTableFull);
-                table_full(tables, config, over);
-            }
-        }
-    });
-}
-
-/// Restarts the clock of a ban that holds. What is reported is that the ban grows by an eighth of its length.
-///
-/// Between the look at the ban and the write an administrator may have removed it: then it stays removed.
-#[inline(always)]
-fn refresh<T: Tables>(tables: &mut T, config: &Config, key: &SourceKey, cause: &Cause, now_ns: u64) {
-    tables.with_scratch(|tables, Scratch { new: ban, .. }| {
-        if tables.with_ban(key, |there| ban.copy_from(there)).is_none() {
-            return;
-        }
-        let before = ban.eighths();
-        if !ban.refresh(now_ns) || !tables.refresh_ban(key, ban) {
-            return;
-        }
-        // Offences are forgotten some time after the ban's end, which is a later one now.
-        let counted = if ban.is_monitored() { *key } else { SourceKey::everywhere(key.source()) };
-        if let Some(offender) = tables.offender(&counted)
-            && !tables.remember(&counted, &offender.until(ban.until_ns))
-        {
-            tables.tally(Tally::OffenceLost);
-        }
-        if ban.eighths() != before {
-            report(tables, config, Kind::Extend, now_ns, |event| {
-                event.fill_ban(Kind::Extend, key, ban, cause, now_ns);
-            });
-        }
-    });
-}
-
-/// Reports the first SYN in a window that is dropped without a ban.
-#[inline(always)]
-fn limited<T: Tables>(tables: &mut T, config: &Config, over: &Over<'_>) {
-    let window = window_of(over.rule.slot(over.now_ns));
-    if tables.claim(&Claim::limited(over.source, over.index, window)).is_ok() {
-        report(tables, config, Kind::Limited, over.now_ns, |event| over.fill(Kind::Limited, event));
-    }
-}
-
-/// Reports that the map of bans is full, once in a second whatever the source and the CPU.
-#[inline(always)]
-fn table_full<T: Tables>(tables: &mut T, config: &Config, over: &Over<'_>) {
-    let now_ns = over.now_ns;
-    let Some(suppressed) = admitted(tables, config, Kind::TableFull, now_ns) else { return };
-    if tables.claim(&Claim::table_full(now_ns / 1_000_000_000)).is_ok() {
-        emit(tables, Kind::TableFull, suppressed, |event| over.fill(Kind::TableFull, event));
-    } else {
-        tables.with_gate(Kind::TableFull, |gate| gate.give_back(suppressed.saturating_add(1)));
-        tables.tally(Tally::EventSuppressed);
-    }
-}
-
-impl Over<'_> {
-    #[inline(always)]
-    fn fill(&self, kind: Kind, event: &mut Event) {
-        let Self { reason, source, index, rule, count, mode, cause, now_ns } = *self;
-        event.fill_limit(kind, reason, source, rule, index, count, cause, mode, now_ns);
-    }
-}
-
-/// Reports an event, unless there were enough of its kind in this second.
-#[inline(always)]
-fn report<T: Tables>(
-    tables: &mut T,
-    config: &Config,
-    kind: Kind,
-    now_ns: u64,
-    fill: impl FnOnce(&mut Event),
-) {
-    if let Some(suppressed) = admitted(tables, config, kind, now_ns) {
-        emit(tables, kind, suppressed, fill);
-    }
-}
-
-/// Whether an event of a kind may be reported now: then how many were not since the last one.
-#[inline(always)]
-fn admitted<T: Tables>(tables: &mut T, config: &Config, kind: Kind, now_ns: u64) -> Option<u32> {
-    let rate = kind.rate(config.events_rate());
-    let suppressed = tables.with_gate(kind, |gate| gate.admit(rate, now_ns)).flatten();
-    if suppressed.is_none() {
-        tables.tally(Tally::EventSuppressed);
-    }
-    suppressed
-}
-
-#[inline(always)]
-fn emit<T: Tables>(tables: &mut T, kind: Kind, suppressed: u32, fill: impl FnOnce(&mut Event)) {
-    let filled = |event: &mut Event| {
-        fill(event);
-        event.fill_suppressed(suppressed);
-    };
-    if !tables.emit(filled) {
-        tables.tally(Tally::EventLost);
-        tables.with_gate(kind, |gate| gate.give_back(suppressed));
-    }
 }
 
 #[cfg(test)]

@@ -197,7 +197,7 @@ mod tests {
         assert_eq!(census.over(&limits(100)), [(key(3, 1), 300)]);
         let local = Held { established: 7, half_open: 1 };
         let held = vec![(key(1, 1), Held { established: 41, half_open: 0 })];
-        census.add(Found { held, look: Look { local, ..Look::begin(2) } });
+        census.add(Found { held, look: Look { local, ..Look::default() } });
         assert_eq!(census.over(&limits(100)), [(key(3, 1), 300), (key(1, 1), 101)]);
         assert_eq!(census.total(), Held { established: 101 + 100 + 300 + 999 + 7, half_open: 501 });
     }
