@@ -163,8 +163,7 @@ mod program {
 
         #[inline(always)]
         fn is_allowed(&self, address: &Address) -> bool {
-            maps::CONFIG.get(0).is_some_and(|config| config.has_allow_list())
-                && KernelTables.is_allowed(address)
+            maps::CONFIG.get(0).is_some_and(Config::has_allow_list) && KernelTables.is_allowed(address)
         }
 
         #[inline(always)]

@@ -308,16 +308,16 @@ fn other_network_namespaces_are_watched_if_asked_for() {
     let config = format!("{CONFIG}[connections]\nnamespaces = [\"{name}\", \"nowhere\"]\n");
     let daemon = start(&dosguard, &config);
     let source = GUARD_CLIENT_V4;
-    let _one = Held::open(lab.guard(), &[source.into()], there.address(), 60).unwrap();
+    let _one = Held::open(lab.guard(), &[source.into()], there.address(), 90).unwrap();
     wait_until("they are counted", PATIENCE, || {
-        Ok(dosguard.status()?["daemon"]["connections"]["established"] == 60)
+        Ok(dosguard.status()?["daemon"]["connections"]["established"] == 90)
     })
     .unwrap();
     let status = dosguard.status().unwrap();
     assert_eq!(status["daemon"]["connections"]["namespaces"], serde_json::json!([name]));
     let warnings = status["warnings"].to_string();
     assert!(warnings.contains("network namespace `nowhere` cannot be watched"), "{warnings}");
-    assert!(warnings.contains("holds 60 of 60 connections: if it is a proxy"), "{warnings}");
+    assert!(warnings.contains("holds 90 of 90 connections: if it is a proxy"), "{warnings}");
     assert_eq!(daemon.stderr().unwrap().matches("nowhere").count(), 1, "once");
     daemon.terminate().unwrap();
 }

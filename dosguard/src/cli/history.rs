@@ -4,6 +4,7 @@ use std::io::Write;
 
 use anyhow::Context as _;
 use clap::Args;
+use dosguard_common::ban::BanReason;
 use jiff::Timestamp;
 
 use super::since::since;
@@ -176,7 +177,7 @@ fn show_bans(bans: &[PastBan], now: Timestamp, json: bool, out: &mut dyn Write) 
             ban.since.map_or_else(|| "-".to_owned(), local),
             ban.source.clone(),
             // A ban of everything by hand has nothing to do with a rule.
-            if ban.window.is_none() && ban.scope.as_deref() == Some("all") {
+            if ban.reason.as_deref() == Some(BanReason::Admin.name()) && ban.scope.as_deref() == Some("all") {
                 "-".to_owned()
             } else {
                 said(&ban.rule)

@@ -22,7 +22,7 @@ pub struct BanFields {
     /// `all` or `syn`; absent if no ban and no rule was involved.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub scope: Option<String>,
-    /// `syn-limit` or `admin`; absent if no ban and no rule was involved.
+    /// `syn-limit`, `connections` or `admin`; absent if no ban and no rule was involved.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub reason: Option<String>,
     /// Whether it is of monitor mode: nothing was dropped.

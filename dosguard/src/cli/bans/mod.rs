@@ -7,6 +7,7 @@ mod import;
 use std::io::Write;
 
 use clap::{Args, Subcommand, ValueEnum};
+use dosguard_common::ban::BanReason;
 use dosguard_common::rule::Scope;
 use jiff::Timestamp;
 
@@ -105,7 +106,7 @@ fn list(paths: &Paths, args: &ListArgs, out: &mut dyn Write) -> anyhow::Result<A
     bans.retain(|(_, ban)| ban.is_active(clock.boot_now_ns()));
     // The latest first: that is what one looks for.
     bans.sort_by_key(|(_, ban)| std::cmp::Reverse(ban.since_ns));
-    let mut lines = table(&["SOURCE", "REMAINING", "REASON", "RULE", "SCOPE", "SYNS", "LIMIT", "OFFENCE"]);
+    let mut lines = table(&["SOURCE", "REMAINING", "REASON", "RULE", "SCOPE", "COUNT", "LIMIT", "OFFENCE"]);
     for (key, ban) in &bans {
         let rule = |index| datapath.rule_name(index);
         let record = BanRecord::new(key, ban, rule, prefixes, &clock);
@@ -118,10 +119,16 @@ fn list(paths: &Paths, args: &ListArgs, out: &mut dyn Write) -> anyhow::Result<A
         let count = if ban.count == 0 { dash() } else { ban.count.to_string() };
         let fields = record.ban;
         let said = |text: Option<String>| text.map_or_else(dash, |text| printable(&text).into_owned());
-        let limit = fields.window.map_or_else(dash, |window| format!("{}/{window}", ban.limit));
+        // Of connections there is no window.
+        let limit = match (ban.limit, fields.window) {
+            (0, _) => dash(),
+            (limit, None) => limit.to_string(),
+            (limit, Some(window)) => format!("{limit}/{window}"),
+        };
         let offence = if ban.offence == 0 { dash() } else { ban.offence.to_string() };
         // A ban of everything by hand has nothing to do with a rule.
-        let rule = if ban.window_ns == 0 && key.is_everywhere() { dash() } else { said(fields.rule) };
+        let by_hand = ban.reason() == Some(BanReason::Admin);
+        let rule = if by_hand && key.is_everywhere() { dash() } else { said(fields.rule) };
         let mut reason = said(fields.reason);
         if let Some(note) = fields.note {
             reason = format!("{reason}: {}", printable(&note));

@@ -56,7 +56,10 @@ fn hint(total: u32, local: u32, most: Option<&Holder>, command: &str) -> Option<
              counted; limit those to the proxy's own port"
         ));
     }
-    let most = most.filter(|most| is_nearly_all(most.established))?;
+    // As long as it keeps well within its limit it does not matter who it is.
+    let is_near =
+        |most: &&Holder| most.limit.is_some_and(|max| u64::from(most.established) * 5 >= u64::from(max) * 4);
+    let most = most.filter(|most| is_nearly_all(most.established)).filter(is_near)?;
     Some(format!(
         "{} holds {} of {total} connections: if it is a proxy or a load balancer, `{command} allow add {}`",
         most.source, most.established, most.source
@@ -68,13 +71,14 @@ mod tests {
     use super::*;
 
     fn holder(established: u32) -> Holder {
-        Holder { source: "192.0.2.7".into(), rule: "web".into(), established, half_open: 0, limit: Some(5) }
+        let (source, rule) = ("192.0.2.7".to_owned(), "web".to_owned());
+        Holder { source, rule, established, half_open: 0, limit: Some(110) }
     }
 
     #[test]
     fn who_holds_nearly_all_connections_is_named() {
         let said = |total, local, most| hint(total, local, Some(&holder(most)), "dosguard");
-        for (total, local, most) in [(19, 0, 19), (100, 89, 11), (100, 0, 89), (0, 0, 0)] {
+        for (total, local, most) in [(19, 0, 19), (100, 89, 11), (100, 0, 89), (87, 0, 87), (0, 0, 0)] {
             assert_eq!(said(total, local, most), None, "{total} {local} {most}");
         }
         assert!(said(100, 90, 5).unwrap().contains("90 of 100 connections come from this host itself"));
