@@ -16,6 +16,7 @@ mod program {
     use aya_ebpf::programs::XdpContext;
     use dosguard_common::abi;
     use dosguard_common::address::Address;
+    use dosguard_common::config::Config;
     use dosguard_common::connection::{
         Held, Look, Order, PROBES, Slot, Socket, SocketState, SocketTables, count,
     };
