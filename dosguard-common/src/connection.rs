@@ -132,7 +132,7 @@ impl Slot {
 pub struct Look {
     /// The number of the look, from 2.
     pub number: u32,
-    /// Sources for which there was no room.
+    /// Connections for whose sources there was no room.
     pub missed: u32,
     /// Connections of the host with itself.
     pub local: Held,
@@ -140,13 +140,36 @@ pub struct Look {
     pub allowed: Held,
     /// Connections that were counted in `MORE_HELD`.
     pub more: u32,
+    /// A bit for each of the host's own addresses; another address may have the same bit.
+    pub own: [u32; 2],
 }
 
 impl Look {
-    /// The beginning of a look with this number.
-    pub fn begin(number: u32) -> Self {
-        Self { number, ..Self::default() }
+    /// The beginning of a look with this number, on a host with these addresses.
+    pub fn begin<'a>(number: u32, own: impl IntoIterator<Item = &'a Address>) -> Self {
+        let mut look = Self { number, ..Self::default() };
+        for address in own {
+            let (word, bit) = own_bit(address);
+            look.own[word] |= bit;
+        }
+        look
     }
+
+    /// Whether the address may be one of the host's own: only then it is worth a look into a table.
+    #[inline(always)]
+    const fn may_be_own(&self, address: &Address) -> bool {
+        let (word, bit) = own_bit(address);
+        self.own[word] & bit != 0
+    }
+}
+
+#[inline(always)]
+const fn own_bit(address: &Address) -> (usize, u32) {
+    let [a, b, c, d] = address.words();
+    let mut bits = a ^ b ^ c ^ d;
+    bits ^= bits >> 16;
+    bits ^= bits >> 8;
+    ((bits >> 5 & 1) as usize, 1 << (bits & 31))
 }
 
 /// What is written in place of a packet for the program that bans: a source that holds too many connections.
@@ -196,6 +219,8 @@ pub trait SocketTables {
     fn served(&self, port: u16) -> u32;
     /// Notes that the look with this number has.
     fn serve(&mut self, port: u16, number: u32);
+    /// Whether the host has the address itself.
+    fn is_own(&self, address: &Address) -> bool;
     /// Whether the allow-list covers the address.
     fn is_allowed(&self, address: &Address) -> bool;
     /// The rule that a port belongs to.
@@ -225,7 +250,11 @@ pub fn count<T: SocketTables>(socket: &Socket, tables: &mut T) {
         }
         tables.serve(socket.port, number);
     }
-    if socket.remote == socket.local || socket.remote.is_loopback() {
+    let is_own = socket.remote == socket.local
+        || socket.remote.is_loopback()
+        || (tables.with_look(|look| look.may_be_own(&socket.remote)) == Some(true)
+            && tables.is_own(&socket.remote));
+    if is_own {
         tables.with_look(|look| look.local.add(held));
     } else if tables.is_allowed(&socket.remote) {
         tables.with_look(|look| look.allowed.add(held));
@@ -248,6 +277,7 @@ mod tests {
     struct Memory {
         look: Look,
         served: BTreeMap<u16, u32>,
+        own: std::vec::Vec<Address>,
         allowed: std::vec::Vec<Address>,
         held: BTreeMap<SourceKey, Held>,
         room: usize,
@@ -262,6 +292,9 @@ mod tests {
         }
         fn serve(&mut self, port: u16, number: u32) {
             self.served.insert(port, number);
+        }
+        fn is_own(&self, address: &Address) -> bool {
+            self.own.contains(address)
         }
         fn is_allowed(&self, address: &Address) -> bool {
             self.allowed.contains(address)
@@ -283,7 +316,7 @@ mod tests {
 
     impl Memory {
         fn look(&mut self, sockets: &[Socket]) -> Look {
-            self.look = Look::begin(self.look.number.max(1) + 1);
+            self.look = Look::begin(self.look.number.max(1) + 1, &self.own);
             self.held.clear();
             sockets.iter().for_each(|socket| count(socket, self));
             self.look
@@ -377,13 +410,16 @@ mod tests {
         memory.allowed.push(PEER);
         let mut six = [0; 16];
         six[15] = 1;
-        let own = [HERE, Address::from_ipv4([127, 9, 9, 9]), Address::from_ipv6(six)];
+        // One that the host has beside the one that is connected to.
+        let other = Address::from_ipv4([192, 0, 2, 9]);
+        memory.own = std::vec![HERE, other];
+        let own = [HERE, other, Address::from_ipv4([127, 9, 9, 9]), Address::from_ipv6(six)];
         let own = own.map(|remote| socket(1, 80, remote));
         let look =
             memory.look(&[&[listening(80), socket(1, 80, PEER), socket(3, 80, PEER)][..], &own].concat());
         assert_eq!(
             (look.local, look.allowed),
-            (Held { established: 3, half_open: 0 }, Held { established: 1, half_open: 1 })
+            (Held { established: 4, half_open: 0 }, Held { established: 1, half_open: 1 })
         );
         assert!(memory.held.is_empty());
     }

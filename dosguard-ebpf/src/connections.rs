@@ -46,6 +46,10 @@ mod program {
     #[map]
     static SERVED: Array<u32> = Array::with_max_entries(abi::SERVED.entries, 0);
 
+    /// The host's own addresses.
+    #[map]
+    static OWN: HashMap<Address, u8> = HashMap::with_max_entries(abi::OWN.entries, BPF_F_NO_PREALLOC);
+
     /// The look that is under way.
     #[map]
     static LOOK: Array<Look> = Array::with_max_entries(abi::LOOK.entries, 0);
@@ -160,6 +164,11 @@ mod program {
                 // SAFETY: as in `with_look`.
                 unsafe { *served = number };
             }
+        }
+
+        #[inline(always)]
+        fn is_own(&self, address: &Address) -> bool {
+            OWN.get_ptr(address).is_some()
         }
 
         #[inline(always)]

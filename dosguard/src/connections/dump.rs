@@ -1,6 +1,6 @@
 //! Connections from lists of sockets over netlink: slower than the kernel's own walk, and there in every kernel.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use dosguard_common::address::{Address, SourceMask};
@@ -9,8 +9,8 @@ use dosguard_common::key::SourceKey;
 use dosguard_common::rule::RuleIndex;
 use foldhash::{HashMap, HashMapExt as _};
 
-use super::CountError;
 use super::diag::{DiagError, SockDiag, States, TcpSocket, TcpState};
+use super::{Closed, CountError};
 use crate::config::cidr::to_address;
 use crate::datapath::{Datapath, Found, List, Maps, PrefixSet};
 use crate::paths::Paths;
@@ -37,37 +37,39 @@ impl Dump {
     }
 
     /// Looks at every TCP socket.
-    pub(super) fn look(&mut self) -> Result<Found, CountError> {
+    pub(super) fn look(&mut self, own: &BTreeSet<Address>) -> Result<Found, CountError> {
         let mut held = HashMap::<_, Held>::new();
         let look = self.again(|dump| {
             held.clear();
-            dump.each(&mut |key, more, _| held.entry(key).or_default().add(more))
+            dump.each(own, &mut |key, more, _| held.entry(key).or_default().add(more))
         })?;
         Ok(Found { held: held.into_iter().collect(), look })
     }
 
-    /// Closes the connections that are counted under one of the keys. Returns how many there were of each.
-    pub(super) fn close(
-        &mut self,
-        keys: &BTreeSet<SourceKey>,
-    ) -> Result<BTreeMap<SourceKey, u32>, CountError> {
-        let mut found = Vec::new();
-        self.again(|dump| {
+    /// Closes the established connections that are counted under one of the keys.
+    pub(super) fn close(&mut self, keys: &BTreeSet<SourceKey>, own: &BTreeSet<Address>) -> Closed {
+        let (mut closed, mut found) = (Closed::default(), Vec::new());
+        let listed = self.again(|dump| {
             found.clear();
-            dump.each(&mut |key, _, socket| {
+            dump.each(own, &mut |key, _, socket| {
                 if keys.contains(&key) && socket.state == TcpState::Established {
                     found.push((key, socket.clone()));
                 }
             })
-        })?;
-        let mut closed = BTreeMap::new();
+        });
+        closed.failed = listed.err();
         for (key, socket) in found {
-            // One that is gone meanwhile was closed by somebody else.
-            if self.diag.destroy(&socket)? {
-                *closed.entry(key).or_default() += 1;
+            match self.diag.destroy(&socket) {
+                Ok(true) => *closed.counts.entry(key).or_default() += 1,
+                // It was closed by somebody else meanwhile.
+                Ok(false) => {}
+                Err(error) => {
+                    closed.failed = Some(error.into());
+                    break;
+                }
             }
         }
-        Ok(closed)
+        closed
     }
 
     /// Repeats what ran into a change.
@@ -87,12 +89,17 @@ impl Dump {
     }
 
     /// Hands out every connection of a source with what it is counted under.
-    fn each(&mut self, see: &mut dyn FnMut(SourceKey, Held, &TcpSocket)) -> Result<Look, CountError> {
+    fn each(
+        &mut self,
+        own: &BTreeSet<Address>,
+        see: &mut dyn FnMut(SourceKey, Held, &TcpSocket),
+    ) -> Result<Look, CountError> {
         let next = self.number.checked_add(1).unwrap_or(2);
         let maps = self.datapath.maps();
         let allowed = maps.list(List::Allow).entries()?.into_keys().collect();
         let mut sockets = Sockets {
-            look: Look::begin(next),
+            look: Look::begin(next, own),
+            own,
             served: &mut self.served,
             rules: HashMap::new(),
             mask: maps.source_mask()?,
@@ -139,6 +146,7 @@ struct Sockets<'a> {
     rules: HashMap<u16, RuleIndex>,
     mask: SourceMask,
     maps: &'a Maps,
+    own: &'a BTreeSet<Address>,
     allowed: PrefixSet,
     /// What the last socket was counted under.
     counted: Option<(SourceKey, Held)>,
@@ -155,6 +163,10 @@ impl SocketTables for Sockets<'_> {
 
     fn serve(&mut self, port: u16, number: u32) {
         self.served[usize::from(port)] = number;
+    }
+
+    fn is_own(&self, address: &Address) -> bool {
+        self.own.contains(address)
     }
 
     fn is_allowed(&self, address: &Address) -> bool {

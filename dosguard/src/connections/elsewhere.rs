@@ -1,8 +1,9 @@
 //! Network namespaces whose sockets are watched: the daemon's own, and others, each by a thread that stays there.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
+use std::collections::BTreeSet;
+use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
@@ -10,7 +11,7 @@ use std::thread;
 use dosguard_common::key::SourceKey;
 use nix::sched::{CloneFlags, setns};
 
-use super::{CountError, Sockets};
+use super::{Closed, CountError, Sockets};
 use crate::config::services::CountBy;
 use crate::datapath::Found;
 use crate::paths::Paths;
@@ -32,7 +33,9 @@ pub struct Elsewhere {
     name: String,
     asked: SyncSender<Asked>,
     looks: Receiver<Result<Found, CountError>>,
-    closed: Receiver<Result<BTreeMap<SourceKey, u32>, CountError>>,
+    closed: Receiver<Result<Closed, CountError>>,
+    /// Which one it is: the device and the inode of its file.
+    identity: (u64, u64),
 }
 
 enum Asked {
@@ -54,6 +57,8 @@ impl Place {
             move |source: io::Error| CountError::Namespace { name, source, hint }
         };
         let file = File::open(path_of(name)).map_err(failed("see `ip netns`"))?;
+        let identity =
+            file.metadata().map(|file| (file.dev(), file.ino())).map_err(failed("see `ip netns`"))?;
         let (asked, questions) = sync_channel::<Asked>(1);
         let (look, looks) = sync_channel(1);
         let (close, closed) = sync_channel(1);
@@ -74,7 +79,7 @@ impl Place {
             for question in questions {
                 let told = match question {
                     Asked::Look => look.send(sockets.look()).is_ok(),
-                    Asked::Close(keys) => close.send(sockets.close(&keys)).is_ok(),
+                    Asked::Close(keys) => close.send(Ok(sockets.close(&keys))).is_ok(),
                 };
                 if !told {
                     break;
@@ -84,10 +89,12 @@ impl Place {
         let thread = thread::Builder::new().name("netns".to_owned()).spawn(work);
         thread.map_err(failed("try again"))?;
         match outcome.recv() {
-            Ok(Ok(())) => Ok(Self::There(Elsewhere { name: name.to_owned(), asked, looks, closed })),
-            Ok(Err(error)) => {
-                Err(failed("it takes CAP_SYS_ADMIN, which root has when the daemon starts")(error))
+            Ok(Ok(())) => {
+                Ok(Self::There(Elsewhere { name: name.to_owned(), asked, looks, closed, identity }))
             }
+            Ok(Err(error)) => Err(failed(
+                "it takes CAP_SYS_ADMIN when the daemon starts; docs/connections.md has what systemd's unit needs",
+            )(error)),
             Err(_) => Err(CountError::Ended(name.to_owned())),
         }
     }
@@ -104,20 +111,37 @@ impl Place {
     pub fn look(&mut self) -> Result<Found, CountError> {
         match self {
             Self::Here(sockets) => sockets.look(),
+            Self::There(there) if !there.is_there() => Err(CountError::Gone(there.name.clone())),
             Self::There(there) => there.ask(Asked::Look, &there.looks),
         }
     }
 
     /// Closes established connections; see [`Sockets::close`].
-    pub fn close(&mut self, keys: &BTreeSet<SourceKey>) -> Result<BTreeMap<SourceKey, u32>, CountError> {
+    pub fn close(&mut self, keys: &BTreeSet<SourceKey>) -> Closed {
         match self {
             Self::Here(sockets) => sockets.close(keys),
-            Self::There(there) => there.ask(Asked::Close(keys.clone()), &there.closed),
+            Self::There(there) => {
+                let closed = there.ask(Asked::Close(keys.clone()), &there.closed);
+                closed.unwrap_or_else(|error| Closed { failed: Some(error), ..Closed::default() })
+            }
+        }
+    }
+
+    /// Why the own namespace is not walked over, once.
+    pub fn take_no_walk(&mut self) -> Option<String> {
+        match self {
+            Self::Here(sockets) => sockets.take_no_walk(),
+            Self::There(_) => None,
         }
     }
 }
 
 impl Elsewhere {
+    /// Whether its name still means the one that was entered.
+    fn is_there(&self) -> bool {
+        fs::metadata(path_of(&self.name)).is_ok_and(|file| (file.dev(), file.ino()) == self.identity)
+    }
+
     fn ask<T>(&self, question: Asked, answers: &Receiver<Result<T, CountError>>) -> Result<T, CountError> {
         let asked = self.asked.send(question).ok();
         let answer = asked.and_then(|()| answers.recv().ok());

@@ -10,7 +10,10 @@ mod layout;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use dosguard_common::abi;
+use dosguard_common::address::Address;
 use dosguard_common::key::SourceKey;
+use nix::ifaddrs::getifaddrs;
 use thiserror::Error;
 
 pub(crate) use census::is_near;
@@ -19,6 +22,7 @@ pub use diag::{DiagError, SockDiag, States, TcpSocket, TcpState};
 pub use elsewhere::Place;
 pub use layout::SocketLayout;
 
+use crate::config::cidr::to_address;
 use crate::config::services::CountBy;
 use crate::datapath::{self, Found, Walk};
 use crate::paths::Paths;
@@ -43,9 +47,24 @@ pub enum CountError {
         /// What to do.
         hint: &'static str,
     },
+    /// There is another network namespace of this name by now.
+    #[error(
+        "network namespace `{0}` is gone, and no longer watched\nhint: the daemon watches one of that name again when it is \
+         started again"
+    )]
+    Gone(String),
     /// The thread in a network namespace has ended.
     #[error("nobody watches network namespace `{0}` any more")]
     Ended(String),
+}
+
+/// What was closed.
+#[derive(Debug, Default)]
+pub struct Closed {
+    /// How many connections of each source.
+    pub counts: BTreeMap<SourceKey, u32>,
+    /// Why not all.
+    pub failed: Option<CountError>,
 }
 
 /// The sockets of one network namespace: the calling thread's at the first look.
@@ -54,6 +73,8 @@ pub struct Sockets {
     by: CountBy,
     counter: Option<Counter>,
     closer: Option<Dump>,
+    /// Why there is no walk.
+    no_walk: Option<String>,
 }
 
 enum Counter {
@@ -62,8 +83,8 @@ enum Counter {
 }
 
 impl Counter {
-    /// Neither way may be there, or the one that is asked for is not.
-    fn open(paths: &Paths, by: CountBy) -> Result<Self, CountError> {
+    /// Neither way may be there, or the one that is asked for is not. Notes why there is no walk where it would be better.
+    fn open(paths: &Paths, by: CountBy, no_walk: &mut Option<String>) -> Result<Self, CountError> {
         let walk = || {
             let layout = SocketLayout::of_kernel().map_err(|source| datapath::Error::NoLayout { source })?;
             Walk::load(paths, &layout).map(|walk| Self::Walk(Box::new(walk)))
@@ -72,22 +93,43 @@ impl Counter {
             CountBy::Iterator => Ok(walk()?),
             CountBy::SockDiag => Ok(Self::Dump(Box::new(Dump::open(paths)?))),
             // Older kernels cannot, and say so in many ways; the lists are in all of them.
-            CountBy::Auto => walk().or_else(|_| Ok(Self::Dump(Box::new(Dump::open(paths)?)))),
+            CountBy::Auto => walk().or_else(|error| {
+                *no_walk = Some(in_full(&error));
+                Ok(Self::Dump(Box::new(Dump::open(paths)?)))
+            }),
         }
     }
 
-    fn look(&mut self) -> Result<Found, CountError> {
+    fn look(&mut self, own: &BTreeSet<Address>) -> Result<Found, CountError> {
         match self {
-            Self::Walk(walk) => Ok(walk.look()?),
-            Self::Dump(dump) => dump.look(),
+            Self::Walk(walk) => Ok(walk.look(own)?),
+            Self::Dump(dump) => dump.look(own),
         }
     }
+}
+
+/// An error with all its causes, without hints.
+fn in_full(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    let lines = causes.map(|error| error.to_string().lines().next().unwrap_or_default().to_owned());
+    lines.collect::<Vec<_>>().join(": ")
+}
+
+/// The addresses of the calling thread's network namespace.
+fn own_addresses() -> BTreeSet<Address> {
+    // Without the list, only connections to the very same address are known for the host's own.
+    let addresses = getifaddrs().into_iter().flatten().filter_map(|interface| interface.address);
+    let ips = addresses.filter_map(|address| {
+        let v4 = address.as_sockaddr_in().map(|v4| v4.ip().into());
+        v4.or_else(|| address.as_sockaddr_in6().map(|v6| v6.ip().into()))
+    });
+    ips.map(to_address).take(abi::OWN.entries as usize).collect()
 }
 
 impl Sockets {
     /// Of an instance, which must be there. Nothing is loaded before the first look.
     pub fn new(paths: &Paths, by: CountBy) -> Self {
-        Self { paths: paths.clone(), by, counter: None, closer: None }
+        Self { paths: paths.clone(), by, counter: None, closer: None, no_walk: None }
     }
 
     /// How it counts; what was asked for before the first look.
@@ -103,20 +145,29 @@ impl Sockets {
     pub fn look(&mut self) -> Result<Found, CountError> {
         let counter = match self.counter.take() {
             Some(counter) => counter,
-            None => Counter::open(&self.paths, self.by)?,
+            None => Counter::open(&self.paths, self.by, &mut self.no_walk)?,
         };
-        self.counter.insert(counter).look()
+        self.counter.insert(counter).look(&own_addresses())
     }
 
-    /// Closes the established connections of sources under rules. Returns how many of each there were.
-    pub fn close(&mut self, keys: &BTreeSet<SourceKey>) -> Result<BTreeMap<SourceKey, u32>, CountError> {
+    /// Why there is no walk, once.
+    pub const fn take_no_walk(&mut self) -> Option<String> {
+        self.no_walk.take()
+    }
+
+    /// Closes the established connections of sources under rules.
+    pub fn close(&mut self, keys: &BTreeSet<SourceKey>) -> Closed {
+        let own = own_addresses();
         if let Some(Counter::Dump(dump)) = &mut self.counter {
-            return dump.close(keys);
+            return dump.close(keys, &own);
         }
         let closer = match self.closer.take() {
             Some(closer) => closer,
-            None => Dump::open(&self.paths)?,
+            None => match Dump::open(&self.paths) {
+                Ok(closer) => closer,
+                Err(error) => return Closed { failed: Some(error), ..Closed::default() },
+            },
         };
-        self.closer.insert(closer).close(keys)
+        self.closer.insert(closer).close(keys, &own)
     }
 }

@@ -353,9 +353,11 @@ impl Daemon<'_> {
             self.pump.publish(record);
         }
         self.interfaces.finish();
-        self.connections.finish().into_iter().for_each(|record| self.pump.publish(record));
+        let found = self.connections.finish();
         // What is saved was told before.
         let ended = ended.and(self.pump.drain(self.ring.get_mut()).await);
+        // After the bans that they are about.
+        found.into_iter().for_each(|record| self.pump.publish(record));
         let saved = self.sweeper.finish(began && ended.is_ok());
         self.pump.finish();
         ended.and(saved)

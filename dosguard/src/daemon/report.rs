@@ -52,7 +52,7 @@ pub struct ConnectionReport {
     pub local: u64,
     /// Established connections of allowed sources, which never count.
     pub allowed: u64,
-    /// Sources that were not counted for want of room.
+    /// Connections that were not counted because there was no room for more sources.
     pub missed: u64,
     /// The source that holds the most.
     #[serde(skip_serializing_if = "Option::is_none", default)]

@@ -2,6 +2,7 @@
 //!
 //! They are loaded by whoever uses them, onto the instance's maps, and not pinned: with the process they go.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::hash::{BuildHasher as _, RandomState};
 use std::io::{self, Read as _};
@@ -9,10 +10,11 @@ use std::num::NonZeroUsize;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::ptr::NonNull;
 
-use aya::maps::{Array, Map, MapData, MapError};
+use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use aya::programs::{Iter, ProgramError, TestRun as _, TestRunOptions, Xdp};
 use aya::{Btf, Ebpf, EbpfError, EbpfLoader};
 use dosguard_common::abi;
+use dosguard_common::address::Address;
 use dosguard_common::connection::{Held, Look, Order, Slot};
 use dosguard_common::key::SourceKey;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
@@ -40,6 +42,9 @@ pub struct Walk {
     look: Array<MapData, Wire<Look>>,
     held: Table,
     more: OwnedFd,
+    own_table: HashMap<MapData, Wire<Address>, u8>,
+    /// What is in it.
+    own: BTreeSet<Address>,
     /// There may be something in `more`: its size makes it slow to look.
     unread: bool,
     number: u32,
@@ -66,23 +71,27 @@ impl Walk {
         loaded.map_err(|error| Error::Verifier(Box::new(error)))?;
         system::give_back_memory();
         // Not before: a program is loaded with all its maps at hand.
+        let own_table = typed(abi::OWN, take_map(&mut ebpf, abi::OWN.name)?)?;
         let (look, held, more) = (
             typed(abi::LOOK, take_map(&mut ebpf, abi::LOOK.name)?)?,
             Table::new(&take_map(&mut ebpf, abi::HELD.name)?)?,
             once_more(&take_map(&mut ebpf, abi::MORE_HELD.name)?, abi::MORE_HELD)?,
         );
-        Ok(Self { ebpf, look, held, more, unread: false, number: 1 })
+        Ok(Self { ebpf, look, held, more, own_table, own: BTreeSet::new(), unread: false, number: 1 })
     }
 
-    /// Looks at every TCP socket of the calling thread's network namespace.
-    pub fn look(&mut self) -> Result<Found, Error> {
+    /// Looks at every TCP socket of the calling thread's network namespace, whose own addresses these are.
+    pub fn look(&mut self, own: &BTreeSet<Address>) -> Result<Found, Error> {
+        self.set_own(own)?;
         // An unfinished look has left what it found; and numbers begin with 2, so that no port was served at the last look.
         if self.unread {
             self.take_more()?;
         }
         self.unread = true;
         self.number = self.number.checked_add(1).unwrap_or(2);
-        self.look.set(0, Wire(Look::begin(self.number)), 0).map_err(Error::map(abi::LOOK.name, "write"))?;
+        self.look
+            .set(0, Wire(Look::begin(self.number, own)), 0)
+            .map_err(Error::map(abi::LOOK.name, "write"))?;
         let walked = self.begin().and_then(|mut walk| run(&mut walk));
         walked.map_err(|error| Error::Run { program: abi::COUNT_PROGRAM, source: error })?;
         let look = self.look.get(&0, 0).map_err(Error::map(abi::LOOK.name, "read"))?.0;
@@ -92,6 +101,18 @@ impl Walk {
         }
         self.unread = false;
         Ok(Found { held, look })
+    }
+
+    fn set_own(&mut self, own: &BTreeSet<Address>) -> Result<(), Error> {
+        let failed = || Error::map(abi::OWN.name, "write");
+        for gone in self.own.difference(own) {
+            self.own_table.remove(&Wire(*gone)).map_err(failed())?;
+        }
+        for new in own.difference(&self.own) {
+            self.own_table.insert(Wire(*new), 0, 0).map_err(failed())?;
+        }
+        self.own.clone_from(own);
+        Ok(())
     }
 
     fn take_more(&self) -> Result<Vec<(SourceKey, Held)>, Error> {

@@ -7,6 +7,7 @@ use dosguard_common::config::Mode;
 use jiff::Timestamp;
 
 use super::record::{DaemonRecord, FULL_PERCENT, FillRecord, InterfaceRecord, StateRecord, StatusRecord};
+use crate::config::services::CountBy;
 use crate::config::units::Span;
 use crate::daemon::report::{ConnectionReport, Holder, Rates};
 use crate::output::{BOLD, YELLOW, grouped, table, write_table};
@@ -106,6 +107,9 @@ pub(in crate::cli) fn rates_text(rates: &Rates) -> String {
 fn connections_text(found: &ConnectionReport) -> String {
     let ConnectionReport { established, half_open, sources, local, allowed, most, .. } = found;
     let mut line = format!("connections {} of {} sources", grouped(*established), grouped(*sources));
+    if found.method == CountBy::SockDiag.name() {
+        line += ", from lists";
+    }
     for (count, what) in
         [(half_open, "half-open"), (allowed, "of allowed sources"), (local, "of this host itself")]
     {

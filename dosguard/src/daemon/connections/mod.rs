@@ -35,6 +35,7 @@ const QUEUE: usize = 512;
 
 /// What warnings are about.
 const COUNTING: &str = "counting connections";
+const WATCHING: &str = "watching connections";
 const ROOM: &str = "room for connections";
 
 /// The network namespaces that are to be watched beside the daemon's own.
@@ -148,11 +149,11 @@ impl Work {
         loop {
             let pause = match self.turn() {
                 Ok(pause) => {
-                    self.health.recovered(COUNTING);
+                    self.health.recovered(WATCHING);
                     pause
                 }
                 Err(error) => {
-                    self.health.warn(COUNTING, format!("connections are not counted: {error}"));
+                    self.health.warn(WATCHING, format!("connections are not looked after: {error}"));
                     self.settings.interval.duration()
                 }
             };
@@ -169,8 +170,9 @@ impl Work {
         if settings.by != self.settings.by {
             self.here = Place::here(&self.paths, settings.by);
         }
-        if settings.namespaces != self.settings.namespaces {
-            let text = "the network namespaces that are watched change when the daemon is started again";
+        let elsewhere = settings.by != self.settings.by && !self.elsewhere.is_empty();
+        if elsewhere || settings.namespaces != self.settings.namespaces {
+            let text = "which other network namespaces are watched, and how, changes when the daemon is started again";
             self.health.note("network namespaces", text);
         }
         self.settings = settings;
@@ -181,7 +183,7 @@ impl Work {
         let limits = self.limits()?;
         if limits.is_empty() {
             self.health.counted(None);
-            self.looked = None;
+            (self.looked, self.banned) = (None, None);
             return Ok(IDLE);
         }
         let passed = self.passed(&limits)?;
@@ -192,12 +194,17 @@ impl Work {
         };
         if is_due {
             let began = Instant::now();
-            let (cpu, census) = self.look();
-            self.judge(&census, &limits)?;
+            let (cpu, looked) = self.look();
+            self.looked = Some(Instant::now());
+            // Of which nothing is known, nothing is said.
+            let Some((census, is_complete)) = looked else {
+                self.health.counted(None);
+                return Ok(self.settings.interval.duration());
+            };
             self.report(&census, &limits, cpu)?;
             self.pace.looked(&census, &limits, passed, began.elapsed());
-            self.pace.hurry(self.spares(now_ns));
-            self.looked = Some(Instant::now());
+            self.judge(&census, &limits, is_complete)?;
+            self.pace.hurry(self.is_waiting(now_ns));
         }
         let next_end = self.next_end().map(|end_ns| Duration::from_nanos(end_ns.saturating_sub(now_ns)));
         Ok(self.pace.pause().min(next_end.unwrap_or(Duration::MAX)).max(Duration::from_millis(1)))
@@ -230,39 +237,47 @@ impl Work {
         self.next_end().is_some_and(|end_ns| end_ns <= now_ns)
     }
 
-    /// Whether a source is spared whose connections are about to end.
-    fn spares(&self, now_ns: u64) -> bool {
-        self.banned.iter().flatten().any(|(_, followed)| followed.is_spared(now_ns))
+    /// Whether a source is spared whose connections are about to end, or is about to be told of.
+    fn is_waiting(&self, now_ns: u64) -> bool {
+        self.banned.iter().flatten().any(|(_, followed)| followed.is_waited_for(now_ns))
     }
 
-    /// Looks in every namespace. What cannot be looked at is told once and left out.
-    fn look(&mut self) -> (Duration, Census) {
+    /// Looks in every namespace. What cannot be looked at is told once and left out: then the census is not complete; and none
+    /// if nothing can be looked at.
+    fn look(&mut self) -> (Duration, Option<(Census, bool)>) {
         let began = cpu_time();
-        let mut census = Census::default();
-        let here = ("", &mut self.here);
-        let elsewhere = self.elsewhere.iter_mut().map(|(name, place)| (name.as_str(), place));
-        for (name, place) in std::iter::once(here).chain(elsewhere) {
-            let about = if name.is_empty() { COUNTING.to_owned() } else { about(name) };
+        let (mut census, mut looked, mut failed) = (Census::default(), 0, 0);
+        let mut gone = Vec::new();
+        let here = std::iter::once((None, &mut self.here));
+        let elsewhere = self.elsewhere.iter_mut().map(|(name, place)| (Some(name.as_str()), place));
+        for (name, place) in here.chain(elsewhere) {
+            let about = name.map_or_else(|| COUNTING.to_owned(), about);
             match place.look() {
                 Ok(found) => {
                     census.add(found);
-                    if !name.is_empty() {
-                        self.health.recovered(&about);
-                    }
+                    looked += 1;
+                    self.health.recovered(&about);
                 }
-                Err(error) => self.health.warn(about, format!("connections are not counted: {error}")),
+                Err(error) => {
+                    if matches!(error, CountError::Gone(_) | CountError::Ended(_)) {
+                        gone.extend(name.map(str::to_owned));
+                    }
+                    failed += 1;
+                    self.health.warn(about, format!("connections are not counted: {error}"));
+                }
             }
         }
+        self.elsewhere.retain(|(name, _)| !gone.contains(name));
+        if let Some(why) = self.here.take_no_walk() {
+            log::warn!("connections are counted from lists that the kernel sends, which takes longer: {why}");
+        }
         if census.look.missed > 0 {
-            let text = format!(
-                "{} sources with connections were not counted: there is no room for more",
-                census.look.missed
-            );
-            self.health.warn(ROOM, text);
+            self.health
+                .warn(ROOM, "connections of some sources are not counted: there is no room for more sources");
         } else {
             self.health.recovered(ROOM);
         }
-        (cpu_time().saturating_sub(began), census)
+        (cpu_time().saturating_sub(began), (looked > 0).then_some((census, failed == 0)))
     }
 }
 
