@@ -16,6 +16,8 @@ use dosguard_tests::addresses::{
 use dosguard_tests::cli::{Listener, PATIENCE, done, syns_from, words};
 use dosguard_tests::daemon::Dosguard;
 use dosguard_tests::documented::{DOCUMENT, assert_documented};
+use dosguard_tests::held::Held;
+use dosguard_tests::holding::HoldingServer;
 use dosguard_tests::lab::Lab;
 use dosguard_tests::packet::Packet;
 use dosguard_tests::transmit::send_frames;
@@ -94,6 +96,15 @@ fn every_field_is_documented_and_every_documented_field_is_there() {
     assert_eq!(dosguard.json(["allow", "list", "--json"]).unwrap()[0]["origin"], "file and hand");
     wait_until("rates are measured", PATIENCE, || Ok(!dosguard.status()?["daemon"]["rates"].is_null()))
         .unwrap();
+    done(&dosguard, "sysctl rule.default.limit=1000/1s rule.default.max_connections=50");
+    let server = HoldingServer::start(lab.guard(), (GUARD_V4, 8_000), 50).unwrap();
+    let _one = Held::open(lab.attacker(), &[ATTACKER_V4.into()], server.address(), 1).unwrap();
+    let _own = Held::open(lab.guard(), &[GUARD_V4.into()], server.address(), 30).unwrap();
+    wait_until("connections are counted", PATIENCE, || {
+        let found = &dosguard.status()?["daemon"]["connections"];
+        Ok(found["local"] == 30 && found["established"] == 1)
+    })
+    .unwrap();
     assert_documented("`status --json`", &[dosguard.status().unwrap()]);
     assert_documented("`stats --json`", &dosguard.json(["stats", "--json"]).unwrap());
     for kind in &events {

@@ -136,7 +136,7 @@ const WRONG: &[(&str, &str, &str)] = &[
     (
         "rule.web = { ports = ['tcp/80'], limit = '1/1s', close = 1 }",
         "1, column 58: `close` cannot be an integer",
-        "close = true",
+        "such as `close = true`",
     ),
     ("[log]\nstdout = 'jsn'", "2, column 10: `stdout` cannot be `jsn`", "did you mean `json`?"),
     ("[log]\nstdout = 'x'", "2, column 10: `stdout` cannot be `x`", "one of `human`, `json`, `off`"),
