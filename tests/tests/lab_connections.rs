@@ -377,7 +377,7 @@ fn a_limit_that_is_set_live_is_looked_after_and_survives_a_restart() {
     assert_eq!(done(&dosguard, "sysctl -n rule.default.max_connections").trim(), "20");
     daemon.kill9().unwrap();
     let warnings = dosguard.status().unwrap()["warnings"].to_string();
-    assert!(warnings.contains("`max_connections` is not looked after"), "{warnings}");
+    assert!(warnings.contains("`max_connections` is not enforced"), "{warnings}");
     // The next one follows the ban of the one before, whose source lets go while it begins.
     let daemon = dosguard.start(words(&line)).unwrap();
     drop(many);

@@ -14,7 +14,7 @@ use super::{Answer, rule, talk};
 use crate::config::bytes::ByteSize;
 use crate::config::file::{self, Configuration, FileError};
 use crate::config::policy::{Policy, SourcePrefixes};
-use crate::config::services::{ExportFormat, Hook, Log, LogFormat, Services};
+use crate::config::services::{Connections, ExportFormat, Hook, Log, LogFormat, Services};
 use crate::config::sizes::Sizes;
 use crate::config::warnings::warnings;
 use crate::output::{BOLD, printable};
@@ -93,6 +93,15 @@ fn print(configuration: &Configuration, out: &mut dyn Write) -> anyhow::Result<(
             ExportFormat::HostsDeny => "hosts.deny",
         };
         line(out, "export", format!("{}, {format}", export.path.display()))?;
+    }
+    let connections = &services.connections;
+    if *connections != Connections::default() {
+        let also = match connections.namespaces.join(", ") {
+            names if names.is_empty() => String::new(),
+            names => format!(", also in {names}"),
+        };
+        let (interval, by) = (connections.interval, connections.by.name());
+        line(out, "connections", format!("every {interval}, method {by}{also}"))?;
     }
     if let Some(listen) = services.metrics {
         line(out, "metrics", format!("http://{listen}/metrics"))?;

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::net::IpAddr;
 
 use clap::Args;
-use dosguard_common::ban::Ban;
+use dosguard_common::ban::{Ban, BanReason};
 use dosguard_common::event::{Event, Kind};
 use dosguard_common::key::SourceKey;
 use dosguard_common::reason::Verdict;
@@ -253,10 +253,14 @@ impl Context {
         let name = |index| datapath.rule_name(index);
         let fields = BanRecord::new(key, ban, name, self.prefixes, &self.clock).ban;
         let mut text = format!("{reach}, for another {}", self.remaining(ban));
-        text += &match (fields.window, fields.note) {
-            (Some(window), _) => format!(
-                ": {} SYNs in {window}, limit {} (rule {}, offence {})",
-                fields.count,
+        let of_connections = ban.reason() == Some(BanReason::Connections);
+        let measure = match fields.window {
+            Some(window) => Some(format!("{} SYNs in {window}", fields.count)),
+            None => of_connections.then(|| format!("{} connections", fields.count)),
+        };
+        text += &match (measure, fields.note) {
+            (Some(measure), _) => format!(
+                ": {measure}, limit {} (rule {}, offence {})",
                 fields.limit,
                 fields.rule.unwrap_or_default(),
                 fields.offences

@@ -130,7 +130,8 @@ pub(super) fn describe(rule: &NamedRule) -> String {
         ConnectionLimit { max: 0, .. } => String::new(),
         ConnectionLimit { max, close } => {
             let close = if close { ", and closed" } else { "" };
-            format!("; more than {max} connections are banned{close}")
+            let be = if rule.spec.mode == Mode::Monitor { "would be" } else { "are" };
+            format!("; more than {max} connections {be} banned{close}")
         }
     };
     format!(

@@ -103,7 +103,7 @@ pub enum FieldError {
     /// It is no number of connections.
     #[error(
         "max_connections cannot be `{text}`\nhint: from 1 to {MAX_CONNECTIONS} established connections of one source, such as \
-         `100`, or `none` for any number"
+         `100`, or `none` for any number (in a file `\"none\"`)"
     )]
     MaxConnections {
         /// What was written.
@@ -400,7 +400,7 @@ mod tests {
                 RuleField::MaxConnections,
                 "0",
                 "max_connections cannot be `0`\nhint: from 1 to 10000000 established connections of one source, such as `100`, \
-                 or `none` for any number",
+                 or `none` for any number (in a file `\"none\"`)",
             ),
             (
                 RuleField::Close,

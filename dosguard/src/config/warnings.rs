@@ -15,6 +15,12 @@ const WIDE_IPV6: u8 = 16;
 pub fn warnings(configuration: &Configuration) -> Vec<String> {
     let mut found = Vec::new();
     lists(&configuration.policy, &mut found);
+    for rule in &configuration.policy.rules {
+        let name = &rule.name;
+        if rule.spec.connections.close && rule.spec.connections.max == 0 {
+            found.push(format!("rule `{name}` has `close` and no `max_connections`: it closes nothing"));
+        }
+    }
     if let Some(listen) = configuration.services.metrics.filter(|listen| !listen.ip().is_loopback()) {
         let who = if listen.ip().is_unspecified() { "whoever reaches this machine" } else { "others" };
         found.push(format!("metrics at `{listen}`: {who} can read them; there is no password"));
@@ -89,6 +95,10 @@ mod tests {
             (
                 "allow = ['192.0.2.7']\ndeny = ['192.0.2.7/32']",
                 "`192.0.2.7` is in `allow` and in `deny`: it is allowed",
+            ),
+            (
+                "rule.default.close = true",
+                "rule `default` has `close` and no `max_connections`: it closes nothing",
             ),
             (
                 "metrics.listen = '0.0.0.0:9741'",

@@ -263,7 +263,8 @@ impl StateRecord {
         }
         if !daemon_runs && self.rules.iter().any(|rule| rule.max_connections.is_some()) {
             warnings.push(
-                "`max_connections` is not looked after: it is the daemon that counts connections".to_owned(),
+                "`max_connections` is not enforced: it takes a daemon (`dosguard run`) to count connections"
+                    .to_owned(),
             );
         }
         if !daemon_runs {

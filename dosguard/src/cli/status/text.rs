@@ -106,7 +106,8 @@ pub(in crate::cli) fn rates_text(rates: &Rates) -> String {
 /// What the daemon found of connections, on one line.
 fn connections_text(found: &ConnectionReport) -> String {
     let ConnectionReport { established, half_open, sources, local, allowed, most, .. } = found;
-    let mut line = format!("connections {} of {} sources", grouped(*established), grouped(*sources));
+    let plural = if *sources == 1 { "" } else { "s" };
+    let mut line = format!("connections {} from {} source{plural}", grouped(*established), grouped(*sources));
     if found.method == CountBy::SockDiag.name() {
         line += ", from lists";
     }
@@ -223,7 +224,7 @@ mod tests {
         };
         assert_eq!(
             connections_text(&found),
-            "connections 1,234 of 12 sources, 2 half-open, 3 of allowed sources; 192.0.2.7 holds 150 of 100 (rule web)"
+            "connections 1,234 from 12 sources, 2 half-open, 3 of allowed sources; 192.0.2.7 holds 150 of 100 (rule web)"
         );
         found = ConnectionReport {
             sources: 0,
@@ -234,7 +235,7 @@ mod tests {
             most: None,
             ..found
         };
-        assert_eq!(connections_text(&found), "connections 0 of 0 sources, 9 of this host itself");
+        assert_eq!(connections_text(&found), "connections 0 from 0 sources, 9 of this host itself");
     }
 
     #[test]
