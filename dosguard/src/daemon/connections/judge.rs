@@ -230,7 +230,7 @@ impl Work {
         Ok(())
     }
 
-    /// Closes what those hold who were just banned for it.
+    /// Closes what those hold who are banned and hold too many.
     fn close(&mut self, keys: &BTreeSet<SourceKey>, limits: &Limits) -> Result<(), DaemonError> {
         if keys.is_empty() {
             return Ok(());

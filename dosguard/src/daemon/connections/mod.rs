@@ -16,9 +16,9 @@ use dosguard_common::reason::{Reason, Verdict};
 use nix::time::{ClockId, clock_gettime};
 use tokio::sync::mpsc;
 
-use super::events::Recorder;
 use judge::Followed;
 
+use super::events::Recorder;
 use super::health::Health;
 use super::{DaemonError, io_error};
 use crate::config::services::Connections;
