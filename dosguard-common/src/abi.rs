@@ -77,11 +77,13 @@ pub const SCRATCH: MapSpec = map("SCRATCH", 1, "work in progress", 4);
 pub const EVENTS: MapSpec = map("EVENTS", 4 << 20, "events that nobody has read", 2);
 
 /// [`Slot`](crate::connection::Slot)s: what sources hold, each near the place that its key has. Not pinned: each process that
-/// counts has one of its own, as well as the next four. Userspace sees it without a copy.
+/// counts has one of its own, as well as the next five. Userspace sees it without a copy.
 pub const HELD: MapSpec = map("HELD", 65_536, "connections of sources", 4);
 /// (source, rule) to the [`Held`](crate::connection::Held) connections, of those that found no slot. When it is full, sources are
 /// missed, and `LOOK` says how many.
 pub const MORE_HELD: MapSpec = map("MORE_HELD", 524_288, "connections of more sources", 4);
+/// [`Waiting`](crate::connection::Waiting) connections. Of no meaning between two looks.
+pub const WAITING: MapSpec = map("WAITING", 16, "connections that are being added up", 4);
 /// Port to the number of the last look that found it served.
 pub const SERVED: MapSpec = map("SERVED", 65_536, "ports that are served", 4);
 /// The host's own addresses. Written by userspace before each look. When it is full, sources of the host itself may be counted.

@@ -88,6 +88,9 @@ pub struct Slot {
 
 const _: () = assert!(size_of::<Slot>() == 32);
 
+/// The multiplier of Fibonacci hashing: 2^64 divided by the golden ratio.
+const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+
 /// How many slots, from its own place on, a source may have.
 pub const PROBES: u32 = 8;
 
@@ -96,8 +99,6 @@ impl Slot {
     /// all have one place makes their counting slower, and no less right.
     #[inline(always)]
     pub const fn place(key: &SourceKey, seed: u64) -> u32 {
-        // The multiplier of Fibonacci hashing: 2^64 divided by the golden ratio.
-        const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
         let [a, b, c, d, e] = key.words();
         let mut sum = seed;
         sum = (sum ^ (a as u64 | (b as u64) << 32)).wrapping_mul(SPREAD);
@@ -126,6 +127,21 @@ impl Slot {
     }
 }
 
+/// A connection that is to be added to its source's slot together with others: so the processor fetches all their slots from
+/// memory at once, where one after the other it would wait for each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Waiting {
+    /// Whose it is.
+    pub key: SourceKey,
+    /// Where its slot is, see [`Slot::place`].
+    pub place: u32,
+    /// What it is.
+    pub held: Held,
+}
+
+const _: () = assert!(size_of::<Waiting>() == 32);
+
 /// The one entry of `LOOK`: what a look at the sockets of a network namespace has found beside the sources.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
@@ -140,8 +156,10 @@ pub struct Look {
     pub allowed: Held,
     /// Connections that were counted in `MORE_HELD`.
     pub more: u32,
+    /// Connections in `WAITING`. The end of a look leaves none.
+    pub waiting: u32,
     /// A bit for each of the host's own addresses; another address may have the same bit.
-    pub own: [u32; 2],
+    pub own: [u32; 16],
 }
 
 impl Look {
@@ -166,10 +184,8 @@ impl Look {
 #[inline(always)]
 const fn own_bit(address: &Address) -> (usize, u32) {
     let [a, b, c, d] = address.words();
-    let mut bits = a ^ b ^ c ^ d;
-    bits ^= bits >> 16;
-    bits ^= bits >> 8;
-    ((bits >> 5 & 1) as usize, 1 << (bits & 31))
+    let bits = (a ^ b ^ c ^ d).wrapping_mul(0x9e37_79b9) >> 23;
+    ((bits >> 5) as usize, 1 << (bits & 31))
 }
 
 /// What is written in place of a packet for the program that bans: a source that holds too many connections.
@@ -213,8 +229,6 @@ impl Order {
 
 /// What counting needs of its surroundings.
 pub trait SocketTables {
-    /// Lets `work` at the look that is under way.
-    fn with_look<R>(&mut self, work: impl FnOnce(&mut Look) -> R) -> Option<R>;
     /// The number of the last look that found a port served; 0 if there was none.
     fn served(&self, port: u16) -> u32;
     /// Notes that the look with this number has.
@@ -227,8 +241,8 @@ pub trait SocketTables {
     fn rule_of(&mut self, port: u16) -> RuleIndex;
     /// The source that an address belongs to.
     fn source(&self, address: &Address) -> Address;
-    /// Adds to what a source holds; false if there is no room.
-    fn hold(&mut self, key: &SourceKey, held: Held) -> bool;
+    /// Adds to what a source holds. If there is no room, it counts in [`Look::missed`].
+    fn hold(&mut self, look: &mut Look, key: &SourceKey, held: Held);
 }
 
 /// Counts a socket. Those that listen come before all others in a look.
@@ -237,32 +251,28 @@ pub trait SocketTables {
 /// last look and connections were left. Those that this host has opened have other ports, which the kernel chooses among the
 /// free ones.
 #[inline(always)]
-pub fn count<T: SocketTables>(socket: &Socket, tables: &mut T) {
-    let Some(number) = tables.with_look(|look| look.number) else { return };
+pub fn count<T: SocketTables>(socket: &Socket, look: &mut Look, tables: &mut T) {
     if socket.state == SocketState::Listening {
-        return tables.serve(socket.port, number);
+        return tables.serve(socket.port, look.number);
     }
     let Some(held) = Held::one(socket.state) else { return };
     let served = tables.served(socket.port);
-    if served != number {
-        if served.wrapping_add(1) != number {
+    if served != look.number {
+        if served.wrapping_add(1) != look.number {
             return;
         }
-        tables.serve(socket.port, number);
+        tables.serve(socket.port, look.number);
     }
     let is_own = socket.remote == socket.local
         || socket.remote.is_loopback()
-        || (tables.with_look(|look| look.may_be_own(&socket.remote)) == Some(true)
-            && tables.is_own(&socket.remote));
+        || (look.may_be_own(&socket.remote) && tables.is_own(&socket.remote));
     if is_own {
-        tables.with_look(|look| look.local.add(held));
+        look.local.add(held);
     } else if tables.is_allowed(&socket.remote) {
-        tables.with_look(|look| look.allowed.add(held));
+        look.allowed.add(held);
     } else {
         let key = SourceKey::for_rule(tables.source(&socket.remote), tables.rule_of(socket.port));
-        if !tables.hold(&key, held) {
-            tables.with_look(|look| look.missed = look.missed.saturating_add(1));
-        }
+        tables.hold(look, &key, held);
     }
 }
 
@@ -275,18 +285,14 @@ mod tests {
 
     #[derive(Default)]
     struct Memory {
-        look: Look,
+        number: u32,
         served: BTreeMap<u16, u32>,
         own: std::vec::Vec<Address>,
         allowed: std::vec::Vec<Address>,
         held: BTreeMap<SourceKey, Held>,
-        room: usize,
     }
 
     impl SocketTables for Memory {
-        fn with_look<R>(&mut self, work: impl FnOnce(&mut Look) -> R) -> Option<R> {
-            Some(work(&mut self.look))
-        }
         fn served(&self, port: u16) -> u32 {
             self.served.get(&port).copied().unwrap_or(0)
         }
@@ -305,21 +311,18 @@ mod tests {
         fn source(&self, address: &Address) -> Address {
             SourceMask::new(32, 64).source(*address)
         }
-        fn hold(&mut self, key: &SourceKey, held: Held) -> bool {
-            let is_full = self.held.len() >= self.room && !self.held.contains_key(key);
-            if !is_full {
-                self.held.entry(*key).or_default().add(held);
-            }
-            !is_full
+        fn hold(&mut self, _: &mut Look, key: &SourceKey, held: Held) {
+            self.held.entry(*key).or_default().add(held);
         }
     }
 
     impl Memory {
         fn look(&mut self, sockets: &[Socket]) -> Look {
-            self.look = Look::begin(self.look.number.max(1) + 1, &self.own);
+            let mut look = Look::begin(self.number.max(1) + 1, &self.own);
+            self.number = look.number;
             self.held.clear();
-            sockets.iter().for_each(|socket| count(socket, self));
-            self.look
+            sockets.iter().for_each(|socket| count(socket, &mut look, self));
+            look
         }
 
         fn of(&self, source: Address, rule: u8) -> (u32, u32) {
@@ -332,7 +335,7 @@ mod tests {
     const PEER: Address = Address::from_ipv4([198, 51, 100, 2]);
 
     fn memory() -> Memory {
-        Memory { room: 100, ..Memory::default() }
+        Memory::default()
     }
 
     fn socket(state: u8, port: u16, remote: Address) -> Socket {
@@ -425,15 +428,14 @@ mod tests {
     }
 
     #[test]
-    fn sources_are_prefixes_and_those_without_room_are_told() {
-        let mut memory = Memory { room: 1, ..memory() };
+    fn sources_are_prefixes() {
+        let mut memory = memory();
         let six = |last| {
             let mut six = [0x20, 1, 0xd, 0xb8, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, last];
             six[15] = last;
             Address::from_ipv6(six)
         };
-        let sockets = [listening(80), socket(1, 80, six(1)), socket(1, 80, six(2)), socket(1, 80, PEER)];
-        let look = memory.look(&sockets);
-        assert_eq!((memory.of(six(0), 0), look.missed), ((2, 0), 1));
+        memory.look(&[listening(80), socket(1, 80, six(1)), socket(1, 80, six(2))]);
+        assert_eq!(memory.of(six(0), 0), (2, 0));
     }
 }

@@ -18,7 +18,7 @@ mod program {
     use dosguard_common::address::Address;
     use dosguard_common::config::Config;
     use dosguard_common::connection::{
-        Held, Look, Order, PROBES, Slot, Socket, SocketState, SocketTables, count,
+        Held, Look, Order, PROBES, Slot, Socket, SocketState, SocketTables, Waiting, count,
     };
     use dosguard_common::engine;
     use dosguard_common::frame::Frame as _;
@@ -41,6 +41,10 @@ mod program {
     /// Where the slots of sources are. Set at load to a number that nobody knows.
     #[unsafe(no_mangle)]
     static SEED: Global<u64> = Global::new(0);
+
+    /// Connections that will be added to it.
+    #[map]
+    static WAITING: Array<Waiting> = Array::with_max_entries(abi::WAITING.entries, 0);
 
     /// Port to the last look that found it served.
     #[map]
@@ -87,12 +91,15 @@ mod program {
     pub extern "C" fn dosguard_count(iteration: *mut TcpIteration) -> i32 {
         // SAFETY: the kernel hands the program a context that lives as long as it runs.
         let socket = unsafe { (&raw const (*iteration).socket).read_volatile() };
-        // At the end of the walk there is none.
-        if !socket.is_null() {
-            // SAFETY: the kernel holds the socket while the program looks at it.
-            if let Some(socket) = unsafe { read(socket) } {
-                count(&socket, &mut Sockets);
-            }
+        let Some(look) = look() else { return 0 };
+        if socket.is_null() {
+            // The end of the walk.
+            settle(look);
+            return 0;
+        }
+        // SAFETY: the kernel holds the socket while the program looks at it.
+        if let Some(socket) = unsafe { read(socket) } {
+            count(&socket, look, &mut Sockets);
         }
         0
     }
@@ -143,16 +150,16 @@ mod program {
         }
     }
 
+    /// The look that is under way.
+    #[inline(always)]
+    fn look() -> Option<&'static mut Look> {
+        // SAFETY: the pointer is to the map's own value; one walk at a time is made, by one thread.
+        LOOK.get_ptr_mut(0).map(|look| unsafe { &mut *look })
+    }
+
     struct Sockets;
 
     impl SocketTables for Sockets {
-        #[inline(always)]
-        fn with_look<R>(&mut self, work: impl FnOnce(&mut Look) -> R) -> Option<R> {
-            let look = LOOK.get_ptr_mut(0)?;
-            // SAFETY: the pointer is to the map's own value; one walk at a time is made, by one thread.
-            Some(work(unsafe { &mut *look }))
-        }
-
         #[inline(always)]
         fn served(&self, port: u16) -> u32 {
             SERVED.get(u32::from(port)).copied().unwrap_or(0)
@@ -161,7 +168,7 @@ mod program {
         #[inline(always)]
         fn serve(&mut self, port: u16, number: u32) {
             if let Some(served) = SERVED.get_ptr_mut(u32::from(port)) {
-                // SAFETY: as in `with_look`.
+                // SAFETY: as in `look`.
                 unsafe { *served = number };
             }
         }
@@ -190,29 +197,63 @@ mod program {
         }
 
         #[inline(always)]
-        fn hold(&mut self, key: &SourceKey, held: Held) -> bool {
-            let Some(number) = self.with_look(|look| look.number) else { return false };
-            let place = Slot::place(key, SEED.load());
-            let mut probe = 0;
-            while probe < PROBES {
-                let Some(slot) = HELD.get_ptr_mut(place.wrapping_add(probe) % abi::HELD.entries) else {
-                    return false;
-                };
-                // SAFETY: as in `with_look`; userspace reads between the walks.
-                if unsafe { (*slot).add(key, number, held) } {
-                    return true;
-                }
-                probe += 1;
+        fn hold(&mut self, look: &mut Look, key: &SourceKey, held: Held) {
+            let Some(waiting) = WAITING.get_ptr_mut(look.waiting) else { return };
+            // SAFETY: as in `look`.
+            unsafe { *waiting = Waiting { key: *key, place: Slot::place(key, SEED.load()), held } };
+            look.waiting += 1;
+            if look.waiting >= abi::WAITING.entries {
+                settle(look);
             }
-            self.with_look(|look| look.more = look.more.saturating_add(1));
-            match MORE_HELD.get_ptr_mut(key) {
-                Some(there) => {
-                    // SAFETY: as in `with_look`; userspace takes entries out after the walk.
-                    unsafe { (*there).add(held) };
-                    true
-                }
-                None => MORE_HELD.insert(key, held, 0).is_ok(),
+        }
+    }
+
+    /// Adds up what waits.
+    #[inline(never)]
+    fn settle(look: &mut Look) {
+        // Nothing comes of it but that the slots are on their way. Those of stale places too: to leave them out is not faster.
+        for at in 0..abi::WAITING.entries {
+            let slot = WAITING.get(at).and_then(|waiting| HELD.get_ptr(waiting.place % abi::HELD.entries));
+            if let Some(slot) = slot {
+                // SAFETY: the pointer is to one of the map's values, of 32 bytes. Volatile, for nobody needs what is read.
+                unsafe { slot.cast::<u32>().read_volatile() };
             }
+        }
+        for at in 0..abi::WAITING.entries {
+            let Some(waiting) = WAITING.get(at) else { return };
+            if at >= look.waiting {
+                break;
+            }
+            if !add(waiting, look) {
+                look.missed = look.missed.saturating_add(1);
+            }
+        }
+        look.waiting = 0;
+    }
+
+    /// Adds to what a source holds; false if there is no room.
+    #[inline(always)]
+    fn add(waiting: &Waiting, look: &mut Look) -> bool {
+        let Waiting { key, place, held } = waiting;
+        let mut probe = 0;
+        while probe < PROBES {
+            let Some(slot) = HELD.get_ptr_mut(place.wrapping_add(probe) % abi::HELD.entries) else {
+                return false;
+            };
+            // SAFETY: as in `look`; userspace reads between the walks.
+            if unsafe { (*slot).add(key, look.number, *held) } {
+                return true;
+            }
+            probe += 1;
+        }
+        look.more = look.more.saturating_add(1);
+        match MORE_HELD.get_ptr_mut(key) {
+            Some(there) => {
+                // SAFETY: as in `look`; userspace takes entries out after the walk.
+                unsafe { (*there).add(*held) };
+                true
+            }
+            None => MORE_HELD.insert(key, held, 0).is_ok(),
         }
     }
 

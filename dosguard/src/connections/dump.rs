@@ -97,8 +97,8 @@ impl Dump {
         let next = self.number.checked_add(1).unwrap_or(2);
         let maps = self.datapath.maps();
         let allowed = maps.list(List::Allow).entries()?.into_keys().collect();
+        let mut look = Look::begin(next, own);
         let mut sockets = Sockets {
-            look: Look::begin(next, own),
             own,
             served: &mut self.served,
             rules: HashMap::new(),
@@ -111,13 +111,12 @@ impl Dump {
         for states in [States::LISTEN, States::ESTABLISHED | States::SYN_RECV] {
             self.diag.each(states, &mut |socket| {
                 sockets.counted = None;
-                count(&plain(socket), &mut sockets);
+                count(&plain(socket), &mut look, &mut sockets);
                 if let Some((key, held)) = sockets.counted {
                     see(key, held, socket);
                 }
             })?;
         }
-        let look = sockets.look;
         self.number = next;
         Ok(look)
     }
@@ -140,7 +139,6 @@ fn plain(socket: &TcpSocket) -> Socket {
 
 /// One look.
 struct Sockets<'a> {
-    look: Look,
     served: &'a mut [u32],
     /// Those of the ports that were asked for.
     rules: HashMap<u16, RuleIndex>,
@@ -153,10 +151,6 @@ struct Sockets<'a> {
 }
 
 impl SocketTables for Sockets<'_> {
-    fn with_look<R>(&mut self, work: impl FnOnce(&mut Look) -> R) -> Option<R> {
-        Some(work(&mut self.look))
-    }
-
     fn served(&self, port: u16) -> u32 {
         self.served[usize::from(port)]
     }
@@ -182,8 +176,7 @@ impl SocketTables for Sockets<'_> {
         self.mask.source(*address)
     }
 
-    fn hold(&mut self, key: &SourceKey, held: Held) -> bool {
+    fn hold(&mut self, _: &mut Look, key: &SourceKey, held: Held) {
         self.counted = Some((*key, held));
-        true
     }
 }

@@ -94,7 +94,9 @@ impl Walk {
             .map_err(Error::map(abi::LOOK.name, "write"))?;
         let walked = self.begin().and_then(|mut walk| run(&mut walk));
         walked.map_err(|error| Error::Run { program: abi::COUNT_PROGRAM, source: error })?;
-        let look = self.look.get(&0, 0).map_err(Error::map(abi::LOOK.name, "read"))?.0;
+        let mut look = self.look.get(&0, 0).map_err(Error::map(abi::LOOK.name, "read"))?.0;
+        // None is left unless a kernel does not tell the program of the end.
+        look.missed = look.missed.saturating_add(look.waiting);
         let mut held = self.held.found(self.number);
         if look.more > 0 {
             held.extend(self.take_more()?);
