@@ -3,20 +3,19 @@
 //! A source that holds too many is banned by the kernel program, as any other is. When its ban is over the next look decides:
 //! it is banned again, or it is told that it is on probation.
 
+mod follow;
 mod judge;
 mod report;
 
-use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use dosguard_common::key::SourceKey;
 use dosguard_common::reason::{Reason, Verdict};
 use nix::time::{ClockId, clock_gettime};
 use tokio::sync::mpsc;
 
-use judge::Followed;
+use follow::Following;
 
 use super::events::Recorder;
 use super::health::Health;
@@ -91,7 +90,8 @@ impl ConnectionWatch {
             pace: Pace::new(settings.interval.duration()),
             settings: settings.clone(),
             looked: None,
-            banned: None,
+            following: None,
+            lost_sight: !failed.is_empty(),
             health: health.clone(),
             found: sender,
         };
@@ -138,8 +138,10 @@ struct Work {
     pace: Pace,
     settings: Connections,
     looked: Option<Instant>,
-    /// Sources whose bans for connections are to be followed, with their ends; none until the first look.
-    banned: Option<BTreeMap<SourceKey, Followed>>,
+    /// The bans for connections that are to be followed; none until the first look.
+    following: Option<Following>,
+    /// Since the last look that was judged, a network namespace has turned out not to be watched.
+    lost_sight: bool,
     health: Health,
     found: mpsc::Sender<EventRecord>,
 }
@@ -183,7 +185,7 @@ impl Work {
         let limits = self.limits()?;
         if limits.is_empty() {
             self.health.counted(None);
-            (self.looked, self.banned) = (None, None);
+            (self.looked, self.following) = (None, None);
             return Ok(IDLE);
         }
         let passed = self.passed(&limits)?;
@@ -204,7 +206,7 @@ impl Work {
             self.report(&census, &limits, cpu)?;
             self.pace.looked(&census, &limits, passed, began.elapsed());
             self.judge(&census, &limits, is_complete)?;
-            self.pace.hurry(self.is_waiting(now_ns));
+            self.pace.hurry(self.following.as_ref().is_some_and(|following| following.is_waiting(now_ns)));
         }
         let next_end = self.next_end().map(|end_ns| Duration::from_nanos(end_ns.saturating_sub(now_ns)));
         Ok(self.pace.pause().min(next_end.unwrap_or(Duration::MAX)).max(Duration::from_millis(1)))
@@ -229,17 +231,12 @@ impl Work {
     }
 
     fn next_end(&self) -> Option<u64> {
-        self.banned.iter().flatten().filter_map(|(_, followed)| followed.end_ns()).min()
+        self.following.as_ref().and_then(Following::next_end)
     }
 
     /// Whether a ban is over.
     fn has_ended(&self, now_ns: u64) -> bool {
         self.next_end().is_some_and(|end_ns| end_ns <= now_ns)
-    }
-
-    /// Whether a source is spared whose connections are about to end, or is about to be told of.
-    fn is_waiting(&self, now_ns: u64) -> bool {
-        self.banned.iter().flatten().any(|(_, followed)| followed.is_waited_for(now_ns))
     }
 
     /// Looks in every namespace. What cannot be looked at is told once and left out: then the census is not complete; and none
@@ -267,6 +264,7 @@ impl Work {
                 }
             }
         }
+        self.lost_sight |= !gone.is_empty();
         self.elsewhere.retain(|(name, _)| !gone.contains(name));
         if let Some(why) = self.here.take_no_walk() {
             log::warn!("connections are counted from lists that the kernel sends, which takes longer: {why}");
