@@ -27,6 +27,7 @@ pub use layout::SocketLayout;
 use crate::config::cidr::to_address;
 use crate::config::services::CountBy;
 use crate::datapath::{self, Found, Walk};
+use crate::output::in_brief;
 use crate::paths::Paths;
 use closing::Closing;
 use dump::Dump;
@@ -89,7 +90,7 @@ impl Counter {
             CountBy::SockDiag => Ok(Self::Dump(Box::new(Dump::open(paths)?))),
             // Older kernels cannot, and say so in many ways; the lists are in all of them.
             CountBy::Auto => walk().or_else(|error| {
-                *no_walk = Some(in_full(&error));
+                *no_walk = Some(in_brief(&error));
                 Ok(Self::Dump(Box::new(Dump::open(paths)?)))
             }),
         }
@@ -101,13 +102,6 @@ impl Counter {
             Self::Dump(dump) => dump.look(own),
         }
     }
-}
-
-/// An error with all its causes, without hints.
-fn in_full(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    let lines = causes.map(|error| error.to_string().lines().next().unwrap_or_default().to_owned());
-    lines.collect::<Vec<_>>().join(": ")
 }
 
 /// The addresses of the calling thread's network namespace.
