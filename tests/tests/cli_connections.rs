@@ -1,11 +1,14 @@
-//! Limits of connections on the command line: where they are shown. Needs root.
+//! Limits of connections on the command line: where they are shown, and what is said where nobody counts. Needs root.
 
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail as the test itself does")]
 
 use dosguard_tests::addresses::{FORGED_V4, GUARD_ATTACKER_SIDE};
-use dosguard_tests::cli::done;
+use dosguard_tests::cli::{done, say, start, words};
 use dosguard_tests::daemon::Dosguard;
 use dosguard_tests::lab::Lab;
+
+const WARNING: &str =
+    "warning: `max_connections` is not enforced: it takes a daemon (`dosguard run`) to count connections\n";
 
 /// The line of a table with that first word.
 fn line<'a>(text: &'a str, first: &str) -> Vec<&'a str> {
@@ -37,4 +40,30 @@ fn a_limit_of_connections_is_shown_beside_that_of_syns() {
     assert_eq!(line(&all, "default")[5..], ["100/1s", "100", "none", "-"]);
     assert_eq!(line(&all, "web")[5..], ["5/1s", "5", "1234", "-"]);
     assert_eq!(line(&one, "rule"), ["rule", "web (tcp/80): limit 5/1s, action ban, max_connections 1234"]);
+}
+
+#[test]
+fn who_sets_a_limit_that_nobody_counts_for_is_told() {
+    let lab = Lab::new().unwrap();
+    let dosguard = Dosguard::new(&lab).unwrap();
+    done(&dosguard, &format!("attach {GUARD_ATTACKER_SIDE}"));
+    let warns = |line: &str| {
+        let said = say(&dosguard, words(line));
+        assert_eq!(said.code, Some(0), "`{line}`: {said:?}");
+        said.err.contains(WARNING)
+    };
+    assert!(warns("rule add web --ports tcp/80 --limit 5/1s --max-connections 10"));
+    assert!(warns("sysctl rule.web.max_connections=20"));
+    for line in [
+        "rule add mail --ports tcp/25 --limit 5/1s",
+        "sysctl rule.web.limit=6/1s",
+        "sysctl rule.web.max_connections=20",
+        "sysctl rule.web.max_connections=none",
+    ] {
+        assert!(!warns(line), "{line}");
+    }
+    let daemon = start(&dosguard, "");
+    assert!(!warns("sysctl rule.smtp.max_connections=20"));
+    assert!(!warns("rule add more --ports tcp/81 --limit 5/1s --max-connections 10"));
+    daemon.terminate().unwrap();
 }
