@@ -7,6 +7,7 @@ mod follow;
 mod judge;
 mod report;
 
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -96,7 +97,9 @@ impl ConnectionWatch {
             found: sender,
         };
         let thread = thread::Builder::new().name("connections".to_owned());
-        let thread = thread.spawn(move || work.run(&changed)).map_err(io_error("start a thread"))?;
+        let health = health.clone();
+        let thread = thread.spawn(move || watched(&health, || work.run(&changed)));
+        let thread = thread.map_err(io_error("start a thread"))?;
         Ok(Self { found, settings: settings_sender, thread })
     }
 
@@ -279,6 +282,19 @@ impl Work {
     }
 }
 
+/// Does the work of the thread. The daemon goes on without it, since the filter's limits hold all the same; but what it has told
+/// last must not stand as if it were so still.
+fn watched(health: &Health, work: impl FnOnce()) {
+    if panic::catch_unwind(AssertUnwindSafe(work)).is_err() {
+        health.counted(None);
+        health.warn(
+            WATCHING,
+            "connections are not counted any more: what counts them has failed\nhint: start the daemon again, and report what it \
+             has said of a panic",
+        );
+    }
+}
+
 /// The CPU time of this thread.
 fn cpu_time() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map(Duration::from).unwrap_or_default()
@@ -286,4 +302,35 @@ fn cpu_time() -> Duration {
 
 fn about(name: &str) -> String {
     format!("network namespace `{name}`")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::report::ConnectionReport;
+
+    #[test]
+    fn what_has_failed_does_not_stand_as_if_it_went_on() {
+        let health = Health::default();
+        let report = ConnectionReport {
+            at: jiff::Timestamp::UNIX_EPOCH,
+            method: "iterator".into(),
+            namespaces: Vec::new(),
+            cpu_ms: 1.0,
+            sources: 1,
+            established: 30,
+            half_open: 0,
+            local: 0,
+            allowed: 0,
+            missed: 0,
+            most: None,
+            hint: None,
+        };
+        watched(&health, || health.counted(Some(report.clone())));
+        assert_eq!((health.report().connections, health.warned()), (Some(report), vec![]));
+        watched(&health, || panic!("a test of what a panic leaves"));
+        let warned = health.warned().concat();
+        assert!(warned.starts_with("connections are not counted any more"), "{warned}");
+        assert_eq!(health.report().connections, None);
+    }
 }
