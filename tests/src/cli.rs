@@ -18,7 +18,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::{
-    addresses::{FORGED_V4, GUARD_ATTACKER_SIDE, GUARD_V4, PEER},
+    addresses::{FORGED_V4, GUARD_ATTACKER_SIDE, GUARD_CLIENT_SIDE, GUARD_V4, PEER},
     daemon::{Daemon, Dosguard},
     directory::walk,
     lab::Lab,
@@ -122,6 +122,27 @@ pub fn start_into<'a>(dosguard: &Dosguard<'a>, stdout: impl Into<Stdio>) -> Daem
 fn run_line(dosguard: &Dosguard<'_>, more: &str) -> String {
     let config = dosguard.write_config("c.toml", CONFIG).unwrap();
     format!("run -c {} {more} {GUARD_ATTACKER_SIDE}", config.display())
+}
+
+/// Starts a daemon with this configuration and events as JSON, on both sides of the lab.
+pub fn start_telling<'a>(dosguard: &Dosguard<'a>, config: &str) -> Daemon<'a> {
+    let file = dosguard.write_config("c.toml", config).unwrap();
+    let line = format!("run --json -c {} {GUARD_ATTACKER_SIDE} {GUARD_CLIENT_SIDE}", file.display());
+    dosguard.start(words(&line)).unwrap()
+}
+
+/// All events that such a daemon has told.
+#[must_use]
+pub fn told(daemon: &Daemon<'_>) -> Vec<Value> {
+    let text = daemon.stdout().unwrap();
+    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Those of a kind.
+#[must_use]
+pub fn events(daemon: &Daemon<'_>, kind: &str) -> Vec<Value> {
+    told(daemon).into_iter().filter(|event| event["kind"] == kind).collect()
 }
 
 /// The bans that `bans list` shows.

@@ -140,6 +140,13 @@ fn check_shows_what_the_files_come_to() {
     ] {
         assert!(said.err.contains(warning), "no `{warning}` in {}", said.err);
     }
+
+    // One file alone, as `run` takes it.
+    let [named, alone] = [["check", "-c"].as_slice(), &["check"]]
+        .map(|words| say(&dosguard, words.iter().map(AsRef::as_ref).chain([main.as_os_str()])));
+    assert_eq!((named.code, &named.out), (Some(0), &alone.out));
+    let both = ["check".as_ref(), "-c".as_ref(), main.as_os_str(), file.as_os_str()];
+    assert_eq!(say(&dosguard, both).code, Some(2), "one or the other");
 }
 
 /// How to make the file, what `check` comes to, and what it says.

@@ -15,8 +15,8 @@ use dosguard_tests::addresses::{
     ATTACKER_V4, ATTACKER_V6, CLIENT_V4, CLIENT_V6, GUARD_ATTACKER_SIDE, GUARD_CLIENT_SIDE, GUARD_CLIENT_V4,
     GUARD_CLIENT_V6, GUARD_V4, GUARD_V6,
 };
-use dosguard_tests::cli::{done, syns_from, words};
-use dosguard_tests::daemon::{Daemon, Dosguard};
+use dosguard_tests::cli::{PATIENCE, done, events, start_telling as start, syns_from, told, words};
+use dosguard_tests::daemon::Dosguard;
 use dosguard_tests::held::Held;
 use dosguard_tests::holding::HoldingServer;
 use dosguard_tests::lab::Lab;
@@ -26,8 +26,6 @@ use dosguard_tests::sources::{many_v4, many_v6};
 use dosguard_tests::wait::wait_until;
 use serde_json::Value;
 
-const PATIENCE: Duration = Duration::from_secs(10);
-
 const CONFIG: &str = r#"
 [rule.web]
 ports = ["tcp/80"]
@@ -35,23 +33,6 @@ limit = "1000/1s"
 ban = "3s"
 max_connections = 100
 "#;
-
-fn start<'a>(dosguard: &Dosguard<'a>, config: &str) -> Daemon<'a> {
-    let file = dosguard.write_config("connections.toml", config).unwrap();
-    let line = format!("run --json -c {} {GUARD_ATTACKER_SIDE} {GUARD_CLIENT_SIDE}", file.display());
-    dosguard.start(words(&line)).unwrap()
-}
-
-/// All that the daemon has told.
-fn told(daemon: &Daemon<'_>) -> Vec<Value> {
-    let text = daemon.stdout().unwrap();
-    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
-    whole.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
-fn events(daemon: &Daemon<'_>, kind: &str) -> Vec<Value> {
-    told(daemon).into_iter().filter(|event| event["kind"] == kind).collect()
-}
 
 fn hold_and_let_go(attacker: (IpAddr, IpAddr), client: (IpAddr, IpAddr), source: &str) {
     let lab = Lab::new().unwrap();

@@ -10,9 +10,10 @@ use jiff::Timestamp;
 
 use super::{survive, talk};
 use crate::bans::{Live, Naming};
-use crate::config::policy::SourcePrefixes;
+use crate::config::policy::{NamedRule, Policy, SourcePrefixes};
 use crate::daemon::{self, SubscriptionError};
 use crate::datapath::Datapath;
+use crate::lock::running_daemon;
 use crate::output::{EventRecord, WallClock};
 use crate::paths::Paths;
 use crate::system::boot_now_ns;
@@ -80,6 +81,19 @@ impl Names {
 pub(super) fn say_ended(ended: &[(SourceKey, Ban)]) {
     if !ended.is_empty() {
         talk::say(&format!("the change of settings ended {}", count(ended.len(), "ban")));
+    }
+}
+
+/// What is wrong with limits of connections where no daemon runs.
+pub(super) const UNCOUNTED: &str =
+    "`max_connections` is not enforced: it takes a daemon (`dosguard run`) to count connections";
+
+/// Warns if connections are limited from now on that nobody counts.
+pub(super) fn warn_of_uncounted(paths: &Paths, before: &Policy, after: &Policy) {
+    let max = |rule: &NamedRule| rule.spec.connections.max;
+    let is_new = |rule: &&NamedRule| before.rule(rule.name.as_str()).map(max) != Some(max(rule));
+    if after.rules.iter().filter(is_new).any(|rule| max(rule) != 0) && running_daemon(paths).is_none() {
+        log::warn!("{UNCOUNTED}");
     }
 }
 

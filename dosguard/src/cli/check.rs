@@ -22,14 +22,20 @@ use crate::paths::Paths;
 
 #[derive(Debug, Args)]
 pub(super) struct CheckArgs {
+    /// The configuration file, as `run` takes it.
+    #[arg(short, long, value_name = "FILE", conflicts_with = "files")]
+    config: Option<PathBuf>,
     /// The files, a later one over those before it. Without any, the instance's own.
     #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
 }
 
 pub(super) fn check(paths: &Paths, args: &CheckArgs, out: &mut dyn Write) -> anyhow::Result<Answer> {
-    let read =
-        if args.files.is_empty() { file::load(paths, None) } else { file::read_all(&args.files).map(Some) };
+    let read = if args.files.is_empty() {
+        file::load(paths, args.config.as_deref())
+    } else {
+        file::read_all(&args.files).map(Some)
+    };
     let configuration = match read {
         Ok(Some(configuration)) => configuration,
         Ok(None) => {

@@ -199,14 +199,19 @@ impl Context {
             source_text(first.source, self.prefixes)
         )?;
         self.print_lists(out, first)?;
-        let mut lines =
-            table(&["RULE", "PORTS", "WOULD", "REASON", "COUNTED", "LIMIT", "LEFT", "BAN ENDS IN"]);
+        let limited = self.rules.iter().any(|rule| rule.spec.connections.max != 0);
+        let mut header = vec!["RULE", "PORTS", "WOULD", "REASON", "COUNTED", "LIMIT", "LEFT"];
+        if limited {
+            header.push("MAX CONNECTIONS");
+        }
+        header.push("BAN ENDS IN");
+        let mut lines = table(&header);
         let dash = || "-".to_owned();
         for explanation in all {
             let Some(rule) = self.rule_of(explanation.port) else { continue };
             let standing = explanation.standing();
             let ends = explanation.ban(self.clock.boot_now_ns()).map(|(_, ban)| self.remaining(&ban));
-            lines.add_row([
+            let mut row = vec![
                 rule.name.to_string(),
                 RuleField::Ports.get(rule),
                 explanation.reason.verdict().name().to_owned(),
@@ -214,8 +219,12 @@ impl Context {
                 standing.map_or_else(dash, |standing| standing.count.to_string()),
                 RuleField::Limit.get(rule),
                 standing.map_or_else(dash, |standing| standing.left().to_string()),
-                ends.unwrap_or_else(dash),
-            ]);
+            ];
+            if limited {
+                row.push(RuleField::MaxConnections.get(rule));
+            }
+            row.push(ends.unwrap_or_else(dash));
+            lines.add_row(row);
         }
         Ok(write_table(out, &lines)?)
     }
@@ -299,11 +308,15 @@ fn covering(explanation: &Explanation, wanted: List) -> Option<String> {
 }
 
 fn rule_text(rule: &NamedRule) -> String {
-    format!(
+    let mut text = format!(
         "{} ({}): limit {}, action {}",
         rule.name,
         RuleField::Ports.get(rule),
         RuleField::Limit.get(rule),
         RuleField::Action.get(rule)
-    )
+    );
+    if rule.spec.connections.max != 0 {
+        text += &format!(", {} {}", RuleField::MaxConnections.name(), rule.spec.connections.max);
+    }
+    text
 }

@@ -8,7 +8,7 @@ use dosguard_common::event::Kind;
 use dosguard_common::rule::{Action, ConnectionLimit};
 use serde::Serialize;
 
-use super::changes::{Names, count};
+use super::changes::{Names, count, warn_of_uncounted};
 use super::{Answer, talk};
 use crate::config::field::{RuleField, with_room_for_ban};
 use crate::config::keys::unknown_rule;
@@ -185,7 +185,8 @@ fn add(paths: &Paths, args: &AddArgs) -> anyhow::Result<Answer> {
     require_capabilities()?;
     let _lock = StateLock::acquire(paths)?;
     let mut datapath = Datapath::require(paths)?;
-    let mut wanted = datapath.settings()?;
+    let live = datapath.settings()?;
+    let mut wanted = live.clone();
     anyhow::ensure!(
         wanted.rule(&args.name).is_none(),
         "rule `{0}` exists already\nhint: `{2} sysctl rule.{0}.limit={1}` changes it",
@@ -201,6 +202,7 @@ fn add(paths: &Paths, args: &AddArgs) -> anyhow::Result<Answer> {
         "it lasts until a configuration file is applied that does not name it, or until `{} detach`",
         paths.command()
     ));
+    warn_of_uncounted(paths, &live, &wanted);
     Ok(Answer::Done)
 }
 

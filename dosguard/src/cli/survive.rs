@@ -13,7 +13,7 @@ use crate::bans::{Live, Naming, Restored, saved_ban};
 use crate::daemon::saver::Saver;
 use crate::daemon::{BACKLOG, Known};
 use crate::datapath::Datapath;
-use crate::output::{EventRecord, WallClock, YELLOW};
+use crate::output::{EventRecord, WallClock, YELLOW, in_full};
 use crate::paths::Paths;
 use crate::store::{Changes, EventFilter, Opened, Saved, Store, StoreError};
 use crate::system;
@@ -22,7 +22,7 @@ use crate::system;
 pub(super) fn saved(paths: &Paths) -> Option<Saved> {
     let read = Store::open_read_only(paths).and_then(|store| store.map(|store| store.saved()).transpose());
     read.unwrap_or_else(|error| {
-        log::warn!("what was banned before is not known: {}", error.in_full());
+        log::warn!("what was banned before is not known: {}", in_full(&error));
         None
     })
 }
@@ -47,7 +47,7 @@ pub(super) fn forget(paths: &Paths) {
     }
     let forgotten = Store::open(paths).and_then(|opened| { opened }.store.forget_saved());
     if let Err(error) = forgotten {
-        log::warn!("what is banned was not forgotten, and comes back: {}", error.in_full());
+        log::warn!("what is banned was not forgotten, and comes back: {}", in_full(&error));
     }
 }
 

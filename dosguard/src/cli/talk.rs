@@ -5,7 +5,7 @@ use std::io::Write as _;
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
-use crate::output::{BOLD, RED, YELLOW, printable};
+use crate::output::{self, BOLD, RED, YELLOW, printable};
 
 /// So many characters of a line are shown.
 const LONGEST: usize = 2_000;
@@ -98,12 +98,12 @@ fn tell(message: &str, hints: &[String]) {
     }
 }
 
-/// The causes on one line, each said once, and the hints behind all of them.
+/// What went wrong, and what to do.
 ///
 /// What came from a file or a command line may hold control characters, which a terminal would obey: they are shown, and
 /// not sent.
 fn message_and_hints(causes: anyhow::Chain<'_>) -> (String, Vec<String>) {
-    let (message, hints) = raw_message_and_hints(causes);
+    let (message, hints) = output::message_and_hints(causes);
     (lines(&message), hints.iter().map(|hint| lines(hint)).collect())
 }
 
@@ -115,26 +115,6 @@ fn lines(text: &str) -> String {
         None => printable(line).into_owned(),
     };
     text.lines().map(shown).collect::<Vec<_>>().join("\n  ")
-}
-
-fn raw_message_and_hints(causes: anyhow::Chain<'_>) -> (String, Vec<String>) {
-    let mut message = String::new();
-    let mut hints = Vec::new();
-    for cause in causes {
-        let text = cause.to_string();
-        let (text, hint) = match text.split_once("\nhint: ") {
-            Some((text, hint)) => (text, Some(hint)),
-            None => (text.as_str(), None),
-        };
-        hints.extend(hint.map(str::to_owned));
-        if message.is_empty() {
-            text.clone_into(&mut message);
-        } else if !message.contains(text) {
-            message += ": ";
-            message += text;
-        }
-    }
-    (message, hints)
 }
 
 #[cfg(test)]
@@ -163,14 +143,5 @@ mod tests {
     fn a_line_without_end_is_cut() {
         assert_eq!(lines(&"ä".repeat(LONGEST)), "ä".repeat(LONGEST));
         assert_eq!(lines(&"ä".repeat(LONGEST * 100)), "ä".repeat(LONGEST) + "…");
-    }
-
-    #[test]
-    fn causes_are_joined_and_hints_come_last() {
-        let inner = anyhow::anyhow!("the disk is full\nhint: delete something");
-        let error = inner.context("cannot write `x`: the disk is full").context("cannot save");
-        let (message, hints) = message_and_hints(error.chain());
-        assert_eq!(message, "cannot save: cannot write `x`: the disk is full");
-        assert_eq!(hints, ["delete something"]);
     }
 }

@@ -39,7 +39,7 @@ pub enum RuleField {
 }
 
 /// Any number of connections.
-const NO_LIMIT: &str = "none";
+pub(crate) const NO_LIMIT: &str = "none";
 
 /// The shortest ban: a shorter one would report more than it drops.
 const SHORTEST_BAN: Span = Span::from_ns(100_000_000);

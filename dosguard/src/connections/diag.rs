@@ -61,6 +61,17 @@ pub enum DiagError {
     },
 }
 
+impl DiagError {
+    /// The same once more, if it stays so as long as the process lives.
+    pub(super) const fn for_good(&self) -> Option<Self> {
+        match self {
+            Self::DestroyUnsupported => Some(Self::DestroyUnsupported),
+            Self::NotPermitted => Some(Self::NotPermitted),
+            Self::Interrupted | Self::Overrun | Self::Unsupported | Self::Io { .. } => None,
+        }
+    }
+}
+
 /// The state of a TCP socket, as far as it can be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TcpState {

@@ -3,12 +3,13 @@
 
 mod answer;
 mod census;
+mod closing;
 mod diag;
 mod dump;
 mod elsewhere;
 mod layout;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use dosguard_common::abi;
 use dosguard_common::address::Address;
@@ -18,6 +19,7 @@ use thiserror::Error;
 
 pub(crate) use census::is_near;
 pub use census::{Census, Limits, Pace, Passed};
+pub use closing::Closed;
 pub use diag::{DiagError, SockDiag, States, TcpSocket, TcpState};
 pub use elsewhere::Place;
 pub use layout::SocketLayout;
@@ -25,7 +27,9 @@ pub use layout::SocketLayout;
 use crate::config::cidr::to_address;
 use crate::config::services::CountBy;
 use crate::datapath::{self, Found, Walk};
+use crate::output::in_brief;
 use crate::paths::Paths;
+use closing::Closing;
 use dump::Dump;
 
 /// Why connections cannot be counted, or not be closed.
@@ -58,21 +62,13 @@ pub enum CountError {
     Ended(String),
 }
 
-/// What was closed.
-#[derive(Debug, Default)]
-pub struct Closed {
-    /// How many connections of each source.
-    pub counts: BTreeMap<SourceKey, u32>,
-    /// Why not all.
-    pub failed: Option<CountError>,
-}
-
 /// The sockets of one network namespace: the calling thread's at the first look.
 pub struct Sockets {
     paths: Paths,
     by: CountBy,
     counter: Option<Counter>,
     closer: Option<Dump>,
+    closing: Closing,
     /// Why there is no walk.
     no_walk: Option<String>,
 }
@@ -94,7 +90,7 @@ impl Counter {
             CountBy::SockDiag => Ok(Self::Dump(Box::new(Dump::open(paths)?))),
             // Older kernels cannot, and say so in many ways; the lists are in all of them.
             CountBy::Auto => walk().or_else(|error| {
-                *no_walk = Some(in_full(&error));
+                *no_walk = Some(in_brief(&error));
                 Ok(Self::Dump(Box::new(Dump::open(paths)?)))
             }),
         }
@@ -106,13 +102,6 @@ impl Counter {
             Self::Dump(dump) => dump.look(own),
         }
     }
-}
-
-/// An error with all its causes, without hints.
-fn in_full(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    let lines = causes.map(|error| error.to_string().lines().next().unwrap_or_default().to_owned());
-    lines.collect::<Vec<_>>().join(": ")
 }
 
 /// The addresses of the calling thread's network namespace.
@@ -129,7 +118,14 @@ fn own_addresses() -> BTreeSet<Address> {
 impl Sockets {
     /// Of an instance, which must be there. Nothing is loaded before the first look.
     pub fn new(paths: &Paths, by: CountBy) -> Self {
-        Self { paths: paths.clone(), by, counter: None, closer: None, no_walk: None }
+        Self {
+            paths: paths.clone(),
+            by,
+            counter: None,
+            closer: None,
+            closing: Closing::default(),
+            no_walk: None,
+        }
     }
 
     /// How it counts; what was asked for before the first look.
@@ -155,19 +151,23 @@ impl Sockets {
         self.no_walk.take()
     }
 
-    /// Closes the established connections of sources under rules.
+    /// Closes the established connections of sources under rules. Where the kernel or the privileges rule it out, that is found
+    /// out once.
     pub fn close(&mut self, keys: &BTreeSet<SourceKey>) -> Closed {
-        let own = own_addresses();
-        if let Some(Counter::Dump(dump)) = &mut self.counter {
-            return dump.close(keys, &own);
-        }
-        let closer = match self.closer.take() {
-            Some(closer) => closer,
-            None => match Dump::open(&self.paths) {
-                Ok(closer) => closer,
-                Err(error) => return Closed { failed: Some(error), ..Closed::default() },
-            },
-        };
-        self.closer.insert(closer).close(keys, &own)
+        let Self { paths, counter, closer, closing, .. } = self;
+        closing.by(|| {
+            let own = own_addresses();
+            if let Some(Counter::Dump(dump)) = counter {
+                return dump.close(keys, &own);
+            }
+            let opened = match closer.take() {
+                Some(opened) => opened,
+                None => match Dump::open(paths) {
+                    Ok(opened) => opened,
+                    Err(error) => return Closed::nothing(error),
+                },
+            };
+            closer.insert(opened).close(keys, &own)
+        })
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::task::spawn_blocking;
 
-use crate::output::EventRecord;
+use crate::output::{EventRecord, in_full};
 use crate::paths::Paths;
 use crate::store::{EventFilter, Flusher, Store};
 
@@ -56,7 +56,7 @@ impl Past {
                 if error.is_damage() {
                     self.flusher.doubt();
                 }
-                format!("the history cannot be read: {}", error.in_full())
+                format!("the history cannot be read: {}", in_full(&error))
             })?,
             Err(error) => return Err(format!("the history cannot be read: {error}")),
         };

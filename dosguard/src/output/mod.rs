@@ -2,6 +2,7 @@
 //!
 //! JSON objects carry `"version": 1`; fields may be added, and none changes its meaning under the same number.
 
+mod causes;
 mod line;
 mod record;
 
@@ -12,6 +13,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 use jiff::{SignedDuration, Timestamp, Unit, tz::TimeZone};
 use serde::Serialize;
 
+pub(crate) use causes::{in_brief, in_full, message_and_hints};
 pub(crate) use line::printable;
 pub use record::{BanFields, BanRecord, EventRecord, PacketRecord};
 

@@ -1,6 +1,5 @@
 //! What goes wrong with a database.
 
-use std::error::Error as _;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -138,23 +137,6 @@ impl StoreError {
             }
             _ => false,
         }
-    }
-
-    /// What went wrong and why, on one line without a hint.
-    pub(super) fn brief(&self) -> String {
-        let own = self.to_string();
-        let mut text = own.split_once("\nhint: ").map_or(own.as_str(), |(text, _)| text).to_owned();
-        if let Some(source) = self.source() {
-            text += &format!(": {source}");
-        }
-        text
-    }
-
-    /// The same, and what to do on a line of its own.
-    pub fn in_full(&self) -> String {
-        let own = self.to_string();
-        let hint = own.split_once("\nhint: ").map(|(_, hint)| format!("\nhint: {hint}"));
-        self.brief() + &hint.unwrap_or_default()
     }
 }
 

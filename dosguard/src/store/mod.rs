@@ -36,6 +36,7 @@ pub use past::{End, Past, PastBan, SourceSum, top};
 pub use saved::{Changes, Saved, SavedBan, SavedKey, SavedOffender};
 pub use writer::{Flusher, Saves, Writer};
 
+use crate::output::in_brief;
 use crate::paths::Paths;
 use error::at;
 use schema::Found;
@@ -82,7 +83,7 @@ impl Store {
             Err((_, error)) => return Err(error),
         };
         let aside = files::set_aside(&path)?;
-        log::warn!("{}; it was set aside as `{}`, and a new one begun", why.brief(), aside.display());
+        log::warn!("{}; it was set aside as `{}`, and a new one begun", in_brief(&why), aside.display());
         files::prepare(paths.state_dir(), &path)?;
         let mut store = Self::try_open(&path).map_err(|(_, error)| error)?;
         // Numbers go on where they can be read: who listens takes a lower one for told already.

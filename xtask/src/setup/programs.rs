@@ -23,7 +23,7 @@ pub const LAB: &[Tool] = &[
     ("systemd", &["systemd-analyze"]),
     ("tcpd", &["tcpdmatch"]),
     ("tcpdump", &["tcpdump"]),
-    ("util-linux", &["nsenter", "setpriv", "taskset", "unshare"]),
+    ("util-linux", &["nsenter", "prlimit", "setpriv", "taskset", "unshare"]),
 ];
 
 /// The services that come with packages of which only a program is wanted. They would be started at once and at every boot.

@@ -5,6 +5,7 @@ use dosguard_common::reason::{Reason, Tally};
 use jiff::Timestamp;
 use serde::Serialize;
 
+use crate::cli::changes::UNCOUNTED;
 use crate::config::field::RuleField;
 use crate::confirm::{Pending, Waiter};
 use crate::daemon::report::{ConnectionReport, Rates};
@@ -262,10 +263,7 @@ impl StateRecord {
             }
         }
         if !daemon_runs && self.rules.iter().any(|rule| rule.max_connections.is_some()) {
-            warnings.push(
-                "`max_connections` is not enforced: it takes a daemon (`dosguard run`) to count connections"
-                    .to_owned(),
-            );
+            warnings.push(UNCOUNTED.to_owned());
         }
         if !daemon_runs {
             let what = if self.interfaces.is_empty() {

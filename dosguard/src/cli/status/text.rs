@@ -7,6 +7,7 @@ use dosguard_common::config::Mode;
 use jiff::Timestamp;
 
 use super::record::{DaemonRecord, FULL_PERCENT, FillRecord, InterfaceRecord, StateRecord, StatusRecord};
+use crate::config::field::NO_LIMIT;
 use crate::config::services::CountBy;
 use crate::config::units::Span;
 use crate::daemon::report::{ConnectionReport, Holder, Rates};
@@ -159,27 +160,30 @@ fn write_losses(record: &StatusRecord, state: &StateRecord, out: &mut dyn Write)
     Ok(())
 }
 
-/// The rules and their counters; if any is only watched, or was, with what it would have dropped.
+/// The rules and their counters; if any limits connections, with that limit; if any is only watched, or was, with what it would
+/// have dropped.
 fn rules_table(state: &StateRecord) -> Table {
     let watched = state.is_monitored()
         || state.rules.iter().any(|rule| {
             rule.mode == Mode::Monitor.name() || rule.monitored_over_limit + rule.monitored_banned > 0
         });
-    let mut header = vec!["RULE", "PORTS", "LIMIT", "ACTION", "SYNS PASSED", "OVER LIMIT", "BANNED"];
+    let limited = state.rules.iter().any(|rule| rule.max_connections.is_some());
+    let mut header = vec!["RULE", "PORTS", "LIMIT"];
+    if limited {
+        header.push("MAX CONNECTIONS");
+    }
+    header.extend(["ACTION", "SYNS PASSED", "OVER LIMIT", "BANNED"]);
     if watched {
         header.extend(["MODE", "WATCHED OVER LIMIT", "WATCHED BANNED"]);
     }
     let mut rules = table(&header);
     for rule in &state.rules {
-        let mut row = vec![
-            rule.name.clone(),
-            rule.ports.clone(),
-            rule.limit.clone(),
-            rule.action.to_owned(),
-            grouped(rule.under_limit),
-            grouped(rule.over_limit),
-            grouped(rule.banned),
-        ];
+        let mut row = vec![rule.name.clone(), rule.ports.clone(), rule.limit.clone()];
+        if limited {
+            row.push(rule.max_connections.map_or_else(|| NO_LIMIT.to_owned(), |max| max.to_string()));
+        }
+        row.push(rule.action.to_owned());
+        row.extend([rule.under_limit, rule.over_limit, rule.banned].map(grouped));
         if watched {
             let mode = if state.is_monitored() { state.mode } else { rule.mode };
             row.push(mode.to_owned());

@@ -3,20 +3,20 @@
 //! A source that holds too many is banned by the kernel program, as any other is. When its ban is over the next look decides:
 //! it is banned again, or it is told that it is on probation.
 
+mod follow;
 mod judge;
 mod report;
 
-use std::collections::BTreeMap;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use dosguard_common::key::SourceKey;
 use dosguard_common::reason::{Reason, Verdict};
 use nix::time::{ClockId, clock_gettime};
 use tokio::sync::mpsc;
 
-use judge::Followed;
+use follow::Following;
 
 use super::events::Recorder;
 use super::health::Health;
@@ -91,12 +91,15 @@ impl ConnectionWatch {
             pace: Pace::new(settings.interval.duration()),
             settings: settings.clone(),
             looked: None,
-            banned: None,
+            following: None,
+            lost_sight: !failed.is_empty(),
             health: health.clone(),
             found: sender,
         };
         let thread = thread::Builder::new().name("connections".to_owned());
-        let thread = thread.spawn(move || work.run(&changed)).map_err(io_error("start a thread"))?;
+        let health = health.clone();
+        let thread = thread.spawn(move || watched(&health, || work.run(&changed)));
+        let thread = thread.map_err(io_error("start a thread"))?;
         Ok(Self { found, settings: settings_sender, thread })
     }
 
@@ -138,8 +141,10 @@ struct Work {
     pace: Pace,
     settings: Connections,
     looked: Option<Instant>,
-    /// Sources whose bans for connections are to be followed, with their ends; none until the first look.
-    banned: Option<BTreeMap<SourceKey, Followed>>,
+    /// The bans for connections that are to be followed; none until the first look.
+    following: Option<Following>,
+    /// Since the last look that was judged, a network namespace has turned out not to be watched.
+    lost_sight: bool,
     health: Health,
     found: mpsc::Sender<EventRecord>,
 }
@@ -183,7 +188,7 @@ impl Work {
         let limits = self.limits()?;
         if limits.is_empty() {
             self.health.counted(None);
-            (self.looked, self.banned) = (None, None);
+            (self.looked, self.following) = (None, None);
             return Ok(IDLE);
         }
         let passed = self.passed(&limits)?;
@@ -204,7 +209,7 @@ impl Work {
             self.report(&census, &limits, cpu)?;
             self.pace.looked(&census, &limits, passed, began.elapsed());
             self.judge(&census, &limits, is_complete)?;
-            self.pace.hurry(self.is_waiting(now_ns));
+            self.pace.hurry(self.following.as_ref().is_some_and(|following| following.is_waiting(now_ns)));
         }
         let next_end = self.next_end().map(|end_ns| Duration::from_nanos(end_ns.saturating_sub(now_ns)));
         Ok(self.pace.pause().min(next_end.unwrap_or(Duration::MAX)).max(Duration::from_millis(1)))
@@ -229,17 +234,12 @@ impl Work {
     }
 
     fn next_end(&self) -> Option<u64> {
-        self.banned.iter().flatten().filter_map(|(_, followed)| followed.end_ns()).min()
+        self.following.as_ref().and_then(Following::next_end)
     }
 
     /// Whether a ban is over.
     fn has_ended(&self, now_ns: u64) -> bool {
         self.next_end().is_some_and(|end_ns| end_ns <= now_ns)
-    }
-
-    /// Whether a source is spared whose connections are about to end, or is about to be told of.
-    fn is_waiting(&self, now_ns: u64) -> bool {
-        self.banned.iter().flatten().any(|(_, followed)| followed.is_waited_for(now_ns))
     }
 
     /// Looks in every namespace. What cannot be looked at is told once and left out: then the census is not complete; and none
@@ -267,6 +267,7 @@ impl Work {
                 }
             }
         }
+        self.lost_sight |= !gone.is_empty();
         self.elsewhere.retain(|(name, _)| !gone.contains(name));
         if let Some(why) = self.here.take_no_walk() {
             log::warn!("connections are counted from lists that the kernel sends, which takes longer: {why}");
@@ -281,6 +282,19 @@ impl Work {
     }
 }
 
+/// Does the work of the thread. The daemon goes on without it, since the filter's limits hold all the same; but what it has told
+/// last must not stand as if it were so still.
+fn watched(health: &Health, work: impl FnOnce()) {
+    if panic::catch_unwind(AssertUnwindSafe(work)).is_err() {
+        health.counted(None);
+        health.warn(
+            WATCHING,
+            "connections are not counted any more: what counts them has failed\nhint: start the daemon again, and report what it \
+             has said of a panic",
+        );
+    }
+}
+
 /// The CPU time of this thread.
 fn cpu_time() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map(Duration::from).unwrap_or_default()
@@ -288,4 +302,35 @@ fn cpu_time() -> Duration {
 
 fn about(name: &str) -> String {
     format!("network namespace `{name}`")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::report::ConnectionReport;
+
+    #[test]
+    fn what_has_failed_does_not_stand_as_if_it_went_on() {
+        let health = Health::default();
+        let report = ConnectionReport {
+            at: jiff::Timestamp::UNIX_EPOCH,
+            method: "iterator".into(),
+            namespaces: Vec::new(),
+            cpu_ms: 1.0,
+            sources: 1,
+            established: 30,
+            half_open: 0,
+            local: 0,
+            allowed: 0,
+            missed: 0,
+            most: None,
+            hint: None,
+        };
+        watched(&health, || health.counted(Some(report.clone())));
+        assert_eq!((health.report().connections, health.warned()), (Some(report), vec![]));
+        watched(&health, || panic!("a test of what a panic leaves"));
+        let warned = health.warned().concat();
+        assert!(warned.starts_with("connections are not counted any more"), "{warned}");
+        assert_eq!(health.report().connections, None);
+    }
 }

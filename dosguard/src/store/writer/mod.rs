@@ -21,7 +21,7 @@ use super::saved::{Changes, Pending};
 use super::{Opened, Store, StoreError, files, schema};
 use crate::config::services::History;
 use crate::daemon::health::{Health, Loss};
-use crate::output::EventRecord;
+use crate::output::{EventRecord, in_full};
 use crate::paths::Paths;
 use inbox::{BATCH, Shared, Task};
 
@@ -351,21 +351,21 @@ impl Thread {
             if let Some(then) = self.not_aside_before() {
                 // It is looked at again when it is opened.
                 retry_at = then;
-                self.health.warn(ABOUT, error.in_full());
+                self.health.warn(ABOUT, in_full(error));
             } else {
                 match files::set_aside(&self.paths.database()) {
                     Ok(aside) => {
-                        log::warn!("{}", error.in_full());
+                        log::warn!("{}", in_full(error));
                         self.shared.replaced(changes);
                         self.tell_of(&aside);
                         // The next round begins a new one at once.
                         return;
                     }
-                    Err(worse) => self.health.warn(ABOUT, worse.in_full()),
+                    Err(worse) => self.health.warn(ABOUT, in_full(&worse)),
                 }
             }
         } else {
-            self.health.warn(ABOUT, error.in_full());
+            self.health.warn(ABOUT, in_full(error));
             if !error.is_passing() {
                 self.store = None;
             }
