@@ -6,6 +6,6 @@ fn main() -> anyhow::Result<()> {
     println!("cargo:rerun-if-changed={}", concat!(env!("CARGO_MANIFEST_DIR"), "/../dosguard-common"));
     build(
         &[("dosguard-ebpf", concat!(env!("CARGO_MANIFEST_DIR"), "/../dosguard-ebpf"), &[])],
-        &["dosguard-xdp", "dosguard-connections"],
+        &["dosguard-xdp", "dosguard-challenges", "dosguard-connections"],
     )
 }

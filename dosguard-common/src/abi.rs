@@ -1,10 +1,19 @@
 //! Names, sizes and the version of everything that kernel and userspace agree on.
 
 /// Version of the pinned maps' layout. It is part of the pin path, so that two layouts never meet.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// The XDP program's name in the object and in the kernel's listings.
 pub const PROGRAM: &str = "dosguard";
+
+/// The program that answers SYNs, and its place in [`STEPS`].
+pub const REPLY_PROGRAM: &str = "dosguard_reply";
+/// Its place.
+pub const REPLY_STEP: u32 = 0;
+/// The program that looks at answers, and its place in [`STEPS`].
+pub const ANSWER_PROGRAM: &str = "dosguard_answer";
+/// Its place.
+pub const ANSWER_STEP: u32 = 1;
 
 /// The program that counts connections, in an object of its own that the daemon loads; see [`HELD`].
 pub const COUNT_PROGRAM: &str = "dosguard_count";
@@ -60,17 +69,31 @@ pub const ALLOW: MapSpec = map("ALLOW", 262_144, "allowed networks", 2);
 /// Prefixes from which every packet is dropped. Longest prefix match. Written by userspace. As large as `ALLOW`.
 pub const DENY: MapSpec = map("DENY", 262_144, "denied networks", 2);
 /// [`Reason`](crate::reason::Reason)s, then [`Tally`](crate::reason::Tally)s, to packets and bytes, per CPU.
-pub const COUNTERS: MapSpec = map("COUNTERS", crate::reason::COUNTERS, "what became of the packets", 2);
+pub const COUNTERS: MapSpec = map("COUNTERS", crate::reason::COUNTERS, "what became of the packets", 5);
 /// Rule index × reason to packets, per CPU.
 pub const RULE_COUNTERS: MapSpec =
-    map("RULE_COUNTERS", RULES.entries * crate::reason::Reason::COUNT, "the same for each rule", 2);
+    map("RULE_COUNTERS", RULES.entries * crate::reason::Reason::COUNT, "the same for each rule", 5);
 /// Kind of event to [`Gate`](crate::event::Gate), per CPU: how many events passed lately. Written by the kernel.
-pub const GATES: MapSpec = map("GATES", crate::event::Kind::GATED, "how many events passed lately", 2);
+pub const GATES: MapSpec = map("GATES", crate::event::Kind::GATED, "how many events passed lately", 5);
 /// Until when drops are counted for each source, in nanoseconds of boot time; 0 for not at all. Written by userspace.
 pub const WATCH: MapSpec = map("WATCH", 1, "whether drops are counted for each source", 4);
 /// Source to packets that were dropped while somebody watched, per CPU. LRU: when full, those go that were dropped least
 /// lately.
 pub const DROPS: MapSpec = map("DROPS", 16_384, "drops of sources", 4);
+/// One [`SynAck`](crate::challenge::SynAck): what is said of the host where the program answers in its place. Written by
+/// userspace.
+pub const SYNACK: MapSpec = map("SYNACK", 1, "what replies say of the host", 5);
+/// Until when answers to challenges are looked for, in nanoseconds of boot time. Written by the kernel with each challenge.
+pub const CHALLENGED: MapSpec = map("CHALLENGED", 1, "until when challenges may be answered", 5);
+/// [`Listener`](crate::challenge::Listener) to when the last SYN for it was left to the host, in nanoseconds of boot time. LRU:
+/// when full, more are left to it.
+pub const LISTENERS: MapSpec = map("LISTENERS", 4_096, "listeners that take cookies", 5);
+/// One [`Room`](crate::challenge::Room) per CPU. Written by the kernel, and of no meaning between two packets.
+pub const ROOM: MapSpec = map("ROOM", 1, "replies in progress", 5);
+/// Which program goes on with what: [`REPLY_STEP`], [`ANSWER_STEP`]. Written by userspace; an empty place drops or passes.
+pub const STEPS: MapSpec = map("STEPS", 2, "programs for challenges", 5);
+/// One [`Rule`](crate::rule::Rule) per CPU: a copy of the one that a packet is judged by. Written by the kernel.
+pub const RULE: MapSpec = map("RULE", 1, "rules in use", 5);
 /// One [`Scratch`](crate::tables::Scratch) per CPU. Written by the kernel, and of no meaning between two packets.
 pub const SCRATCH: MapSpec = map("SCRATCH", 1, "work in progress", 4);
 /// Ring buffer of [`Event`](crate::event::Event)s; a full one loses the newest, and the loss is counted.
@@ -91,8 +114,13 @@ pub const OWN: MapSpec = map("OWN", 4_096, "own addresses", 4);
 /// One [`Look`](crate::connection::Look).
 pub const LOOK: MapSpec = map("LOOK", 1, "what a look at the sockets has found", 4);
 
+/// How many reasons there were up to version 4; those that came since are behind them.
+pub const REASONS_V4: u32 = 16;
+/// How many tallies there were up to version 4.
+pub const TALLIES_V4: u32 = 7;
+
 /// Every pinned map, in the order in which they are pinned.
-pub const MAPS: [MapSpec; 16] = [
+pub const MAPS: [MapSpec; 22] = [
     CONFIG,
     PORTS,
     RULES,
@@ -107,6 +135,12 @@ pub const MAPS: [MapSpec; 16] = [
     GATES,
     WATCH,
     DROPS,
+    SYNACK,
+    CHALLENGED,
+    LISTENERS,
+    ROOM,
+    RULE,
+    STEPS,
     SCRATCH,
     EVENTS,
 ];

@@ -51,7 +51,7 @@ impl Address {
 
     /// Its four words.
     #[inline(always)]
-    pub(crate) const fn words(&self) -> [u32; 4] {
+    pub const fn words(&self) -> [u32; 4] {
         self.0
     }
 

@@ -15,6 +15,8 @@ pub enum BanReason {
     Admin,
     /// More connections than a rule allows.
     Connections,
+    /// More connections made by answering challenges in the window than a rule lets SYNs pass.
+    Handshakes,
 }
 
 impl BanReason {
@@ -24,6 +26,7 @@ impl BanReason {
             Self::SynLimit => "syn-limit",
             Self::Admin => "admin",
             Self::Connections => "connections",
+            Self::Handshakes => "handshakes",
         }
     }
 
@@ -33,6 +36,7 @@ impl BanReason {
             Self::SynLimit => 1,
             Self::Admin => 2,
             Self::Connections => 3,
+            Self::Handshakes => 4,
         }
     }
 
@@ -43,7 +47,9 @@ impl BanReason {
 
     /// From the name used in output.
     pub fn from_name(name: &str) -> Option<Self> {
-        [Self::SynLimit, Self::Admin, Self::Connections].into_iter().find(|reason| reason.name() == name)
+        [Self::SynLimit, Self::Admin, Self::Connections, Self::Handshakes]
+            .into_iter()
+            .find(|reason| reason.name() == name)
     }
 
     /// From the byte in the map.
@@ -52,6 +58,7 @@ impl BanReason {
             1 => Some(Self::SynLimit),
             2 => Some(Self::Admin),
             3 => Some(Self::Connections),
+            4 => Some(Self::Handshakes),
             _ => None,
         }
     }

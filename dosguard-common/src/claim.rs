@@ -4,6 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::address::Address;
 use crate::ban::Ban;
+use crate::challenge::Segment;
 use crate::key::SourceKey;
 use crate::rule::RuleIndex;
 
@@ -29,6 +30,13 @@ impl Claim {
     #[inline(always)]
     pub const fn limited(source: Address, rule: RuleIndex, window: u64) -> Self {
         Self { key: SourceKey::for_rule(source, rule), kind: 1, number: window }
+    }
+
+    /// To count the answer to a challenge: the same one again is not counted, whoever repeats it.
+    #[inline(always)]
+    pub fn answer(segment: &Segment, rule: RuleIndex) -> Self {
+        let number = u64::from(segment.acknowledged()) | u64::from(segment.source_port()) << 32;
+        Self { key: SourceKey::for_rule(segment.source(), rule), kind: 3, number }
     }
 
     /// To report in this second, counted from boot, that the map of bans is full.

@@ -11,6 +11,7 @@ const FLAG_READY: u32 = 1 << 0;
 const FLAG_ALLOW: u32 = 1 << 1;
 const FLAG_DENY: u32 = 1 << 2;
 const FLAG_RESETTING: u32 = 1 << 4;
+const FLAG_CHALLENGE: u32 = 1 << 5;
 
 /// Events of one kind that each CPU reports in a second, unless configured.
 pub const EVENTS_RATE: u32 = 1_000;
@@ -101,6 +102,19 @@ impl Config {
     #[must_use]
     pub const fn with_deny_list(self, used: bool) -> Self {
         self.with_flag(FLAG_DENY, used)
+    }
+
+    /// Whether the program can answer SYNs with cookies that the host accepts. Where it cannot, what would be challenged is
+    /// dropped.
+    #[inline(always)]
+    pub const fn can_challenge(&self) -> bool {
+        self.flags & FLAG_CHALLENGE != 0
+    }
+
+    /// The same settings with challenges sent or not.
+    #[must_use]
+    pub const fn with_challenge(self, possible: bool) -> Self {
+        self.with_flag(FLAG_CHALLENGE, possible)
     }
 
     /// Whether all that is decided is done, or only counted and reported.

@@ -1,11 +1,15 @@
 //! The decision: allow-list, deny-list, ban, rule. Written once, for the kernel and for everything else.
 
+mod answer;
 mod impose;
 mod report;
 
+pub use answer::judge_answer;
 pub use impose::judge_connections;
 use impose::{Over, impose, limited, refresh};
 use report::report;
+
+use core::borrow::Borrow;
 
 use crate::address::Address;
 use crate::ban::{BanReason, Hold};
@@ -92,6 +96,8 @@ fn judge<T: Tables>(
     }
     let port = match *payload {
         Payload::Syn { port } => port,
+        // Whoever answers a challenge opens a connection, and gives none up.
+        Payload::Segment if now_ns < tables.answers_until_ns() => return (Reason::MayAnswer, None),
         Payload::Segment | Payload::Ending => return (Reason::NotSyn, None),
         Payload::NotTcp => return (Reason::NotTcp, None),
         Payload::LaterFragment => return (Reason::LaterFragment, None),
@@ -120,8 +126,9 @@ fn syn<T: Tables>(
     let key = SourceKey::for_rule(source, index);
     let hold = hold(tables, &key, now_ns);
     let rule = tables.rule(index);
+    let rule = rule.as_ref().map(Borrow::borrow);
     if let Some(hold) = hold {
-        let mode = match &rule {
+        let mode = match rule {
             Some(rule) => config.mode_of(rule),
             None => config.mode(),
         };
@@ -137,11 +144,11 @@ fn syn<T: Tables>(
         return Reason::Uncounted;
     };
     // After a ban the source starts with a clean window: counters belong to an era, and a ban ends it.
-    let era = opaque(era_of(tables, config, &key, &rule), low_half(now_ns));
-    match pass_or_count(tables, &key, &rule, era, now_ns) {
+    let era = opaque(era_of(tables, config, &key, rule), low_half(now_ns));
+    match pass_or_count(tables, &key, rule, era, now_ns) {
         // In a new era a ban may have come since the look at the bans: it was there before the era was.
         Counted::Under { fresh: true } if era != 0 => {
-            match new_ban(tables, source, index, config.mode_of(&rule), now_ns) {
+            match new_ban(tables, source, index, config.mode_of(rule), now_ns) {
                 Some(reason) => {
                     tables.with_window(&key, Window::take_back);
                     reason
@@ -152,14 +159,23 @@ fn syn<T: Tables>(
         Counted::Under { .. } => Reason::UnderLimit,
         Counted::Not => Reason::Uncounted,
         Counted::Over { count, first } => {
-            let (reason, mode) = (BanReason::SynLimit, config.mode_of(&rule));
-            let over = Over { reason, source, index, rule: &rule, count, mode, cause, now_ns };
+            let (reason, mode) = (BanReason::SynLimit, config.mode_of(rule));
+            let over = Over { reason, source, index, rule, count, mode, cause, now_ns };
+            let is_challenged = rule.action() == Action::Challenge && config.can_challenge();
             match rule.action() {
                 Action::Ban => impose(tables, config, &over),
-                Action::Drop if first => limited(tables, config, &over),
-                Action::Drop => {}
+                Action::Drop | Action::Challenge if first => {
+                    limited(
+                        tables,
+                        config,
+                        if is_challenged { Kind::Challenge } else { Kind::Limited },
+                        &over,
+                    );
+                }
+                Action::Drop | Action::Challenge => {}
             }
-            match config.mode_of(&rule) {
+            match config.mode_of(rule) {
+                Mode::Enforce if is_challenged => Reason::Challenged,
                 Mode::Enforce => Reason::OverLimit,
                 Mode::Monitor => Reason::MonitoredOverLimit,
             }

@@ -1,7 +1,10 @@
 //! Events as they travel through the ring buffer, and how many of them may.
 
+mod kind;
+
 use bytemuck::{Pod, Zeroable};
 
+pub use self::kind::Kind;
 use crate::address::Address;
 use crate::ban::{Ban, BanReason};
 use crate::config::Mode;
@@ -9,90 +12,6 @@ use crate::frame::Arrival;
 use crate::key::SourceKey;
 use crate::label::Label;
 use crate::rule::{Rule, RuleIndex, Scope};
-
-/// What happened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u8)]
-pub enum Kind {
-    /// A source was banned.
-    Ban,
-    /// A ban ended.
-    Unban,
-    /// A ban goes on for longer: an administrator said so, or a refresh restarted its clock.
-    Extend,
-    /// A source would have been banned: monitor mode.
-    WouldBan,
-    /// The first SYN in a window that a rule dropped, or would have, without a ban.
-    Limited,
-    /// A source could not be banned, because the map of bans is full.
-    TableFull,
-    /// A packet was malformed.
-    Malformed,
-    /// A source that was banned for its connections keeps the limit now that the ban is over. Told by userspace.
-    Probation,
-    /// Connections of a source that was banned for them were closed. Told by userspace.
-    Closed,
-}
-
-impl Kind {
-    /// All of them, in the order of their codes.
-    pub const ALL: [Self; 9] = [
-        Self::Ban,
-        Self::Unban,
-        Self::Extend,
-        Self::WouldBan,
-        Self::Limited,
-        Self::TableFull,
-        Self::Malformed,
-        Self::Probation,
-        Self::Closed,
-    ];
-
-    /// How many of them, the first ones, the kernel program reports.
-    pub const GATED: u32 = 7;
-
-    /// The name used in output.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Ban => "ban",
-            Self::Unban => "unban",
-            Self::Extend => "extend",
-            Self::WouldBan => "would-ban",
-            Self::Limited => "limited",
-            Self::TableFull => "table-full",
-            Self::Malformed => "malformed",
-            Self::Probation => "probation",
-            Self::Closed => "closed",
-        }
-    }
-
-    /// The number in the map and in records.
-    #[inline(always)]
-    pub const fn code(self) -> u8 {
-        self as u8
-    }
-
-    const fn from_code(code: u8) -> Option<Self> {
-        let mut i = 0;
-        while i < Self::ALL.len() {
-            if Self::ALL[i].code() == code {
-                return Some(Self::ALL[i]);
-            }
-            i += 1;
-        }
-        None
-    }
-
-    /// How many a second one CPU reports where `events_rate` are asked for. Those that say the same whoever the source
-    /// is come once a second.
-    #[inline(always)]
-    pub const fn rate(self, events_rate: u32) -> u32 {
-        match self {
-            Self::TableFull | Self::Malformed if events_rate > 1 => 1,
-            _ => events_rate,
-        }
-    }
-}
 
 /// Value of `GATES`: one CPU's events of one kind in the current second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -409,7 +328,9 @@ mod tests {
         for (code, kind) in Kind::ALL.into_iter().enumerate() {
             assert_eq!((usize::from(kind.code()), Kind::from_code(kind.code())), (code, Some(kind)));
         }
-        assert_eq!(Kind::GATED as usize, Kind::Malformed as usize + 1);
+        let mut gates: std::vec::Vec<_> = Kind::ALL.into_iter().filter_map(Kind::gate).collect();
+        gates.sort_unstable();
+        assert_eq!(gates, (0..Kind::GATED).collect::<std::vec::Vec<_>>());
         let mut bytes = bytemuck::bytes_of(&event()).to_vec();
         bytes[core::mem::offset_of!(Event, kind)] = 99;
         assert_eq!(Event::from_bytes(&bytes), None);
@@ -431,11 +352,5 @@ mod tests {
         assert_eq!(gate.admit(3, start), Some(0), "a clock that went back stays in the same second");
         assert_eq!(gate.admit(3, 0), None);
         assert_eq!(gate.admit(0, start + 9 * SECOND_NS), None, "a rate of 0 lets nothing pass");
-    }
-
-    #[test]
-    fn what_says_the_same_of_every_source_comes_once_a_second() {
-        assert_eq!(Kind::ALL.map(|kind| kind.rate(500)), [500, 500, 500, 500, 500, 1, 1, 500, 500]);
-        assert_eq!(Kind::ALL.map(|kind| kind.rate(0)), [0; 9]);
     }
 }

@@ -10,7 +10,7 @@ use crate::rule::{RuleIndex, Scope};
 #[repr(C)]
 pub struct SourceKey {
     source: Address,
-    /// 0 for everywhere, otherwise the rule's index plus one.
+    /// 0 for everywhere, otherwise the rule's index plus one; for answers under the rule 256 more.
     place: u32,
 }
 
@@ -27,6 +27,12 @@ impl SourceKey {
     #[inline(always)]
     pub const fn for_rule(source: Address, rule: RuleIndex) -> Self {
         Self { source, place: rule.0 as u32 + 1 }
+    }
+
+    /// Under one rule, what was counted of the challenges that `source` has answered.
+    #[inline(always)]
+    pub const fn of_answers(source: Address, rule: RuleIndex) -> Self {
+        Self { source, place: rule.0 as u32 + 257 }
     }
 
     /// The key for a ban with this scope.
@@ -50,7 +56,7 @@ impl SourceKey {
         self.source
     }
 
-    /// The rule that it is under; none for everywhere.
+    /// The rule that it is under; none for everywhere and for answers.
     pub fn rule(&self) -> Option<RuleIndex> {
         self.place.checked_sub(1).and_then(|index| u8::try_from(index).ok()).map(RuleIndex)
     }
@@ -73,9 +79,10 @@ mod tests {
             SourceKey::everywhere(source),
             SourceKey::for_rule(source, RuleIndex(0)),
             SourceKey::for_rule(source, RuleIndex(255)),
+            SourceKey::of_answers(source, RuleIndex(0)),
         ];
-        assert!(keys[0] != keys[1] && keys[1] != keys[2]);
-        assert_eq!(keys.map(|k| k.is_everywhere()), [true, false, false]);
-        assert_eq!(keys.map(|k| k.rule()), [None, Some(RuleIndex(0)), Some(RuleIndex(255))]);
+        assert!(keys[0] != keys[1] && keys[1] != keys[2] && keys[2] != keys[3]);
+        assert_eq!(keys.map(|k| k.is_everywhere()), [true, false, false, false]);
+        assert_eq!(keys.map(|k| k.rule()), [None, Some(RuleIndex(0)), Some(RuleIndex(255)), None]);
     }
 }

@@ -9,6 +9,7 @@
 pub mod abi;
 pub mod address;
 pub mod ban;
+pub mod challenge;
 pub mod claim;
 pub mod config;
 pub mod connection;

@@ -60,6 +60,8 @@ pub struct MemoryTables {
     pub event_capacity: usize,
     /// What was reported, in order.
     pub events: Vec<Event>,
+    /// Until when answers to challenges are looked for; 0 for not at all.
+    pub answers_until_ns: u64,
     /// Until when drops are counted for each source; 0 for not at all.
     pub drops_watched_until_ns: u64,
     /// Packets of each source that were dropped meanwhile.
@@ -99,6 +101,7 @@ impl MemoryTables {
             rule_counters: RuleCounters::default(),
             event_capacity: usize::MAX,
             events: Vec::new(),
+            answers_until_ns: 0,
             drops_watched_until_ns: 0,
             drops: HashMap::new(),
             noted: Address::UNSPECIFIED,
@@ -168,6 +171,8 @@ impl MemoryTables {
 }
 
 impl Tables for MemoryTables {
+    type Rule = Rule;
+
     fn with_config<R>(&mut self, work: impl FnOnce(&mut Self, &Config) -> R) -> Option<R> {
         let config = self.config.filter(Config::is_ready)?;
         Some(work(self, &config))
@@ -185,7 +190,7 @@ impl Tables for MemoryTables {
         self.ports.rule_of(port)
     }
 
-    fn rule(&self, index: RuleIndex) -> Option<Rule> {
+    fn rule(&mut self, index: RuleIndex) -> Option<Rule> {
         self.rules.get(index).copied()
     }
 
@@ -279,6 +284,10 @@ impl Tables for MemoryTables {
         }
     }
 
+    fn answers_until_ns(&self) -> u64 {
+        self.answers_until_ns
+    }
+
     fn drops_watched_until_ns(&self) -> u64 {
         self.drops_watched_until_ns
     }
@@ -298,7 +307,7 @@ impl Tables for MemoryTables {
     }
 
     fn with_gate<R>(&mut self, kind: Kind, work: impl FnOnce(&mut Gate) -> R) -> Option<R> {
-        self.gates.get_mut(self.cpu)?.get_mut(usize::from(kind.code())).map(work)
+        self.gates.get_mut(self.cpu)?.get_mut(kind.gate()? as usize).map(work)
     }
 
     fn emit(&mut self, fill: impl FnOnce(&mut Event)) -> bool {

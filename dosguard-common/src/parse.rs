@@ -13,8 +13,8 @@ use network_types::{
 use crate::address::Address;
 use crate::frame::{Frame, MAX_OFFSET};
 
-const ETHERTYPE_IPV4: u16 = 0x0800;
-const ETHERTYPE_IPV6: u16 = 0x86dd;
+pub(crate) const ETHERTYPE_IPV4: u16 = 0x0800;
+pub(crate) const ETHERTYPE_IPV6: u16 = 0x86dd;
 /// IEEE 802.1Q and 802.1ad.
 const ETHERTYPES_VLAN: [u16; 2] = [0x8100, 0x88a8];
 const VLAN_TAG_LEN: u32 = 4;
@@ -27,7 +27,7 @@ const ETHERTYPE_LEN: usize = 2;
 /// IPv6 next headers that dosguard follows, and the one that it looks for. Routers may drop what has more, and hosts need
 /// not take it; a packet with more than these hides what it carries.
 const MAX_EXTENSIONS: usize = 12;
-const TCP: u8 = IpProto::Tcp as u8;
+pub(crate) const TCP: u8 = IpProto::Tcp as u8;
 const HOP_BY_HOP: u8 = IpProto::HopOpt as u8;
 const ROUTING: u8 = IpProto::Ipv6Route as u8;
 const FRAGMENT: u8 = IpProto::Ipv6Frag as u8;
@@ -135,7 +135,7 @@ pub fn parse<F: Frame + ?Sized>(frame: &F) -> Result<Packet, Unparsed> {
 
 /// The type behind the VLAN tags, and where its header begins.
 #[inline(always)]
-fn ethertype<F: Frame + ?Sized>(frame: &F) -> Result<(u16, usize), Unparsed> {
+pub(crate) fn ethertype<F: Frame + ?Sized>(frame: &F) -> Result<(u16, usize), Unparsed> {
     const FIRST: usize = EthHdr::LEN - ETHERTYPE_LEN;
     let read = |offset: u32| {
         let ethertype = frame.bytes(FIRST + offset as usize).ok_or(Unparsed::Truncated)?;

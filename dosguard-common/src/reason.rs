@@ -7,6 +7,8 @@ pub enum Verdict {
     Pass,
     /// Gone, before the kernel allocates anything for it.
     Drop,
+    /// Answered by the program itself, and gone.
+    Reply,
 }
 
 impl Verdict {
@@ -15,6 +17,7 @@ impl Verdict {
         match self {
             Self::Pass => "pass",
             Self::Drop => "drop",
+            Self::Reply => "reply",
         }
     }
 }
@@ -77,6 +80,10 @@ counters! {
         MonitoredBanned = "monitored-banned",
         /// Beyond its rule's limit, and passes in monitor mode.
         MonitoredOverLimit = "monitored-over-limit",
+        /// A SYN beyond its rule's limit that is answered with a SYN cookie.
+        Challenged = "challenged",
+        /// A TCP segment that may be the answer to a challenge: passes, after a look whether it is one.
+        MayAnswer = "may-answer",
     }
 }
 
@@ -96,7 +103,9 @@ impl Reason {
             | Self::MonitoredDenied
             | Self::MonitoredMalformed
             | Self::MonitoredBanned
-            | Self::MonitoredOverLimit => Verdict::Pass,
+            | Self::MonitoredOverLimit
+            | Self::MayAnswer => Verdict::Pass,
+            Self::Challenged => Verdict::Reply,
             Self::Denied | Self::Malformed | Self::Banned | Self::OverLimit => Verdict::Drop,
         }
     }
@@ -109,7 +118,7 @@ impl Reason {
             Self::Denied => Self::MonitoredDenied,
             Self::Malformed => Self::MonitoredMalformed,
             Self::Banned => Self::MonitoredBanned,
-            Self::OverLimit => Self::MonitoredOverLimit,
+            Self::OverLimit | Self::Challenged => Self::MonitoredOverLimit,
             Self::NotIp
             | Self::Truncated
             | Self::Allowed
@@ -121,7 +130,8 @@ impl Reason {
             | Self::MonitoredDenied
             | Self::MonitoredMalformed
             | Self::MonitoredBanned
-            | Self::MonitoredOverLimit => self,
+            | Self::MonitoredOverLimit
+            | Self::MayAnswer => self,
         }
     }
 
@@ -150,6 +160,12 @@ counters! {
         EventLost = "events-lost",
         /// An event was one too many in its second; the next of its kind says how many there were.
         EventSuppressed = "events-suppressed",
+        /// A challenged SYN was dropped: nobody listens there, or it is of a kind that is not answered.
+        ChallengeUnsent = "challenges-unsent",
+        /// A challenged SYN was left to the host, which takes cookies only for a while after it has sent one itself.
+        ChallengeLeft = "challenges-left-to-host",
+        /// A challenge was answered: its source is real, and connects.
+        ChallengeAnswered = "challenges-answered",
     }
 }
 

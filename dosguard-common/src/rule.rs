@@ -56,14 +56,27 @@ pub enum Action {
     Ban,
     /// Only the SYNs over the limit are dropped.
     Drop,
+    /// Only the SYNs over the limit are concerned: the program answers them itself, with a SYN cookie. Whoever answers that
+    /// is real, connects, and is banned if the limit is exceeded by connections that were made in this way. Where nothing can
+    /// be answered, they are dropped.
+    Challenge,
 }
 
 impl Action {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Ban, Self::Drop, Self::Challenge];
+
+    /// Whether a source that goes over the limit may come to be banned.
+    pub const fn bans(self) -> bool {
+        matches!(self, Self::Ban | Self::Challenge)
+    }
+
     /// The name used in configuration and output.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Ban => "ban",
             Self::Drop => "drop",
+            Self::Challenge => "challenge",
         }
     }
 }
@@ -119,6 +132,7 @@ const FLAG_REFRESH: u32 = 1 << 2;
 /// The same bit in the global settings.
 pub(crate) const FLAG_MONITOR: u32 = 1 << 3;
 const FLAG_CLOSE: u32 = 1 << 4;
+const FLAG_ACTION_CHALLENGE: u32 = 1 << 5;
 const FLAG_DEFINED: u32 = 1 << 31;
 
 /// A rule in the map.
@@ -153,8 +167,10 @@ impl Rule {
     /// The map's form of `spec`. `name` has at most [`MAX_NAME`] bytes; a longer one is cut.
     pub fn new(name: &str, spec: &RuleSpec, generation: u32) -> Self {
         let mut flags = FLAG_DEFINED;
-        if spec.action == Action::Drop {
-            flags |= FLAG_ACTION_DROP;
+        match spec.action {
+            Action::Ban => {}
+            Action::Drop => flags |= FLAG_ACTION_DROP,
+            Action::Challenge => flags |= FLAG_ACTION_CHALLENGE,
         }
         if spec.scope == Scope::Syn {
             flags |= FLAG_SCOPE_SYN;
@@ -279,7 +295,13 @@ impl Rule {
     /// What happens beyond the limit.
     #[inline(always)]
     pub const fn action(&self) -> Action {
-        if self.flags & FLAG_ACTION_DROP == 0 { Action::Ban } else { Action::Drop }
+        if self.flags & FLAG_ACTION_DROP != 0 {
+            Action::Drop
+        } else if self.flags & FLAG_ACTION_CHALLENGE != 0 {
+            Action::Challenge
+        } else {
+            Action::Ban
+        }
     }
 
     /// How far a ban reaches.
@@ -304,7 +326,7 @@ impl Rule {
     #[inline(always)]
     pub const fn measure(&self, reason: BanReason) -> (u32, u64) {
         match reason {
-            BanReason::SynLimit => (self.limit, self.window_ns),
+            BanReason::SynLimit | BanReason::Handshakes => (self.limit, self.window_ns),
             BanReason::Connections => (self.max_connections, 0),
             BanReason::Admin => (0, 0),
         }

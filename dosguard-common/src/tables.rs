@@ -1,5 +1,7 @@
 //! The tables that the engine reads and writes: BPF maps in the kernel, plain memory elsewhere.
 
+use core::borrow::Borrow;
+
 use bytemuck::{Pod, Zeroable};
 
 use crate::address::Address;
@@ -36,6 +38,9 @@ pub struct Scratch {
 
 /// What the engine needs of its surroundings.
 pub trait Tables {
+    /// A rule as it is handed out: itself, or where it was copied to.
+    type Rule: Borrow<Rule>;
+
     /// Lets `work` use the global settings; none if userspace has not written them yet.
     fn with_config<R>(&mut self, work: impl FnOnce(&mut Self, &Config) -> R) -> Option<R>;
     /// Whether the allow-list covers the address.
@@ -44,8 +49,8 @@ pub trait Tables {
     fn is_denied(&self, address: &Address) -> bool;
     /// The rule that a port belongs to.
     fn rule_of(&self, port: u16) -> RuleIndex;
-    /// A rule; none if that place is empty.
-    fn rule(&self, index: RuleIndex) -> Option<Rule>;
+    /// A rule; none if that place is empty. It is as it was until the next one is asked for.
+    fn rule(&mut self, index: RuleIndex) -> Option<Self::Rule>;
 
     /// Lets `look` at a ban, whether it still holds or not, or returns none if there is none.
     fn with_ban<R>(&self, key: &SourceKey, look: impl FnOnce(&Ban) -> R) -> Option<R>;
@@ -82,6 +87,8 @@ pub trait Tables {
     fn add_window(&mut self, key: &SourceKey, window: &Window) -> Result<(), Refused>;
     /// Counts a packet of `bytes` bytes under its reason and, if it got that far, its rule.
     fn count(&mut self, reason: Reason, rule: Option<RuleIndex>, bytes: u64);
+    /// Until when (boot time, nanoseconds) a challenge may be answered that was sent; 0 if none was.
+    fn answers_until_ns(&self) -> u64;
     /// Until when (boot time, nanoseconds) somebody wants to know whose packets are dropped; 0 if nobody does.
     fn drops_watched_until_ns(&self) -> u64;
     /// Keeps the address of the packet that is judged: the kernel program's stack has no room for it.

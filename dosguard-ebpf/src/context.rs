@@ -16,6 +16,17 @@ impl<'a> ContextFrame<'a> {
         Self { ctx }
     }
 
+    /// Where the `N` bytes at `offset` are, or none if the frame ends before the last of them.
+    #[inline(always)]
+    pub(crate) fn place<const N: usize>(&self, offset: usize) -> Option<*mut [u8; N]> {
+        if offset > MAX_OFFSET {
+            return None;
+        }
+        let (data, data_end) = self.bounds();
+        let start = data + offset;
+        if start + N > data_end { None } else { Some(start as *mut [u8; N]) }
+    }
+
     /// Where the packet begins and ends.
     ///
     /// Read anew each time: the fields have 32 bits, and a pointer that the compiler keeps from one look to the next may be
@@ -36,17 +47,9 @@ impl<'a> ContextFrame<'a> {
 impl Frame for ContextFrame<'_> {
     #[inline(always)]
     fn bytes<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        if offset > MAX_OFFSET {
-            return None;
-        }
-        let (data, data_end) = self.bounds();
-        let start = data + offset;
-        if start + N > data_end {
-            return None;
-        }
-        // SAFETY: `start..start + N` lies between the packet's data and data_end, which the verifier checks again; the
-        // read asks for no alignment.
-        Some(unsafe { (start as *const [u8; N]).read_unaligned() })
+        // SAFETY: the bytes lie between the packet's data and data_end, which the verifier checks again; the read asks for no
+        // alignment.
+        self.place(offset).map(|place| unsafe { place.read_unaligned() })
     }
 
     #[inline(always)]

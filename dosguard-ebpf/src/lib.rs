@@ -5,6 +5,7 @@
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![expect(unsafe_code, reason = "packets and maps are reached through the kernel's pointers")]
 
+pub mod challenge;
 pub mod context;
 pub mod maps;
 pub mod tables;
@@ -12,12 +13,21 @@ pub mod tables;
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::debug;
+use dosguard_common::abi;
 use dosguard_common::engine;
 use dosguard_common::frame::Frame as _;
 use dosguard_common::reason::{Reason, Verdict};
 
 use crate::context::ContextFrame;
 use crate::tables::KernelTables;
+
+/// Goes on with another program, and comes back only if there is none. It begins anew with the packet, and has a stack of its
+/// own.
+#[inline(always)]
+fn step(ctx: &XdpContext, place: u32) {
+    // SAFETY: the map has programs of this type alone.
+    unsafe { maps::STEPS.tail_call(ctx, place) };
+}
 
 /// Judges a packet at the time that `now_ns` tells, in nanoseconds of boot time. Returns an XDP action.
 #[inline(always)]
@@ -29,7 +39,16 @@ pub fn judge(ctx: &XdpContext, now_ns: impl Fn() -> u64) -> u32 {
         debug!(ctx, "{}: {} bytes on queue {}", reason.name(), frame.length(), ctx.rx_queue_index());
     }
     match reason.verdict() {
-        Verdict::Pass => XDP_PASS,
+        Verdict::Pass => {
+            if reason == Reason::MayAnswer {
+                step(ctx, abi::ANSWER_STEP);
+            }
+            XDP_PASS
+        }
         Verdict::Drop => XDP_DROP,
+        Verdict::Reply => {
+            step(ctx, abi::REPLY_STEP);
+            XDP_DROP
+        }
     }
 }

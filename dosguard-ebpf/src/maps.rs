@@ -3,10 +3,13 @@
 use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::maps::{
+    Array, HashMap, LpmTrie, LruHashMap, LruPerCpuHashMap, PerCpuArray, ProgramArray, RingBuf,
+};
 use dosguard_common::abi;
 use dosguard_common::address::Address;
 use dosguard_common::ban::Ban;
+use dosguard_common::challenge::{Listener, Room, SynAck};
 use dosguard_common::claim::Claim;
 use dosguard_common::config::Config;
 use dosguard_common::event::Gate;
@@ -74,6 +77,30 @@ pub static WATCH: Array<u64> = Array::with_max_entries(abi::WATCH.entries, 0);
 /// Dropped packets of sources.
 #[map]
 pub static DROPS: LruPerCpuHashMap<Address, u64> = LruPerCpuHashMap::with_max_entries(abi::DROPS.entries, 0);
+
+/// What replies say of the host.
+#[map]
+pub static SYNACK: Array<SynAck> = Array::with_max_entries(abi::SYNACK.entries, 0);
+
+/// Until when challenges may be answered.
+#[map]
+pub static CHALLENGED: Array<u64> = Array::with_max_entries(abi::CHALLENGED.entries, 0);
+
+/// When SYNs for listeners were left to the host.
+#[map]
+pub static LISTENERS: LruHashMap<Listener, u64> = LruHashMap::with_max_entries(abi::LISTENERS.entries, 0);
+
+/// Room to work on replies.
+#[map]
+pub static ROOM: PerCpuArray<Room> = PerCpuArray::with_max_entries(abi::ROOM.entries, 0);
+
+/// The programs for challenges.
+#[map]
+pub static STEPS: ProgramArray = ProgramArray::with_max_entries(abi::STEPS.entries, 0);
+
+/// The rule that is gone by.
+#[map]
+pub static RULE: PerCpuArray<Rule> = PerCpuArray::with_max_entries(abi::RULE.entries, 0);
 
 /// Room to work on bans.
 #[map]

@@ -1,7 +1,5 @@
 //! The engine's tables as BPF maps.
 
-use core::hint::black_box;
-
 use aya_ebpf::bindings::{BPF_ANY, BPF_EXIST, BPF_NOEXIST};
 use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_map_lookup_percpu_elem};
 use aya_ebpf::maps::lpm_trie::Key;
@@ -53,6 +51,8 @@ fn count_drop() {
 }
 
 impl Tables for KernelTables {
+    type Rule = &'static Rule;
+
     #[inline(always)]
     fn with_config<R>(&mut self, work: impl FnOnce(&mut Self, &Config) -> R) -> Option<R> {
         // Userspace may be writing it: then a packet sees some settings of before and some of after.
@@ -76,18 +76,24 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn rule(&self, index: RuleIndex) -> Option<Rule> {
+    fn rule(&mut self, index: RuleIndex) -> Option<&'static Rule> {
+        const WORDS: usize = size_of::<Rule>() / size_of::<u64>();
         let rule = maps::RULES.get_ptr(u32::from(index.0))?;
+        let copy = maps::RULE.get_ptr_mut(0)?;
         // SAFETY: a non-null pointer from the map is to a whole, aligned `Rule`, and so is one to its generation at either
-        // end. Userspace may be writing it; see `Rule` for the order of the reads.
-        let (last, rule, first) = unsafe {
+        // end. Userspace may be writing it; see `Rule` for the order of the reads. The copy is this CPU's own. Word by word,
+        // because of a copy as a whole the compiler makes one on the stack, too.
+        let (last, copy, first) = unsafe {
             let last = rule.byte_add(Rule::GENERATION_AGAIN_OFFSET).cast::<u32>().read_volatile();
-            black_box(());
-            let copy = rule.read();
-            black_box(());
-            (last, copy, rule.cast::<u32>().read_volatile())
+            let mut word = 0;
+            while word < WORDS {
+                let value = rule.cast::<u64>().add(word).read_volatile();
+                copy.cast::<u64>().add(word).write_volatile(value);
+                word += 1;
+            }
+            (last, &*copy, rule.cast::<u32>().read_volatile())
         };
-        (last == first && rule.is_defined()).then_some(rule)
+        (last == first && copy.is_defined()).then_some(copy)
     }
 
     #[inline(always)]
@@ -210,6 +216,11 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
+    fn answers_until_ns(&self) -> u64 {
+        maps::CHALLENGED.get(0).copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
     fn drops_watched_until_ns(&self) -> u64 {
         maps::WATCH.get(0).copied().unwrap_or(0)
     }
@@ -234,7 +245,7 @@ impl Tables for KernelTables {
 
     #[inline(always)]
     fn with_gate<R>(&mut self, kind: Kind, work: impl FnOnce(&mut Gate) -> R) -> Option<R> {
-        let gate = maps::GATES.get_ptr_mut(u32::from(kind.code()))?;
+        let gate = maps::GATES.get_ptr_mut(kind.gate()?)?;
         // SAFETY: as in `bump`.
         Some(work(unsafe { &mut *gate }))
     }

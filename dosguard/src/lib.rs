@@ -2,6 +2,7 @@
 //! packets from sources over the limit, and this library loads it, tells it the limits and reports what it does.
 
 pub mod bans;
+pub mod challenge;
 pub mod cli;
 pub mod config;
 pub mod confirm;

@@ -208,7 +208,8 @@ impl Program {
 pub const fn action_for(reason: Reason) -> u32 {
     match reason.verdict() {
         Verdict::Pass => XDP_PASS,
-        Verdict::Drop => XDP_DROP,
+        // Without the program that answers, there is nothing to go on with.
+        Verdict::Drop | Verdict::Reply => XDP_DROP,
     }
 }
 

@@ -1,6 +1,8 @@
 //! What happens to a source that is over a limit.
 
 use super::report::{admitted, emit, report};
+use core::borrow::Borrow as _;
+
 use crate::address::Address;
 use crate::ban::BanReason;
 use crate::claim::Claim;
@@ -25,11 +27,12 @@ pub fn judge_connections<T: Tables>(
 ) {
     tables.with_config(|tables, config| {
         let Some(rule) = tables.rule(index) else { return };
+        let rule = rule.borrow();
         if !rule.connections().is_exceeded_by(count) {
             return;
         }
-        let (reason, mode, cause) = (BanReason::Connections, config.mode_of(&rule), &Cause::default());
-        impose(tables, config, &Over { reason, source, index, rule: &rule, count, mode, cause, now_ns });
+        let (reason, mode, cause) = (BanReason::Connections, config.mode_of(rule), &Cause::default());
+        impose(tables, config, &Over { reason, source, index, rule, count, mode, cause, now_ns });
     });
 }
 
@@ -157,12 +160,12 @@ pub(super) fn refresh<T: Tables>(
     });
 }
 
-/// Reports the first SYN in a window that is dropped without a ban.
+/// Reports the first SYN in a window that is dropped without a ban, or challenged.
 #[inline(always)]
-pub(super) fn limited<T: Tables>(tables: &mut T, config: &Config, over: &Over<'_>) {
+pub(super) fn limited<T: Tables>(tables: &mut T, config: &Config, kind: Kind, over: &Over<'_>) {
     let window = window_of(over.rule.slot(over.now_ns));
     if tables.claim(&Claim::limited(over.source, over.index, window)).is_ok() {
-        report(tables, config, Kind::Limited, over.now_ns, |event| over.fill(Kind::Limited, event));
+        report(tables, config, kind, over.now_ns, |event| over.fill(kind, event));
     }
 }
 

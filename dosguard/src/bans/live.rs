@@ -211,7 +211,7 @@ impl Live {
         }
         let index = rule.map_or(RuleIndex::DEFAULT, |(index, _)| index);
         let label = match reason {
-            BanReason::SynLimit | BanReason::Connections => name,
+            BanReason::SynLimit | BanReason::Connections | BanReason::Handshakes => name,
             BanReason::Admin => record.note.as_deref().unwrap_or_default(),
         };
         let ban = Ban::from_parts(&BanParts {

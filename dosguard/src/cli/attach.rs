@@ -11,7 +11,7 @@ use dosguard_common::event::Kind;
 use super::changes::{Names, say_ended};
 use super::confirm::{self, Confirmation, patience};
 use super::upgrade::{put_in_order, say_interrupted, say_replaced};
-use super::{Answer, configured, rule, survive, talk};
+use super::{Answer, challenge, configured, rule, survive, talk};
 use crate::config::cidr::Cidr;
 use crate::config::policy::Policy;
 use crate::confirm::Waiter;
@@ -55,6 +55,10 @@ pub(super) struct GuardArgs {
     /// Go on even if it cuts off the ssh session that this is said in.
     #[arg(long)]
     pub(super) force: bool,
+    /// Set what challenges need of the host: net.ipv4.tcp_syncookies and net.ipv4.tcp_timestamps. When the instance is removed
+    /// they are put back.
+    #[arg(long)]
+    pub(super) fix_sysctl: bool,
 }
 
 #[derive(Debug, Args)]
@@ -110,11 +114,12 @@ pub(super) fn attach(paths: &Paths, args: &AttachArgs, _out: &mut dyn Write) -> 
     }
     let confirmation = patience.map(|patience| Confirmation::prepare(paths, patience)).transpose()?;
     let names = Names::read_if_loaded(paths)?;
-    let started = datapath::start(paths, &request)?;
+    let mut started = datapath::start(paths, &request)?;
     if let Some(names) = names {
         names.report(paths, Kind::Unban, &started.ended);
     }
     report_attached(paths, &started, &guards)?;
+    challenge::make_ready(paths, &mut started.datapath, args.guards.fix_sysctl)?;
     if started.restored.is_some() {
         survive::save_restored(paths);
     }
@@ -267,7 +272,9 @@ pub(super) fn take_away(paths: &Paths) -> anyhow::Result<()> {
     tell_ends(paths);
     // First: whoever is killed in between has removed too little, and brings nothing back.
     survive::forget(paths);
-    Ok(Datapath::remove(paths)?)
+    Datapath::remove(paths)?;
+    challenge::put_back(paths);
+    Ok(())
 }
 
 fn remove(paths: &Paths) -> anyhow::Result<Answer> {

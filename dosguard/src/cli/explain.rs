@@ -19,7 +19,8 @@ use crate::config::units::Span;
 use crate::datapath::{Datapath, List};
 use crate::explain::{Explanation, Standing, Step};
 use crate::output::{
-    BOLD, BanRecord, EventRecord, GREEN, RED, SCHEMA, WallClock, source_text, table, write_json, write_table,
+    BOLD, BanRecord, EventRecord, GREEN, RED, SCHEMA, WallClock, YELLOW, source_text, table, write_json,
+    write_table,
 };
 use crate::paths::Paths;
 use crate::system::boot_now_ns;
@@ -148,6 +149,7 @@ impl Context {
         let (style, word) = match explanation.reason.verdict() {
             Verdict::Pass => (GREEN, "pass"),
             Verdict::Drop => (RED, "be dropped"),
+            Verdict::Reply => (YELLOW, "be answered with a challenge"),
         };
         writeln!(
             out,
@@ -264,6 +266,9 @@ impl Context {
         let mut text = format!("{reach}, for another {}", self.remaining(ban));
         let of_connections = ban.reason() == Some(BanReason::Connections);
         let measure = match fields.window {
+            Some(window) if ban.reason() == Some(BanReason::Handshakes) => {
+                Some(format!("{} connections made in {window}", fields.count))
+            }
             Some(window) => Some(format!("{} SYNs in {window}", fields.count)),
             None => of_connections.then(|| format!("{} connections", fields.count)),
         };

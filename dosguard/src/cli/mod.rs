@@ -4,6 +4,7 @@
 
 mod attach;
 mod bans;
+mod challenge;
 mod changes;
 mod check;
 mod configured;

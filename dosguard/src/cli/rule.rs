@@ -119,8 +119,13 @@ pub(super) fn describe(rule: &NamedRule) -> String {
             format!("ban for {}, scope {}", RuleField::Ban.get(rule), RuleField::Scope.get(rule))
         }
         Action::Drop => "drop the excess".to_owned(),
+        Action::Challenge => format!(
+            "challenge the excess, ban who answers more than that for {}, scope {}",
+            RuleField::Ban.get(rule),
+            RuleField::Scope.get(rule)
+        ),
     };
-    if rule.spec.action == Action::Ban && rule.spec.refresh {
+    if rule.spec.action.bans() && rule.spec.refresh {
         over += ", SYNs while banned restart its clock";
     }
     if rule.spec.mode == Mode::Monitor {

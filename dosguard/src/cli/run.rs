@@ -13,7 +13,7 @@ use super::attach::{GuardArgs, report_attached, take_away};
 use super::changes::Names;
 use super::reload::Reloader;
 use super::survive::{self, History};
-use super::{Answer, configured, confirm, talk, upgrade};
+use super::{Answer, challenge, configured, confirm, talk, upgrade};
 use crate::config::services::LogFormat;
 use crate::daemon::health::Health;
 use crate::daemon::{
@@ -150,8 +150,9 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
     let saved = survive::saved(paths);
     request.saved = saved.as_ref();
     let before = Datapath::open(paths)?.map(|datapath| datapath.policy()).transpose()?;
-    let (names, started) = (Names::read_if_loaded(paths)?, datapath::start(paths, &request)?);
+    let (names, mut started) = (Names::read_if_loaded(paths)?, datapath::start(paths, &request)?);
     let history = History::open(paths, started.created);
+    challenge::make_ready(paths, &mut started.datapath, args.guards.fix_sysctl)?;
     drop(lock);
     let served = (|| {
         let ended = names.map(|names| names.records(Kind::Unban, &started.ended)).transpose()?;

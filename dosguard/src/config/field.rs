@@ -237,7 +237,7 @@ impl RuleField {
                 spec.window_ns = limit.window().ns();
             }
             Self::Action => {
-                let action = [Action::Ban, Action::Drop].into_iter().find(|action| action.name() == text);
+                let action = Action::ALL.into_iter().find(|action| action.name() == text);
                 spec.action = action.ok_or_else(|| FieldError::Action { text: text.to_owned() })?;
             }
             Self::Ban => spec.ban_ns = ban()?,

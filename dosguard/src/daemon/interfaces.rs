@@ -12,6 +12,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 
+use super::challenges::look_after;
 use super::health::Health;
 use super::{DaemonError, io_error};
 use crate::datapath::{AttachMode, Datapath};
@@ -77,6 +78,7 @@ impl Watch {
             for name in self.wanted.clone() {
                 self.look_at(&name);
             }
+            look_after(&self.paths, &self.health);
             match wanted.recv_timeout(INTERVAL) {
                 Ok(wanted) => self.want(wanted),
                 Err(RecvTimeoutError::Timeout) => {}

@@ -4,6 +4,7 @@
 //! ring buffer, and expired bans no longer hold anyway.
 
 mod catch_up;
+mod challenges;
 mod client;
 mod connections;
 mod events;

@@ -110,7 +110,8 @@ impl Totals {
             let packets = maps.packets(*reason)?.packets;
             match reason.verdict() {
                 Verdict::Pass => totals.passed += packets,
-                Verdict::Drop => totals.dropped += packets,
+                // Answered and gone: the host has not seen it.
+                Verdict::Drop | Verdict::Reply => totals.dropped += packets,
             }
             if is_judged_syn(*reason) {
                 totals.syns += packets;
@@ -134,7 +135,14 @@ impl Totals {
 }
 
 const fn is_judged_syn(reason: Reason) -> bool {
-    matches!(reason, Reason::UnderLimit | Reason::Uncounted | Reason::OverLimit | Reason::MonitoredOverLimit)
+    matches!(
+        reason,
+        Reason::UnderLimit
+            | Reason::Uncounted
+            | Reason::OverLimit
+            | Reason::MonitoredOverLimit
+            | Reason::Challenged
+    )
 }
 
 /// Makes rates of totals that are handed to it once in a while.

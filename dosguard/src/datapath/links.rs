@@ -25,6 +25,8 @@ pub struct Interface {
     pub name: String,
     /// Whether its frames begin with an Ethernet header.
     pub ethernet: bool,
+    /// How many bytes an IP packet on it may have.
+    pub mtu: u32,
     /// The program on it.
     pub program: Option<AttachedProgram>,
 }
@@ -42,17 +44,18 @@ pub fn interfaces() -> io::Result<Vec<Interface>> {
 
 fn interface(link: &LinkMessage) -> Interface {
     let mut name = String::new();
-    let mut program = None;
+    let (mut mtu, mut program) = (0, None);
     for attribute in &link.attributes {
         match attribute {
             LinkAttribute::IfName(text) => name.clone_from(text),
+            LinkAttribute::Mtu(bytes) => mtu = *bytes,
             LinkAttribute::Xdp(xdp) => program = attached_program(xdp),
             _ => {}
         }
     }
     // The loopback interface has the header, too.
     let ethernet = matches!(link.header.link_layer_type, LinkLayerType::Ether | LinkLayerType::Loopback);
-    Interface { index: link.header.index, name, ethernet, program }
+    Interface { index: link.header.index, name, ethernet, mtu, program }
 }
 
 fn attached_program(xdp: &[LinkXdp]) -> Option<AttachedProgram> {
@@ -80,7 +83,10 @@ mod tests {
     #[test]
     fn the_loopback_interface_is_found() {
         let found = interfaces().unwrap();
-        assert!(found.iter().any(|interface| interface.name == "lo" && interface.index == 1), "{found:?}");
+        assert!(
+            found.iter().any(|interface| interface.name == "lo" && interface.index == 1 && interface.mtu > 0),
+            "{found:?}"
+        );
     }
 
     #[test]

@@ -8,6 +8,7 @@ use aya::util::nr_cpus;
 use dosguard_common::abi::{self, MapSpec};
 use dosguard_common::address::SourceMask;
 use dosguard_common::ban::Ban;
+use dosguard_common::challenge::SynAck;
 use dosguard_common::config::Config;
 use dosguard_common::key::SourceKey;
 use dosguard_common::offender::Offender;
@@ -40,6 +41,7 @@ pub struct Maps {
     deny: PrefixList,
     counters: PerCpuArray<MapData, Wire<Count>>,
     rule_counters: PerCpuArray<MapData, u64>,
+    synack: Array<MapData, Wire<SynAck>>,
     sources_capacity: u32,
     bans_capacity: u32,
 }
@@ -87,6 +89,7 @@ impl Maps {
             deny: PrefixList::new(abi::DENY, take(abi::DENY.name)?)?,
             counters: typed(abi::COUNTERS, take(abi::COUNTERS.name)?)?,
             rule_counters: typed(abi::RULE_COUNTERS, take(abi::RULE_COUNTERS.name)?)?,
+            synack: typed(abi::SYNACK, take(abi::SYNACK.name)?)?,
         })
     }
 
@@ -319,6 +322,26 @@ impl Maps {
             result.map_err(Error::map(abi::RULE_COUNTERS.name, "write"))?;
         }
         Ok(())
+    }
+
+    /// Writes what was counted under a reason or tally, by its place.
+    pub(super) fn set_count(&mut self, place: u32, counts: PerCpuValues<Wire<Count>>) -> Result<(), Error> {
+        self.counters.set(place, counts, 0).map_err(Error::map(abi::COUNTERS.name, "write"))
+    }
+
+    /// Writes what was counted for a rule under a reason, by its place.
+    pub(super) fn set_rule_count(&mut self, place: u32, counts: PerCpuValues<u64>) -> Result<(), Error> {
+        self.rule_counters.set(place, counts, 0).map_err(Error::map(abi::RULE_COUNTERS.name, "write"))
+    }
+
+    /// What replies to challenged SYNs say of the host.
+    pub fn synack(&self) -> Result<SynAck, Error> {
+        self.synack.get(&0, 0).map(|wire| wire.0).map_err(Error::map(abi::SYNACK.name, "read"))
+    }
+
+    /// Changes what they say.
+    pub fn set_synack(&mut self, synack: SynAck) -> Result<(), Error> {
+        self.synack.set(0, Wire(synack), 0).map_err(Error::map(abi::SYNACK.name, "write"))
     }
 
     /// How full the map of counters is. Walks the map.

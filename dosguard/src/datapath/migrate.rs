@@ -10,21 +10,40 @@ use std::fmt;
 use std::fs;
 use std::path::Path;
 
-use aya::maps::{Array, MapData};
+use aya::maps::{Array, MapData, PerCpuArray};
 use aya::programs::links::{FdLink, PinnedLink};
 use dosguard_common::abi::{self, ABI_VERSION, MAPS, MapSpec};
 use dosguard_common::config::{CONFIG_BYTES_V2, Config};
+use dosguard_common::reason::{Count, Reason};
 use dosguard_common::rule::{RULE_BYTES_V3, Rule, RuleIndex};
 
+use super::challenges;
 use super::maps::typed;
 use super::switch::{Given, give, link_in, links_in, names, switch};
 use super::upgrade::{discard, finish_interrupted, load_onto};
-use super::{Error, LoadOptions, SHIPPED, pin_maps, pin_program, pinned_map, remove_pins, versions};
+use super::wire::Wire;
+use super::{Error, LoadOptions, Maps, SHIPPED, pin_maps, pin_program, pinned_map, remove_pins, versions};
 use crate::paths::{PROGRAM, Paths};
 use crate::system;
 
 /// The earliest ABI version that can be migrated.
 const EARLIEST: u32 = 2;
+
+/// What [`stage`] converts, from every version that can be migrated.
+const CONVERTED: [MapSpec; 4] = [abi::CONFIG, abi::RULES, abi::COUNTERS, abi::RULE_COUNTERS];
+/// What holds nothing that anybody would miss: work in progress, and how many events came in this second.
+const ANEW_OF_NO_LOSS: [MapSpec; 10] = [
+    abi::SCRATCH,
+    abi::WATCH,
+    abi::DROPS,
+    abi::GATES,
+    abi::SYNACK,
+    abi::CHALLENGED,
+    abi::LISTENERS,
+    abi::ROOM,
+    abi::STEPS,
+    abi::RULE,
+];
 
 /// What becomes of a map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,8 +103,8 @@ fn fate(map: &MapSpec, from: u32) -> Fate {
     match map.name {
         _ if map.since <= from => Fate::Carried,
         // What `stage` converts, from every version that can be migrated.
-        name if [abi::CONFIG.name, abi::RULES.name].contains(&name) => Fate::Converted,
-        name if [abi::SCRATCH.name, abi::WATCH.name, abi::DROPS.name].contains(&name) => Fate::New,
+        name if CONVERTED.map(|map| map.name).contains(&name) => Fate::Converted,
+        name if ANEW_OF_NO_LOSS.map(|map| map.name).contains(&name) => Fate::New,
         _ => Fate::Anew,
     }
 }
@@ -159,12 +178,16 @@ fn stage(paths: &Paths, plan: &Plan, options: &LoadOptions, old: &Path, staging:
         2 => config_of_v2(old)?,
         _ => maps.config()?,
     };
+    if plan.from <= 4 {
+        counters_of_v4(old, &mut maps)?;
+    }
     if plan.from <= 3 {
         for (index, rule) in rules_of_v3(old)? {
             maps.set_rule(index, rule)?;
         }
     }
     maps.set_config(config.with_build(options.build(SHIPPED)?.number()))?;
+    challenges::install(staging, &mut maps, options)?;
     pin_program(&mut loaded, staging)?;
     for link in links_in(old)? {
         let (from, to) = (link_in(old, link), link_in(staging, link));
@@ -184,6 +207,31 @@ fn config_of_v2(old: &Path) -> Result<Config, Error> {
     let data = pinned_map(&old.join(abi::CONFIG.name), abi::CONFIG.name)?;
     let map: Array<MapData, [u8; CONFIG_BYTES_V2]> = typed(abi::CONFIG, data)?;
     map.get(&0, 0).map(|bytes| Config::from_v2(&bytes)).map_err(Error::map(abi::CONFIG.name, "read"))
+}
+
+/// What was counted: tallies are behind the reasons, of which there were fewer.
+fn counters_of_v4(old: &Path, maps: &mut Maps) -> Result<(), Error> {
+    let from: PerCpuArray<MapData, Wire<Count>> =
+        typed(abi::COUNTERS, pinned_map(&old.join(abi::COUNTERS.name), abi::COUNTERS.name)?)?;
+    let read = |place| from.get(&place, 0).map_err(Error::map(abi::COUNTERS.name, "read"));
+    for reason in 0..abi::REASONS_V4 {
+        maps.set_count(reason, read(reason)?)?;
+    }
+    for tally in 0..abi::TALLIES_V4 {
+        maps.set_count(Reason::COUNT + tally, read(abi::REASONS_V4 + tally)?)?;
+    }
+    let from: PerCpuArray<MapData, u64> =
+        typed(abi::RULE_COUNTERS, pinned_map(&old.join(abi::RULE_COUNTERS.name), abi::RULE_COUNTERS.name)?)?;
+    for rule in 0..abi::RULES.entries {
+        for reason in 0..abi::REASONS_V4 {
+            let packets = from.get(&(rule * abi::REASONS_V4 + reason), 0);
+            let packets = packets.map_err(Error::map(abi::RULE_COUNTERS.name, "read"))?;
+            if packets.iter().any(|packets| *packets != 0) {
+                maps.set_rule_count(rule * Reason::COUNT + reason, packets)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What was at each place in the map of rules, rules that are gone included: their generations count on.
@@ -207,19 +255,25 @@ mod tests {
 
     #[test]
     fn from_earlier_versions_nothing_is_lost() {
-        for (from, carried, converted) in [(2, 11, &["CONFIG", "RULES"][..]), (3, 12, &["RULES"])] {
+        for (from, carried, converted) in [
+            (2, 8, &["CONFIG", "RULES", "COUNTERS", "RULE_COUNTERS"][..]),
+            (3, 9, &["RULES", "COUNTERS", "RULE_COUNTERS"]),
+            (4, 13, &["COUNTERS", "RULE_COUNTERS"]),
+        ] {
             let plan = Plan::new(&paths(), from).unwrap();
             assert_eq!(plan.lost(), Vec::<&str>::new());
             let of = |wanted| {
                 let maps = plan.maps.iter().filter(move |(_, fate)| *fate == wanted);
                 maps.map(|(map, _)| map.name).collect::<Vec<_>>()
             };
-            assert_eq!(
-                (of(Fate::Converted).as_slice(), of(Fate::New)),
-                (converted, vec!["WATCH", "DROPS", "SCRATCH"])
-            );
-            let said = plan.to_string();
-            let carried = format!("{carried} of 16 maps");
+            assert_eq!(of(Fate::Converted), converted);
+            let mut anew = ANEW_OF_NO_LOSS.map(|map| map.name).to_vec();
+            anew.retain(|name| from < 4 || !["SCRATCH", "WATCH", "DROPS"].contains(name));
+            let (mut new, said) = (of(Fate::New), plan.to_string());
+            new.sort_unstable();
+            anew.sort_unstable();
+            assert_eq!(new, anew);
+            let carried = format!("{carried} of 22 maps");
             assert!(said.contains(&carried) && said.ends_with("and loses nothing"), "{said}");
         }
     }

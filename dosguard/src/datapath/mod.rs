@@ -6,6 +6,7 @@
 mod attach;
 mod batch;
 mod build;
+mod challenges;
 mod error;
 mod links;
 mod lists;
@@ -91,8 +92,7 @@ impl Datapath {
         let mut loaded = Loaded::shipped(options)?;
         let staging = paths.staging_pins();
         remove_pins(&staging)?; // what a killed predecessor left
-        let build = options.build(SHIPPED)?;
-        let pinned = pin_all(&mut loaded, &staging, policy, build, fill).and_then(|filled| {
+        let pinned = pin_all(&mut loaded, &staging, policy, options, fill).and_then(|filled| {
             fs::rename(&staging, paths.pins()).map_err(Error::path("create", paths.pins()))?;
             Ok(filled)
         });
@@ -236,14 +236,16 @@ fn pin_all<T>(
     loaded: &mut Loaded,
     staging: &Path,
     policy: &Policy,
-    build: Build,
+    options: &LoadOptions,
     fill: impl FnOnce(&mut Maps) -> Result<T, Error>,
 ) -> Result<T, Error> {
     pin_maps(loaded, staging)?;
     let mut maps = loaded.take_maps()?;
+    let build = options.build(SHIPPED)?;
     maps.set_config(Config::new(policy.prefixes.into()).with_build(build.number()))?;
     policy::write(&mut maps, policy)?;
     let filled = fill(&mut maps)?;
+    challenges::install(staging, &mut maps, options)?;
     pin_program(loaded, staging)?;
     Ok(filled)
 }

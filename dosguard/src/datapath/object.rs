@@ -14,6 +14,10 @@ use crate::system;
 /// The object that is shipped; empty in a build without it.
 pub static SHIPPED: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/dosguard-xdp"));
 
+/// The object with the programs for challenges; see `challenges.rs`.
+pub(super) static CHALLENGES: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/dosguard-challenges"));
+
 /// The object with the daemon's own programs; see `walk.rs`.
 pub(super) static CONNECTIONS: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/dosguard-connections"));
@@ -43,12 +47,12 @@ impl LoadOptions {
         Self { log_level: self.log_level.or(live.map(Build::log_level)), ..self.clone() }
     }
 
-    fn cpus(&self) -> Result<u32, Error> {
+    pub(super) fn cpus(&self) -> Result<u32, Error> {
         let possible = || system::possible_cpus().map_err(Error::path("read", system::POSSIBLE_CPUS));
         self.cpus.map_or_else(possible, Ok)
     }
 
-    fn peers(&self) -> bool {
+    pub(super) fn peers(&self) -> bool {
         self.peers.unwrap_or_else(sees_peers)
     }
 }
@@ -125,6 +129,7 @@ impl Loaded {
                 | Map::LruHashMap(data)
                 | Map::PerCpuLruHashMap(data)
                 | Map::LpmTrie(data)
+                | Map::ProgramArray(data)
                 | Map::RingBuf(data),
             ) => Ok(data),
             _ => Err(missing(name)),

@@ -76,7 +76,11 @@ pub(super) fn looser(one: &RuleSpec, other: &RuleSpec) -> RuleSpec {
     RuleSpec {
         limit: one.limit.max(other.limit),
         window_ns: one.window_ns.min(other.window_ns),
-        action: if either(|spec| spec.action == Action::Drop) { Action::Drop } else { Action::Ban },
+        action: match either(|spec| spec.action == Action::Drop) {
+            true => Action::Drop,
+            false if either(|spec| spec.action == Action::Challenge) => Action::Challenge,
+            false => Action::Ban,
+        },
         scope: if either(|spec| spec.scope == Scope::Syn) { Scope::Syn } else { Scope::All },
         ban_ns: one.ban_ns.min(other.ban_ns),
         ban_max_ns: one.ban_max_ns.min(other.ban_max_ns),

@@ -13,6 +13,7 @@ use aya::maps::{MapInfo, MapType};
 use aya_obj::Object;
 use dosguard_common::abi::{self, MapSpec};
 
+use super::challenges;
 use super::switch::{give_back, names, switch};
 use super::{Build, Datapath, Error, LoadOptions, Loaded, SHIPPED, exists, pin_error, remove_pins, versions};
 use crate::paths::{NEXT_PROGRAM, PROGRAM, Paths};
@@ -65,6 +66,7 @@ impl Datapath {
             });
         match switched {
             Ok(links) => {
+                challenges::install(&self.paths.pins(), &mut self.maps, &options)?;
                 self.set_build(Some(build))?;
                 Ok(Replaced { interfaces: names(&links) })
             }

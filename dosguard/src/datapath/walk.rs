@@ -52,7 +52,7 @@ pub struct Walk {
 
 /// The maps that the programs share with the filter: all but the room to work in, which it may be using.
 fn shared() -> impl Iterator<Item = abi::MapSpec> {
-    abi::MAPS.into_iter().filter(|map| *map != abi::SCRATCH)
+    abi::MAPS.into_iter().filter(|map| ![abi::SCRATCH, abi::ROOM, abi::RULE].contains(map))
 }
 
 impl Walk {

@@ -139,6 +139,8 @@ impl<'a> LiveTables<'a> {
 }
 
 impl Tables for LiveTables<'_> {
+    type Rule = Rule;
+
     fn with_config<R>(&mut self, work: impl FnOnce(&mut Self, &Config) -> R) -> Option<R> {
         let config = self.config;
         config.is_ready().then(|| work(self, &config))
@@ -156,7 +158,7 @@ impl Tables for LiveTables<'_> {
         self.seen.borrow_mut().read(self.maps.rule_of(port))
     }
 
-    fn rule(&self, index: RuleIndex) -> Option<Rule> {
+    fn rule(&mut self, index: RuleIndex) -> Option<Rule> {
         let mut seen = self.seen.borrow_mut();
         let rule = seen.read(self.maps.rule(index).map(Some))?;
         seen.steps.push(Step::Rule(index, rule));
@@ -236,6 +238,10 @@ impl Tables for LiveTables<'_> {
     }
 
     fn count(&mut self, _reason: Reason, _rule: Option<RuleIndex>, _bytes: u64) {}
+
+    fn answers_until_ns(&self) -> u64 {
+        0 // it is asked about a SYN
+    }
 
     fn drops_watched_until_ns(&self) -> u64 {
         0

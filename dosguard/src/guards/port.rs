@@ -1,7 +1,7 @@
 //! Whether a change of rules is stricter with the port that the ssh session came to.
 
 use dosguard_common::config::Mode;
-use dosguard_common::rule::{Action, RuleSpec, Scope};
+use dosguard_common::rule::{RuleSpec, Scope};
 
 use super::{Session, ssh_session};
 use crate::config::cidr::to_address;
@@ -32,9 +32,7 @@ fn rule_of(settings: &Policy, port: u16) -> Option<&NamedRule> {
 }
 
 fn is_stricter(old: &RuleSpec, new: &RuleSpec) -> bool {
-    let cuts = |spec: &RuleSpec| {
-        spec.action == Action::Ban && spec.scope == Scope::All && spec.mode == Mode::Enforce
-    };
+    let cuts = |spec: &RuleSpec| spec.action.bans() && spec.scope == Scope::All && spec.mode == Mode::Enforce;
     // SYNs in a time; the products do not overflow.
     let less =
         u128::from(new.limit) * u128::from(old.window_ns) < u128::from(old.limit) * u128::from(new.window_ns);

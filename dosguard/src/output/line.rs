@@ -20,7 +20,7 @@ impl EventRecord {
         let style = match self.known_kind() {
             Some(Kind::Ban | Kind::Extend | Kind::TableFull | Kind::Closed) => RED,
             Some(Kind::Unban | Kind::Probation) => GREEN,
-            Some(Kind::WouldBan | Kind::Limited | Kind::Malformed) | None => YELLOW,
+            Some(Kind::WouldBan | Kind::Limited | Kind::Challenge | Kind::Malformed) | None => YELLOW,
         };
         let kind = printable(&self.kind);
         format!("{} {style}{kind:<5}{style:#} {}", local(self.at), printable(&self.what()))
@@ -65,6 +65,9 @@ impl EventRecord {
         let noted = note.as_ref().map(|note| format!(": {note}")).unwrap_or_default();
         let remaining = until.map(|until| approx(self.at, until)).unwrap_or_default();
         let measure = match window {
+            Some(window) if reason == BanReason::Handshakes.name() => {
+                Some(format!("{} made in {window}, limit {limit}", connections(*count)))
+            }
             Some(window) => Some(format!("{count} SYNs in {window}, limit {limit}")),
             None if reason == BanReason::Connections.name() => {
                 Some(format!("{}, limit {limit}", connections(*count)))
@@ -90,6 +93,9 @@ impl EventRecord {
             }
             (Some(Kind::Limited), measure) => {
                 format!(": {} (rule {rule}, only the excess is dropped)", measure.unwrap_or_default())
+            }
+            (Some(Kind::Challenge), measure) => {
+                format!(": {} (rule {rule}, the excess is challenged)", measure.unwrap_or_default())
             }
             (Some(Kind::TableFull), measure) => {
                 let measure = measure.unwrap_or_default();

@@ -95,7 +95,7 @@ impl BanFields {
         let (since, until) = event.span_ns().map(|(since, until)| (clock.at(since), clock.at(until))).unzip();
         let label = Some(event.label().text().to_owned()).filter(|label| !label.is_empty());
         let (rule, note) = match event.reason() {
-            Some(BanReason::SynLimit | BanReason::Connections) => (label, None),
+            Some(BanReason::SynLimit | BanReason::Connections | BanReason::Handshakes) => (label, None),
             Some(BanReason::Admin) => (Some(rule(event.rule())), label),
             None => (None, label),
         };
@@ -298,6 +298,12 @@ mod tests {
                 format!(
                     "limited 198.51.100.66: 4 SYNs in 1m, limit 3 (rule smtp, only the excess is dropped); port 25; \
                      {packet}; 7 like it were not reported"
+                ),
+            ),
+            (
+                limited(Kind::Challenge, Mode::Enforce),
+                format!(
+                    "challenge 198.51.100.66: 4 SYNs in 1m, limit 3 (rule smtp, the excess is challenged); port 25; {packet}"
                 ),
             ),
             (

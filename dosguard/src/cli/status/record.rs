@@ -5,6 +5,7 @@ use dosguard_common::reason::{Reason, Tally};
 use jiff::Timestamp;
 use serde::Serialize;
 
+use crate::challenge;
 use crate::cli::changes::UNCOUNTED;
 use crate::config::field::RuleField;
 use crate::confirm::{Pending, Waiter};
@@ -153,6 +154,12 @@ impl StatusRecord {
         }
         if let Some(state) = &state {
             warnings.extend(state.warnings(daemon.running));
+        }
+        if let Some(datapath) = datapath
+            && challenge::is_wanted(datapath)?
+        {
+            let found = challenge::look(datapath)?.1.sentences();
+            warnings.extend(found.into_iter().filter(|text| !warnings.contains(text)).collect::<Vec<_>>());
         }
         let (instance, loaded) = (paths.instance().to_owned(), state.is_some());
         Ok(Self { version: SCHEMA, instance, loaded, daemon, warnings, state })

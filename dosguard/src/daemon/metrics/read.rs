@@ -138,6 +138,7 @@ fn walk(datapath: &Datapath) -> Result<Walked, Error> {
         let mode = if mode == Mode::Monitor { mode } else { rule.mode() };
         let may = [
             (BanReason::SynLimit, rule.action() == Action::Ban),
+            (BanReason::Handshakes, rule.action() == Action::Challenge),
             (BanReason::Connections, rule.connections().max != 0),
         ];
         for (reason, _) in may.into_iter().filter(|(_, may)| *may) {
@@ -160,7 +161,7 @@ fn walk(datapath: &Datapath) -> Result<Walked, Error> {
 fn class(ban: &Ban, rule: impl FnOnce(RuleIndex) -> String) -> BanClass {
     let mode = if ban.is_monitored() { Mode::Monitor } else { Mode::Enforce };
     let (rule, reason) = match ban.reason() {
-        Some(reason @ (BanReason::SynLimit | BanReason::Connections)) => {
+        Some(reason @ (BanReason::SynLimit | BanReason::Connections | BanReason::Handshakes)) => {
             (ban.label().text().to_owned(), reason.name())
         }
         // Of all packets: whose ports it would be about makes no difference.

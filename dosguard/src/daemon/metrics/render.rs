@@ -194,6 +194,13 @@ const fn tally_help(tally: Tally) -> &'static str {
         Tally::SourceAdded => "Sources that got an entry in the counting map.",
         Tally::EventLost => "Events that found the ring buffer full.",
         Tally::EventSuppressed => "Events beyond the rate that is set.",
+        Tally::ChallengeUnsent => {
+            "Challenged SYNs that were dropped: nobody listens there, or they cannot be answered."
+        }
+        Tally::ChallengeLeft => {
+            "Challenged SYNs that were left to the host, whose listeners take cookies only for a while."
+        }
+        Tally::ChallengeAnswered => "Challenges that were answered: connections of sources that are real.",
     }
 }
 

@@ -20,9 +20,8 @@ impl Severity {
         match record.known_kind() {
             Some(Kind::TableFull) => Self::Warning,
             Some(Kind::Ban | Kind::Extend | Kind::WouldBan | Kind::Closed) => Self::Notice,
-            Some(Kind::Unban | Kind::Limited | Kind::Malformed | Kind::Probation) | None => {
-                Self::Informational
-            }
+            Some(Kind::Unban | Kind::Limited | Kind::Challenge | Kind::Malformed | Kind::Probation)
+            | None => Self::Informational,
         }
     }
 }

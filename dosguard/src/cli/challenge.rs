@@ -1,0 +1,45 @@
+//! What commands do and say about challenges.
+
+use crate::challenge::{self, sysctl};
+use crate::datapath::Datapath;
+use crate::output::YELLOW;
+use crate::paths::Paths;
+
+use super::talk;
+
+/// Brings challenges in line with what the host can do, and says what is in their way if some rule challenges. With `fix`, the
+/// host's settings are changed first. The instance's lock must be held.
+pub(super) fn make_ready(paths: &Paths, datapath: &mut Datapath, fix: bool) -> anyhow::Result<()> {
+    if fix {
+        match sysctl::fix(paths) {
+            Ok(changed) => {
+                for sysctl::Changed { name, from, to } in changed {
+                    talk::say(&format!(
+                        "set {name} to {to} (it was {from}); `{} detach --all` puts it back",
+                        paths.command()
+                    ));
+                }
+            }
+            Err(error) => talk::warning("the host's settings for challenges were not all changed", &error),
+        }
+    }
+    let readiness = challenge::refresh(datapath)?;
+    if challenge::is_wanted(datapath)? {
+        for text in readiness.sentences() {
+            talk::say(&format!("{YELLOW}warning:{YELLOW:#} {text}"));
+        }
+    }
+    Ok(())
+}
+
+/// Puts the host's settings back that were changed for challenges.
+pub(super) fn put_back(paths: &Paths) {
+    match sysctl::restore(paths) {
+        Ok(changed) => {
+            for sysctl::Changed { name, to, .. } in changed {
+                talk::say(&format!("set {name} back to {to}"));
+            }
+        }
+        Err(error) => talk::warning("the host's settings for challenges were not put back", &error),
+    }
+}

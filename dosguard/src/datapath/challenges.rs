@@ -1,0 +1,70 @@
+//! The programs that answer SYNs and look at answers: where the program that judges goes on.
+
+use std::path::Path;
+
+use aya::maps::{Map, MapData, ProgramArray};
+use aya::programs::{ProgramError, ProgramType, Xdp};
+use aya::sys::{BpfHelper, is_helper_supported};
+use aya::{Ebpf, EbpfLoader};
+use dosguard_common::abi;
+use dosguard_common::challenge::SynAck;
+
+use super::object::CHALLENGES;
+use super::{Datapath, Error, LoadOptions, Maps, interfaces, pinned_map};
+
+/// Loads the programs onto the maps that are pinned in a folder, and puts them in their places. An earlier kernel has none; one
+/// that refuses them has none either, and the log says why.
+pub(super) fn install(pins: &Path, maps: &mut Maps, options: &LoadOptions) -> Result<(), Error> {
+    match is_helper_supported(ProgramType::Xdp, BpfHelper::BPF_FUNC_tcp_raw_gen_syncookie_ipv4) {
+        Ok(true) => {}
+        _ => return maps.set_synack(SynAck::default()),
+    }
+    match load(pins, options) {
+        // That there is one says that the programs are there.
+        Ok(()) => maps.set_synack(SynAck { ttl: 64, ..SynAck::default() }),
+        Err(error) => {
+            log::warn!("there are no challenges: {error}");
+            maps.set_synack(SynAck::default())
+        }
+    }
+}
+
+fn load(pins: &Path, options: &LoadOptions) -> Result<(), Error> {
+    if CHALLENGES.is_empty() {
+        return Err(Error::StubObject);
+    }
+    let (cpus, peers) = (options.cpus()?, u32::from(options.peers()));
+    let mut loader = EbpfLoader::new();
+    loader.override_global(abi::CPUS_GLOBAL, &cpus, true).override_global(abi::PEERS_GLOBAL, &peers, true);
+    for map in abi::MAPS {
+        loader.map_pin_path(map.name, pins.join(map.name));
+    }
+    let mut ebpf = loader.load(CHALLENGES).map_err(|error| Error::Object(Box::new(error)))?;
+    let steps: MapData = pinned_map(&pins.join(abi::STEPS.name), abi::STEPS.name)?;
+    let steps = Map::from_map_data(steps).and_then(ProgramArray::try_from);
+    let mut steps = steps.map_err(Error::map(abi::STEPS.name, "use"))?;
+    for (name, place) in [(abi::REPLY_PROGRAM, abi::REPLY_STEP), (abi::ANSWER_PROGRAM, abi::ANSWER_STEP)] {
+        let program = program(&mut ebpf, name).and_then(|program| program.load().map(|()| program));
+        let program = program.map_err(|error| Error::Verifier(Box::new(error)))?;
+        let fd = program.fd().map_err(|error| Error::Verifier(Box::new(error)))?;
+        steps.set(place, fd, 0).map_err(Error::map(abi::STEPS.name, "write"))?;
+    }
+    Ok(())
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp, ProgramError> {
+    ebpf.program_mut(name).ok_or(ProgramError::UnexpectedProgramType)?.try_into()
+}
+
+impl Datapath {
+    /// The smallest MTU of the interfaces of this network namespace that are guarded; that of Ethernet if there are none.
+    pub fn smallest_mtu(&self) -> Result<u32, Error> {
+        const ETHERNET: u32 = 1500;
+        let guarded = self.guarded()?;
+        let present = interfaces().map_err(Error::Netlink)?;
+        let of_ours = present.into_iter().filter(|interface| {
+            guarded.iter().any(|on| on.mode.is_some() && on.link.ifindex == interface.index)
+        });
+        Ok(of_ours.map(|interface| interface.mtu).min().unwrap_or(ETHERNET))
+    }
+}
