@@ -1,5 +1,7 @@
 //! Names, sizes and the version of everything that kernel and userspace agree on.
 
+use crate::reason::{self, FIRST_COUNTERS};
+
 /// Version of the pinned maps' layout. It is part of the pin path, so that two layouts never meet.
 pub const ABI_VERSION: u32 = 5;
 
@@ -27,6 +29,10 @@ pub const CPUS_GLOBAL: &str = "CPUS";
 /// Load-time constant: 1 when the kernel can read other CPUs' counters (`bpf_map_lookup_percpu_elem`, Linux 5.19,
 /// commit 07343110b293).
 pub const PEERS_GLOBAL: &str = "PEERS";
+
+/// Load-time constant: 1 when the kernel makes SYN cookies for programs (`bpf_tcp_raw_gen_syncookie_ipv4`, Linux 6.0, commit
+/// 33bf9885040c); where it is 0 the verifier removes the tail calls.
+pub const CHALLENGES_GLOBAL: &str = "CHALLENGES";
 
 /// Load-time constant of aya-log: 0 switches every log statement off, and the verifier removes them.
 pub const LOG_LEVEL_GLOBAL: &str = "AYA_LOG_LEVEL";
@@ -69,10 +75,16 @@ pub const ALLOW: MapSpec = map("ALLOW", 262_144, "allowed networks", 2);
 /// Prefixes from which every packet is dropped. Longest prefix match. Written by userspace. As large as `ALLOW`.
 pub const DENY: MapSpec = map("DENY", 262_144, "denied networks", 2);
 /// [`Reason`](crate::reason::Reason)s, then [`Tally`](crate::reason::Tally)s, to packets and bytes, per CPU.
-pub const COUNTERS: MapSpec = map("COUNTERS", crate::reason::COUNTERS, "what became of the packets", 5);
+pub const COUNTERS: MapSpec = map("COUNTERS", FIRST_COUNTERS[0], "what became of the packets", 2);
+/// The [reasons and tallies](crate::reason::Place) that there are since, per CPU.
+pub const MORE_COUNTERS: MapSpec =
+    map("MORE_COUNTERS", reason::MORE_COUNTERS[0], "the same of newer reasons", 5);
 /// Rule index × reason to packets, per CPU.
 pub const RULE_COUNTERS: MapSpec =
-    map("RULE_COUNTERS", RULES.entries * crate::reason::Reason::COUNT, "the same for each rule", 5);
+    map("RULE_COUNTERS", RULES.entries * FIRST_COUNTERS[1], "the same for each rule", 2);
+/// Rule index × newer reason to packets, per CPU.
+pub const MORE_RULE_COUNTERS: MapSpec =
+    map("MORE_RULE_COUNTERS", RULES.entries * reason::MORE_COUNTERS[1], "the same of newer reasons", 5);
 /// Kind of event to [`Gate`](crate::event::Gate), per CPU: how many events passed lately. Written by the kernel.
 pub const GATES: MapSpec = map("GATES", crate::event::Kind::GATED, "how many events passed lately", 5);
 /// Until when drops are counted for each source, in nanoseconds of boot time; 0 for not at all. Written by userspace.
@@ -83,11 +95,11 @@ pub const DROPS: MapSpec = map("DROPS", 16_384, "drops of sources", 4);
 /// One [`SynAck`](crate::challenge::SynAck): what is said of the host where the program answers in its place. Written by
 /// userspace.
 pub const SYNACK: MapSpec = map("SYNACK", 1, "what replies say of the host", 5);
-/// Until when answers to challenges are looked for, in nanoseconds of boot time. Written by the kernel with each challenge.
-pub const CHALLENGED: MapSpec = map("CHALLENGED", 1, "until when challenges may be answered", 5);
-/// [`Listener`](crate::challenge::Listener) to when the last SYN for it was left to the host, in nanoseconds of boot time. LRU:
-/// when full, more are left to it.
-pub const LISTENERS: MapSpec = map("LISTENERS", 4_096, "listeners that take cookies", 5);
+/// Until when answers to challenges are looked for, and when a SYN for a closed connection was last left to the host, in
+/// nanoseconds of boot time. Written by the kernel.
+pub const CHALLENGED: MapSpec = map("CHALLENGED", 2, "until when challenges may be answered", 5);
+/// The host's own addresses: nothing is answered for others. Written by userspace.
+pub const HOST: MapSpec = map("HOST", 4_096, "addresses that are answered for", 5);
 /// One [`Room`](crate::challenge::Room) per CPU. Written by the kernel, and of no meaning between two packets.
 pub const ROOM: MapSpec = map("ROOM", 1, "replies in progress", 5);
 /// Which program goes on with what: [`REPLY_STEP`], [`ANSWER_STEP`]. Written by userspace; an empty place drops or passes.
@@ -114,13 +126,8 @@ pub const OWN: MapSpec = map("OWN", 4_096, "own addresses", 4);
 /// One [`Look`](crate::connection::Look).
 pub const LOOK: MapSpec = map("LOOK", 1, "what a look at the sockets has found", 4);
 
-/// How many reasons there were up to version 4; those that came since are behind them.
-pub const REASONS_V4: u32 = 16;
-/// How many tallies there were up to version 4.
-pub const TALLIES_V4: u32 = 7;
-
 /// Every pinned map, in the order in which they are pinned.
-pub const MAPS: [MapSpec; 22] = [
+pub const MAPS: [MapSpec; 24] = [
     CONFIG,
     PORTS,
     RULES,
@@ -132,12 +139,14 @@ pub const MAPS: [MapSpec; 22] = [
     DENY,
     COUNTERS,
     RULE_COUNTERS,
+    MORE_COUNTERS,
+    MORE_RULE_COUNTERS,
     GATES,
     WATCH,
     DROPS,
     SYNACK,
     CHALLENGED,
-    LISTENERS,
+    HOST,
     ROOM,
     RULE,
     STEPS,

@@ -5,13 +5,12 @@ use core::hint::black_box;
 use bytemuck::{Pod, Zeroable};
 
 use crate::address::SourceMask;
-use crate::rule::{FLAG_MONITOR, FLAG_SCOPE_SYN, Rule};
+use crate::rule::{FLAG_CHALLENGE, FLAG_MONITOR, FLAG_SCOPE_SYN, Rule};
 
 const FLAG_READY: u32 = 1 << 0;
 const FLAG_ALLOW: u32 = 1 << 1;
 const FLAG_DENY: u32 = 1 << 2;
 const FLAG_RESETTING: u32 = 1 << 4;
-const FLAG_CHALLENGE: u32 = 1 << 5;
 
 /// Events of one kind that each CPU reports in a second, unless configured.
 pub const EVENTS_RATE: u32 = 1_000;
@@ -109,6 +108,15 @@ impl Config {
     #[inline(always)]
     pub const fn can_challenge(&self) -> bool {
         self.flags & FLAG_CHALLENGE != 0
+    }
+
+    /// Whether what goes over the rule's limit is challenged under these settings. Told anew wherever it is asked for, as the
+    /// mode of a rule is.
+    #[inline(always)]
+    pub fn challenges(&self, rule: &Rule) -> bool {
+        let both = self.flags & rule.flags() & FLAG_CHALLENGE;
+        let watched = (self.flags | rule.flags()) & FLAG_MONITOR;
+        black_box(both | watched) == FLAG_CHALLENGE
     }
 
     /// The same settings with challenges sent or not.

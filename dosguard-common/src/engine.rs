@@ -96,8 +96,10 @@ fn judge<T: Tables>(
     }
     let port = match *payload {
         Payload::Syn { port } => port,
-        // Whoever answers a challenge opens a connection, and gives none up.
-        Payload::Segment if now_ns < tables.answers_until_ns() => return (Reason::MayAnswer, None),
+        // The host takes an answer that gives the connection up at once, too.
+        Payload::Segment | Payload::Ending if now_ns < tables.answers_until_ns() => {
+            return (Reason::MayAnswer, None);
+        }
         Payload::Segment | Payload::Ending => return (Reason::NotSyn, None),
         Payload::NotTcp => return (Reason::NotTcp, None),
         Payload::LaterFragment => return (Reason::LaterFragment, None),
@@ -161,21 +163,17 @@ fn syn<T: Tables>(
         Counted::Over { count, first } => {
             let (reason, mode) = (BanReason::SynLimit, config.mode_of(rule));
             let over = Over { reason, source, index, rule, count, mode, cause, now_ns };
-            let is_challenged = rule.action() == Action::Challenge && config.can_challenge();
+            let is_challenged = config.challenges(rule);
             match rule.action() {
                 Action::Ban => impose(tables, config, &over),
                 Action::Drop | Action::Challenge if first => {
-                    limited(
-                        tables,
-                        config,
-                        if is_challenged { Kind::Challenge } else { Kind::Limited },
-                        &over,
-                    );
+                    let kind = if is_challenged { Kind::Challenge } else { Kind::Limited };
+                    limited(tables, config, kind, &over);
                 }
                 Action::Drop | Action::Challenge => {}
             }
             match config.mode_of(rule) {
-                Mode::Enforce if is_challenged => Reason::Challenged,
+                Mode::Enforce if config.challenges(rule) => Reason::Challenged,
                 Mode::Enforce => Reason::OverLimit,
                 Mode::Monitor => Reason::MonitoredOverLimit,
             }

@@ -35,7 +35,7 @@ const AUTHENTICATION: u8 = IpProto::Ah as u8;
 const DESTINATION: u8 = IpProto::Ipv6Opts as u8;
 const MOBILITY: u8 = IpProto::MobilityHeader as u8;
 /// Beyond this nothing can be read. One less than a power of two: a mask, too.
-const REACH: u32 = 16_383;
+pub(crate) const REACH: u32 = 16_383;
 const _: () = assert!(REACH as usize == MAX_OFFSET && (REACH + 1).is_power_of_two());
 /// The offset's bits in an IPv6 fragment header.
 const FRAGMENT_OFFSET: u16 = 0xfff8;
@@ -210,7 +210,7 @@ fn ipv6<F: Frame + ?Sized>(frame: &F, offset: usize, mac: [u8; 6]) -> Result<Pac
 }
 
 /// What comes behind the extension headers of an IPv6 packet.
-enum Upper {
+pub(crate) enum Upper {
     Tcp,
     Other,
     LaterFragment,
@@ -220,7 +220,7 @@ enum Upper {
 
 /// Follows the extension headers (RFC 8200, section 4). Says what comes behind them, and where they end.
 #[inline(always)]
-fn upper_layer<F: Frame + ?Sized>(frame: &F, start: u32, first: u8) -> (Upper, u32) {
+pub(crate) fn upper_layer<F: Frame + ?Sized>(frame: &F, start: u32, first: u8) -> (Upper, u32) {
     let (mut offset, mut next) = (start, first);
     // Opaque to the compiler, which would otherwise unroll the loop; the verifier knows it all the same. The count is
     // looked at where the loop goes back: Linux 5.10 wants a jump there.

@@ -1,5 +1,7 @@
 //! Why a packet passes or is dropped. Every verdict has a reason, every reason a counter.
 
+use crate::rule::RuleIndex;
+
 /// What becomes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -135,10 +137,28 @@ impl Reason {
         }
     }
 
-    /// Its place in `COUNTERS` and, times the rule, in `RULE_COUNTERS`.
+    /// Its place in the list of all of them.
     #[inline(always)]
     pub const fn index(self) -> u32 {
         self as u32
+    }
+
+    /// Where it is counted.
+    #[inline(always)]
+    pub const fn place(self) -> Place {
+        match self.index() {
+            index @ 0..FIRST_REASONS => Place::First(index),
+            index => Place::More(index - FIRST_REASONS),
+        }
+    }
+
+    /// Where it is counted for a rule: in `RULE_COUNTERS` or `MORE_RULE_COUNTERS`.
+    #[inline(always)]
+    pub const fn place_under(self, rule: RuleIndex) -> Place {
+        match self.place() {
+            Place::First(index) => Place::First(rule.0 as u32 * FIRST_REASONS + index),
+            Place::More(index) => Place::More(rule.0 as u32 * MORE_REASONS + index),
+        }
     }
 }
 
@@ -162,23 +182,51 @@ counters! {
         EventSuppressed = "events-suppressed",
         /// A challenged SYN was dropped: nobody listens there, or it is of a kind that is not answered.
         ChallengeUnsent = "challenges-unsent",
-        /// A challenged SYN was left to the host, which takes cookies only for a while after it has sent one itself.
+        /// A challenged SYN was left to the host, whose listener takes cookies only for a while after it has sent one itself.
         ChallengeLeft = "challenges-left-to-host",
-        /// A challenge was answered: its source is real, and connects.
+        /// A connection was made with a cookie while challenges were sent: its source is real.
         ChallengeAnswered = "challenges-answered",
     }
 }
 
 impl Tally {
-    /// Its place in `COUNTERS`, behind the reasons.
+    /// Its place in a list of all reasons and then all of them.
     #[inline(always)]
     pub const fn index(self) -> u32 {
         Reason::COUNT + self as u32
     }
+
+    /// Where it is counted, behind the reasons.
+    #[inline(always)]
+    pub const fn place(self) -> Place {
+        match self as u32 {
+            index @ 0..FIRST_TALLIES => Place::First(FIRST_REASONS + index),
+            index => Place::More(MORE_REASONS + index - FIRST_TALLIES),
+        }
+    }
 }
 
-/// How many entries `COUNTERS` has.
+/// Where something is counted. The first ones have had their places since ABI version 2, and keep them: a new program goes on
+/// counting where the old one did. What there is since is counted in maps of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Place {
+    /// Such an entry of `COUNTERS`, or of `RULE_COUNTERS`.
+    First(u32),
+    /// Such an entry of `MORE_COUNTERS`, or of `MORE_RULE_COUNTERS`.
+    More(u32),
+}
+
+/// Reasons and tallies that ABI version 2 had.
+const FIRST_REASONS: u32 = 16;
+const FIRST_TALLIES: u32 = 7;
+const MORE_REASONS: u32 = Reason::COUNT - FIRST_REASONS;
+
+/// How many reasons and tallies there are.
 pub const COUNTERS: u32 = Reason::COUNT + Tally::COUNT;
+/// How many entries `COUNTERS` has, and for each rule `RULE_COUNTERS`.
+pub const FIRST_COUNTERS: [u32; 2] = [FIRST_REASONS + FIRST_TALLIES, FIRST_REASONS];
+/// How many entries `MORE_COUNTERS` has, and for each rule `MORE_RULE_COUNTERS`.
+pub const MORE_COUNTERS: [u32; 2] = [COUNTERS - FIRST_COUNTERS[0], MORE_REASONS];
 
 /// One CPU's part of a counter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
@@ -206,6 +254,18 @@ mod tests {
             assert_eq!(reason.index() as usize, place);
         }
         assert_eq!(Tally::ALL[0].index(), Reason::COUNT);
+        let places: std::collections::HashSet<_> = Reason::ALL
+            .iter()
+            .map(|reason| reason.place())
+            .chain(Tally::ALL.iter().map(|tally| tally.place()))
+            .collect();
+        let ([first, _], [more, _]) = (FIRST_COUNTERS, MORE_COUNTERS);
+        let expected = (0..first).map(Place::First).chain((0..more).map(Place::More));
+        assert_eq!(places, expected.collect());
+        // As ABI version 2 had them.
+        assert_eq!((Reason::MonitoredOverLimit.place(), first), (Place::First(15), 23));
+        assert_eq!(Tally::EventSuppressed.place(), Place::First(22));
+        assert_eq!(Reason::Challenged.place_under(RuleIndex(3)), Place::More(6));
     }
 
     #[test]

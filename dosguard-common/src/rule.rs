@@ -132,7 +132,8 @@ const FLAG_REFRESH: u32 = 1 << 2;
 /// The same bit in the global settings.
 pub(crate) const FLAG_MONITOR: u32 = 1 << 3;
 const FLAG_CLOSE: u32 = 1 << 4;
-const FLAG_ACTION_CHALLENGE: u32 = 1 << 5;
+/// The same bit in the global settings, where it says that challenges are possible.
+pub(crate) const FLAG_CHALLENGE: u32 = 1 << 5;
 const FLAG_DEFINED: u32 = 1 << 31;
 
 /// A rule in the map.
@@ -170,7 +171,7 @@ impl Rule {
         match spec.action {
             Action::Ban => {}
             Action::Drop => flags |= FLAG_ACTION_DROP,
-            Action::Challenge => flags |= FLAG_ACTION_CHALLENGE,
+            Action::Challenge => flags |= FLAG_CHALLENGE,
         }
         if spec.scope == Scope::Syn {
             flags |= FLAG_SCOPE_SYN;
@@ -297,7 +298,7 @@ impl Rule {
     pub const fn action(&self) -> Action {
         if self.flags & FLAG_ACTION_DROP != 0 {
             Action::Drop
-        } else if self.flags & FLAG_ACTION_CHALLENGE != 0 {
+        } else if self.flags & FLAG_CHALLENGE != 0 {
             Action::Challenge
         } else {
             Action::Ban

@@ -3,16 +3,17 @@
 //! Both programs are reached by a tail call from the one that judges, and begin anew with the packet.
 
 use aya_ebpf::EbpfContext as _;
+use aya_ebpf::Global;
 use aya_ebpf::bindings::bpf_sock_tuple;
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
 use aya_ebpf::helpers::{
-    bpf_ktime_get_boot_ns, bpf_ktime_get_ns, bpf_sk_release, bpf_skc_lookup_tcp,
-    bpf_tcp_raw_check_syncookie_ipv4, bpf_tcp_raw_check_syncookie_ipv6, bpf_tcp_raw_gen_syncookie_ipv4,
-    bpf_tcp_raw_gen_syncookie_ipv6, bpf_xdp_adjust_tail,
+    bpf_jiffies64, bpf_ktime_get_boot_ns, bpf_ktime_get_ns, bpf_sk_release, bpf_skc_lookup_tcp,
+    bpf_skc_to_tcp_sock, bpf_tcp_raw_check_syncookie_ipv4, bpf_tcp_raw_check_syncookie_ipv6,
+    bpf_tcp_raw_gen_syncookie_ipv4, bpf_tcp_raw_gen_syncookie_ipv6, bpf_xdp_adjust_tail,
 };
 use aya_ebpf::programs::XdpContext;
 use dosguard_common::challenge::{
-    ANSWERED_WITHIN_NS, LEFT_EVERY_NS, Listener, Offer, REPLY_MAX, Reply, Room, Segment,
+    ANSWERED_WITHIN_NS, LEFT_EVERY_NS, Offer, REPLY_MAX, Reply, Room, SENT_WITHIN_JIFFIES, Segment,
 };
 use dosguard_common::engine;
 use dosguard_common::frame::Frame as _;
@@ -27,6 +28,24 @@ use crate::tables::KernelTables;
 /// States of a socket (`enum` in Linux include/net/tcp_states.h).
 const TIME_WAIT: u32 = 6;
 const LISTEN: u32 = 10;
+
+/// A MAC address with this bit is that of a group (IEEE 802).
+const GROUP: u8 = 1;
+
+/// The receive buffer was chosen (`SOCK_RCVBUF_LOCK`, Linux include/net/sock.h).
+const RECEIVE_LOCKED: u8 = 2;
+
+/// Where the running kernel keeps what of a listener, in bytes: see `ListenerLayout`. Set at load, from its BTF.
+#[unsafe(no_mangle)]
+static SENT: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static GROUP_OF: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static GROUP_SENT: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static LOCKS: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static LOCKS_SHIFT: Global<u32> = Global::new(0);
 
 /// The network namespace that the packet came in (`BPF_F_CURRENT_NETNS`).
 const THIS_NAMESPACE: u64 = u64::MAX;
@@ -61,25 +80,30 @@ fn send(ctx: &XdpContext) -> Result<(), Unsent> {
     let (Some(Room { segment, reply }), Some(host)) = (room(), maps::SYNACK.get(0)) else {
         return Err(Unsent::Dropped);
     };
-    if !segment.read(&frame) || !segment.read_options(&frame) {
+    let is_for_this_host = frame.bytes::<6>(0).is_some_and(|[first, ..]| first & GROUP == 0);
+    if !is_for_this_host
+        || !segment.read(&frame)
+        || !segment.is_answerable()
+        || !segment.read_options(&frame)
+        || maps::HOST.get_ptr(segment.destination()).is_none()
+    {
         return Err(Unsent::Dropped);
-    }
-    match state(ctx, segment) {
-        LISTEN => {}
-        // The host knows best whether an old connection gives way to a new one. It has been one: nobody forges that.
-        TIME_WAIT => return Err(Unsent::Left),
-        _ => return Err(Unsent::Dropped),
     }
     // SAFETY: the helper takes no arguments and only reads a clock.
     let now_ns = unsafe { bpf_ktime_get_boot_ns() };
-    if is_turn_of_host(segment, now_ns) {
-        return Err(Unsent::Left);
-    }
+    let has_own_buffers = match met(ctx, segment) {
+        Met::Listener { takes_cookies: true, has_own_buffers } => has_own_buffers,
+        // It takes cookies once it has sent one itself. Until then what it is sent costs it as much as without this program.
+        Met::Listener { takes_cookies: false, .. } => return Err(Unsent::Left),
+        // The host knows best whether an old connection gives way to a new one.
+        Met::Closed if is_turn_of_host(now_ns) => return Err(Unsent::Left),
+        Met::Closed | Met::Other => return Err(Unsent::Dropped),
+    };
     let cookie = cookie(segment).ok_or(Unsent::Dropped)?;
     // The kernel's own timestamps go by this clock (`tcp_clock_ns`).
     // SAFETY: the helper takes no arguments and only reads a clock.
     let now_ms = unsafe { bpf_ktime_get_ns() } / 1_000_000;
-    reply.fill(segment, Offer::of(segment, host), cookie, now_ms, host);
+    reply.fill(segment, Offer::of(segment, host, has_own_buffers), cookie, now_ms, host);
     look_for_answers(now_ns);
     write(ctx, &frame, segment, reply).ok_or(Unsent::Dropped)
 }
@@ -91,9 +115,24 @@ fn room() -> Option<&'static mut Room> {
     maps::ROOM.get_ptr_mut(0).map(|room| unsafe { &mut *room })
 }
 
-/// The state of the socket that the host would give the segment to; 0 if there is none.
+/// Whom a segment meets.
+enum Met {
+    /// Somebody who takes connections.
+    Listener {
+        /// It has sent a cookie lately, and takes them therefore.
+        takes_cookies: bool,
+        /// Its windows are not those of other listeners.
+        has_own_buffers: bool,
+    },
+    /// A connection that is closed, and waits for what may still come of it.
+    Closed,
+    /// Nobody, or a connection.
+    Other,
+}
+
+/// Looks for the socket that the host would give the segment to.
 #[inline(always)]
-fn state(ctx: &XdpContext, segment: &Segment) -> u32 {
+fn met(ctx: &XdpContext, segment: &Segment) -> Met {
     let [a, b, c, d] = segment.source().words();
     let [e, f, g, h] = segment.destination().words();
     let [port_0, port_1, port_2, port_3, ..] = segment.tcp;
@@ -105,40 +144,66 @@ fn state(ctx: &XdpContext, segment: &Segment) -> u32 {
         ([d, h, ports, 0, 0, 0, 0, 0, 0], 3)
     };
     let size = words * 4;
-    // SAFETY: the tuple has at least so many bytes, and the socket is released before the program ends.
+    // SAFETY: the tuple has at least so many bytes, and the socket is released when it has been looked at.
     unsafe {
         let tuple = (&raw mut tuple).cast::<bpf_sock_tuple>();
         let socket = bpf_skc_lookup_tcp(ctx.as_ptr(), tuple, size, THIS_NAMESPACE, 0);
         if socket.is_null() {
-            return 0;
+            return Met::Other;
         }
-        let state = (&raw const (*socket).state).read_volatile();
+        let met = match (&raw const (*socket).state).read_volatile() {
+            LISTEN => listener(bpf_skc_to_tcp_sock(socket.cast()).cast()),
+            TIME_WAIT => Met::Closed,
+            _ => Met::Other,
+        };
         bpf_sk_release(socket.cast());
-        state
+        met
     }
 }
 
-/// Whether it is time for the host to send a cookie itself, so that its listener goes on to take them.
+/// Looks at a listener.
+///
+/// # Safety
+///
+/// It is the kernel's, or null, and held while it is looked at. The offsets are checked by the verifier.
 #[inline(always)]
-fn is_turn_of_host(segment: &Segment, now_ns: u64) -> bool {
-    let listener = Listener::of(segment);
-    match maps::LISTENERS.get_ptr_mut(listener) {
-        Some(last) => {
-            // SAFETY: an aligned word that is never torn; of two CPUs that find it old, both leave a SYN to the host.
-            unsafe {
-                let is_old = now_ns.saturating_sub(last.read_volatile()) >= LEFT_EVERY_NS;
-                if is_old {
-                    last.write_volatile(now_ns);
-                }
-                is_old
-            }
+#[expect(clippy::cast_possible_truncation, reason = "the kernel keeps the low half of the time")]
+unsafe fn listener(socket: *const u8) -> Met {
+    if socket.is_null() {
+        return Met::Other;
+    }
+    // SAFETY: by the caller's word; the group lives as long as the program runs (RCU).
+    unsafe {
+        let field = |offset: u32| socket.add(offset as usize).cast::<u32>().read_volatile();
+        let group = socket.add(GROUP_OF.load() as usize).cast::<*const u8>().read_volatile();
+        let mut sent = field(SENT.load());
+        // Who shares its port has it from the group alone.
+        if !group.is_null() {
+            sent = group.add(GROUP_SENT.load() as usize).cast::<u32>().read_volatile();
         }
-        None => {
-            // Without room the host is asked again.
-            let _ = maps::LISTENERS.insert(listener, now_ns, 0);
-            true
+        let locks = socket.add(LOCKS.load() as usize).read_volatile() >> (LOCKS_SHIFT.load() & 7);
+        Met::Listener {
+            // It never did where this is 0.
+            takes_cookies: sent != 0 && (bpf_jiffies64() as u32).wrapping_sub(sent) < SENT_WITHIN_JIFFIES,
+            has_own_buffers: locks & RECEIVE_LOCKED != 0,
         }
     }
+}
+
+/// Whether it is time for the host to have a SYN that meets a closed connection: who made one could have any number of them
+/// pass otherwise.
+#[inline(always)]
+fn is_turn_of_host(now_ns: u64) -> bool {
+    maps::CHALLENGED.get_ptr_mut(1).is_some_and(|last| {
+        // SAFETY: an aligned word that is never torn; of two CPUs that find it old, both leave a SYN to the host.
+        unsafe {
+            let is_old = now_ns.saturating_sub(last.read_volatile()) >= LEFT_EVERY_NS;
+            if is_old {
+                last.write_volatile(now_ns);
+            }
+            is_old
+        }
+    })
 }
 
 /// From now on the program that judges hands on what may be an answer.
@@ -226,7 +291,8 @@ pub fn look_at_answer(ctx: &XdpContext) -> u32 {
     let Some(Room { segment, .. }) = room() else { return XDP_PASS };
     // A segment of a connection is none. Whether it is one is asked first: most are.
     if segment.read(&frame)
-        && state(ctx, segment) == LISTEN
+        && segment.may_answer()
+        && matches!(met(ctx, segment), Met::Listener { takes_cookies: true, .. })
         && is_cookie(segment)
         && let Some(mac) = frame.bytes::<6>(6)
     {

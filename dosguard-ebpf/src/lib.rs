@@ -25,8 +25,10 @@ use crate::tables::KernelTables;
 /// own.
 #[inline(always)]
 fn step(ctx: &XdpContext, place: u32) {
-    // SAFETY: the map has programs of this type alone.
-    unsafe { maps::STEPS.tail_call(ctx, place) };
+    if maps::CHALLENGES.load() != 0 {
+        // SAFETY: the map has programs of this type alone.
+        unsafe { maps::STEPS.tail_call(ctx, place) };
+    }
 }
 
 /// Judges a packet at the time that `now_ns` tells, in nanoseconds of boot time. Returns an XDP action.

@@ -9,7 +9,7 @@ use aya_ebpf::maps::{
 use dosguard_common::abi;
 use dosguard_common::address::Address;
 use dosguard_common::ban::Ban;
-use dosguard_common::challenge::{Listener, Room, SynAck};
+use dosguard_common::challenge::{Room, SynAck};
 use dosguard_common::claim::Claim;
 use dosguard_common::config::Config;
 use dosguard_common::event::Gate;
@@ -66,6 +66,15 @@ pub static COUNTERS: PerCpuArray<Count> = PerCpuArray::with_max_entries(abi::COU
 #[map]
 pub static RULE_COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(abi::RULE_COUNTERS.entries, 0);
 
+/// Packets and bytes per newer reason, occurrences per newer tally.
+#[map]
+pub static MORE_COUNTERS: PerCpuArray<Count> = PerCpuArray::with_max_entries(abi::MORE_COUNTERS.entries, 0);
+
+/// Packets per rule and newer reason.
+#[map]
+pub static MORE_RULE_COUNTERS: PerCpuArray<u64> =
+    PerCpuArray::with_max_entries(abi::MORE_RULE_COUNTERS.entries, 0);
+
 /// How many events of each kind passed lately.
 #[map]
 pub static GATES: PerCpuArray<Gate> = PerCpuArray::with_max_entries(abi::GATES.entries, 0);
@@ -86,9 +95,9 @@ pub static SYNACK: Array<SynAck> = Array::with_max_entries(abi::SYNACK.entries, 
 #[map]
 pub static CHALLENGED: Array<u64> = Array::with_max_entries(abi::CHALLENGED.entries, 0);
 
-/// When SYNs for listeners were left to the host.
+/// Addresses that are answered for.
 #[map]
-pub static LISTENERS: LruHashMap<Listener, u64> = LruHashMap::with_max_entries(abi::LISTENERS.entries, 0);
+pub static HOST: HashMap<Address, u8> = HashMap::with_max_entries(abi::HOST.entries, BPF_F_NO_PREALLOC);
 
 /// Room to work on replies.
 #[map]
@@ -113,6 +122,10 @@ pub static EVENTS: RingBuf = RingBuf::with_byte_size(abi::EVENTS.entries, 0);
 /// How many CPUs the kernel may use. Set at load, so that the verifier knows how often the loop over them runs.
 #[unsafe(no_mangle)]
 pub static CPUS: Global<u32> = Global::new(1);
+
+/// Whether the kernel makes SYN cookies for programs. Set at load; where it is 0 the verifier removes what goes on with them.
+#[unsafe(no_mangle)]
+pub static CHALLENGES: Global<u32> = Global::new(0);
 
 /// Whether the kernel lets one CPU look at another's counters. Set at load; where it is 0 the verifier removes the
 /// call, which older kernels do not know.

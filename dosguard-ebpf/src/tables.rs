@@ -10,7 +10,7 @@ use dosguard_common::config::Config;
 use dosguard_common::event::{Event, Gate, Kind};
 use dosguard_common::key::SourceKey;
 use dosguard_common::offender::Offender;
-use dosguard_common::reason::{Reason, Tally};
+use dosguard_common::reason::{Place, Reason, Tally};
 use dosguard_common::rule::{Rule, RuleIndex};
 use dosguard_common::tables::{Refused, Scratch, Tables};
 use dosguard_common::window::Window;
@@ -27,8 +27,12 @@ fn added(result: Result<(), i32>) -> Result<(), Refused> {
 }
 
 #[inline(always)]
-fn bump(index: u32, bytes: u64) {
-    if let Some(count) = maps::COUNTERS.get_ptr_mut(index) {
+fn bump(place: Place, bytes: u64) {
+    let count = match place {
+        Place::First(index) => maps::COUNTERS.get_ptr_mut(index),
+        Place::More(index) => maps::MORE_COUNTERS.get_ptr_mut(index),
+    };
+    if let Some(count) = count {
         // SAFETY: the pointer is to this CPU's own value, which nothing else writes while the program runs.
         unsafe {
             (*count).packets += 1;
@@ -205,11 +209,13 @@ impl Tables for KernelTables {
 
     #[inline(always)]
     fn count(&mut self, reason: Reason, rule: Option<RuleIndex>, bytes: u64) {
-        bump(reason.index(), bytes);
+        bump(reason.place(), bytes);
         let Some(rule) = rule else { return };
-        if let Some(count) =
-            maps::RULE_COUNTERS.get_ptr_mut(u32::from(rule.0) * Reason::COUNT + reason.index())
-        {
+        let count = match reason.place_under(rule) {
+            Place::First(index) => maps::RULE_COUNTERS.get_ptr_mut(index),
+            Place::More(index) => maps::MORE_RULE_COUNTERS.get_ptr_mut(index),
+        };
+        if let Some(count) = count {
             // SAFETY: as in `bump`.
             unsafe { *count += 1 };
         }
@@ -240,7 +246,7 @@ impl Tables for KernelTables {
 
     #[inline(always)]
     fn tally(&mut self, tally: Tally) {
-        bump(tally.index(), 0);
+        bump(tally.place(), 0);
     }
 
     #[inline(always)]

@@ -204,5 +204,6 @@ fn the_verifier_has_little_to_do() {
     else {
         return on_this_kernel("the program loads; before Linux 5.16 nobody tells how much was looked at");
     };
-    assert!(instructions < 200_000, "{instructions} instructions were looked at for 64 CPUs");
+    println!("{instructions} looked at");
+    assert!(instructions < 250_000, "{instructions} instructions were looked at for 64 CPUs");
 }

@@ -17,9 +17,8 @@ use crate::rule::Action;
 use crate::tables::{Refused, Tables};
 use crate::window::low_half;
 
-/// Counts a segment whose cookie is right, and bans its source if it has made more connections in this way than its rule lets
-/// SYNs pass. Forged SYNs count for nobody here: they are never answered. The same answer again is not counted, whoever
-/// repeats it.
+/// Counts a segment whose cookie is right, of which the host makes a connection, and bans its source if there are more of them
+/// than its rule lets SYNs pass. Forged SYNs count for nobody here: they are never answered.
 #[inline(always)]
 pub fn judge_answer<T: Tables>(
     tables: &mut T,
@@ -36,7 +35,9 @@ pub fn judge_answer<T: Tables>(
         if rule.action() != Action::Challenge || config.mode_of(rule) != Mode::Enforce {
             return;
         }
-        if tables.claim(&Claim::answer(segment, index)) == Err(Refused::Exists) {
+        if tables.claim(&Claim::answer(segment, index, low_half(now_ns / 100_000_000)))
+            == Err(Refused::Exists)
+        {
             return;
         }
         tables.tally(Tally::ChallengeAnswered);

@@ -5,13 +5,16 @@
 
 pub mod sysctl;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
+use dosguard_common::address::Address;
 use dosguard_common::challenge::SynAck;
 use dosguard_common::config::Mode;
-use dosguard_common::rule::Action;
+use dosguard_common::rule::{Action, Rule};
 
+use crate::connections::own_addresses;
 use crate::datapath::{Datapath, Error};
 
 /// What is in the way of challenges, and what makes them less than they could be. Each with what to do.
@@ -24,6 +27,11 @@ pub struct Readiness {
 }
 
 impl Readiness {
+    fn add(&mut self, more: Self) {
+        self.obstacles.extend(more.obstacles);
+        self.notes.extend(more.notes);
+    }
+
     /// What is in the way, in sentences.
     pub fn sentences(&self) -> Vec<String> {
         let obstacles = self.obstacles.iter();
@@ -33,41 +41,79 @@ impl Readiness {
     }
 }
 
-/// Brings the live settings in line with what the host can do at the moment. The
-/// instance's lock must be held.
+/// Brings the live settings in line with what the host can do at the moment. The instance's lock must be held.
 ///
 /// # Errors
 ///
-/// The kernel's settings or the maps cannot be read or written.
+/// The maps cannot be read or written.
 pub fn refresh(datapath: &mut Datapath) -> Result<Readiness, Error> {
-    let (host, mtu) = (Host::read()?, datapath.smallest_mtu()?);
-    let live = datapath.maps().synack()?;
-    let readiness = host.readiness(is_loaded(&live));
-    let possible = readiness.obstacles.is_empty();
-    let config = datapath.maps().config()?;
-    let wanted = if possible { host.synack(mtu) } else { live };
-    if wanted != live {
-        datapath.maps_mut().set_synack(wanted)?;
+    let look = Look::at(datapath)?;
+    let possible = look.readiness.obstacles.is_empty();
+    if possible {
+        datapath.maps_mut().set_host(&look.addresses)?;
+        datapath.maps_mut().set_synack(look.synack)?;
     }
+    let config = datapath.maps().config()?;
     if config.can_challenge() != possible {
         datapath.maps_mut().set_config(config.with_challenge(possible))?;
     }
-    Ok(readiness)
+    Ok(look.readiness)
 }
 
-/// Whether [`refresh`] would change anything, and what it would find.
-///
-/// # Errors
-///
-/// As of [`refresh`].
-pub fn look(datapath: &Datapath) -> Result<(bool, Readiness), Error> {
-    let (host, mtu) = (Host::read()?, datapath.smallest_mtu()?);
-    let live = datapath.maps().synack()?;
-    let readiness = host.readiness(is_loaded(&live));
-    let possible = readiness.obstacles.is_empty();
-    let differs =
-        datapath.maps().config()?.can_challenge() != possible || (possible && host.synack(mtu) != live);
-    Ok((differs, readiness))
+/// What the host can do at the moment, beside the live settings.
+#[derive(Clone, Debug)]
+pub struct Look {
+    /// What is in the way.
+    pub readiness: Readiness,
+    /// Whether the live settings are other ones.
+    pub differs: bool,
+    /// Whether challenges are sent by the live settings.
+    pub is_live: bool,
+    synack: SynAck,
+    addresses: BTreeSet<Address>,
+}
+
+impl Look {
+    /// Looks, and changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// The maps or the list of interfaces cannot be read.
+    pub fn at(datapath: &Datapath) -> Result<Self, Error> {
+        let maps = datapath.maps();
+        let live = maps.synack()?;
+        let is_live = maps.config()?.can_challenge();
+        let mut readiness = Readiness::default();
+        let mut synack = live;
+        // A reply without a time to live is of an instance that has no programs for challenges.
+        if live.ttl == 0 {
+            readiness.obstacles.push(
+                "the kernel makes no SYN cookies for programs (Linux 6.0), shows no BTF or refused the program that \
+                 answers: the log of `attach` or `run` has the reason"
+                    .to_owned(),
+            );
+        }
+        match Host::read() {
+            Ok(host) => {
+                readiness.add(host.readiness());
+                synack = host.synack(datapath.smallest_mtu()?);
+            }
+            Err(error) => {
+                readiness.obstacles.push(format!("the settings of the host cannot be read: {error}"));
+            }
+        }
+        if datapath.guards_elsewhere()? {
+            readiness.obstacles.push(
+                "an interface of another network namespace is guarded, whose host may be another one: guard it by an \
+                 instance of its own"
+                    .to_owned(),
+            );
+        }
+        let addresses = own_addresses();
+        let possible = readiness.obstacles.is_empty();
+        let differs = is_live != possible || (possible && (synack != live || maps.host()? != addresses));
+        Ok(Self { readiness, differs, is_live, synack, addresses })
+    }
 }
 
 /// Whether some rule challenges.
@@ -76,14 +122,10 @@ pub fn look(datapath: &Datapath) -> Result<(bool, Readiness), Error> {
 ///
 /// The rules cannot be read.
 pub fn is_wanted(datapath: &Datapath) -> Result<bool, Error> {
-    let mode = datapath.maps().config()?.mode();
-    let challenges = |rule: &dosguard_common::rule::Rule| rule.action() == Action::Challenge;
-    Ok(mode == Mode::Enforce && datapath.maps().rules()?.iter().any(|(_, rule)| challenges(rule)))
-}
-
-/// A reply without a time to live is of an instance that was loaded without the programs for challenges.
-fn is_loaded(live: &SynAck) -> bool {
-    live.ttl != 0
+    let config = datapath.maps().config()?;
+    let challenges =
+        |rule: &Rule| rule.action() == Action::Challenge && config.mode_of(rule) == Mode::Enforce;
+    Ok(datapath.maps().rules()?.iter().any(|(_, rule)| challenges(rule)))
 }
 
 /// The kernel's settings that matter, of this thread's network namespace.
@@ -106,12 +148,15 @@ struct Host {
 const SETTINGS: &str = "/proc/sys/net";
 
 impl Host {
-    fn read() -> Result<Self, Error> {
-        Self::read_from(Path::new(SETTINGS)).map_err(Error::path("read", SETTINGS))
+    fn read() -> io::Result<Self> {
+        Self::read_from(Path::new(SETTINGS))
     }
 
     fn read_from(root: &Path) -> io::Result<Self> {
-        let text = |name: &str| std::fs::read_to_string(root.join(name));
+        let text = |name: &str| {
+            std::fs::read_to_string(root.join(name))
+                .map_err(|error| io::Error::other(format!("{name}: {error}")))
+        };
         let numbers = |name: &str| -> io::Result<Vec<u32>> {
             let numbers: Result<_, _> = text(name)?.split_whitespace().map(str::parse).collect();
             numbers.map_err(|_| io::Error::other(format!("{name} is no number")))
@@ -138,13 +183,8 @@ impl Host {
         })
     }
 
-    fn readiness(&self, loaded: bool) -> Readiness {
+    fn readiness(&self) -> Readiness {
         let mut found = Readiness::default();
-        if !loaded {
-            found
-                .obstacles
-                .push("the kernel makes no SYN cookies for programs: it takes Linux 6.0".to_owned());
-        }
         if self.cookies != 2 {
             found.obstacles.push(format!(
                 "net.ipv4.tcp_syncookies is {}: with 2 the host takes cookies that it has not sent itself \
@@ -179,8 +219,8 @@ impl Host {
             let whole = if segment == 0 || space <= segment { space } else { space / segment * segment };
             u16::try_from(whole).unwrap_or(u16::MAX)
         };
-        // What the headers leave; no less than every host takes (RFC 9293, section 3.7.1; RFC 8200, section 5).
-        let segments = [mtu.saturating_sub(40).max(536), mtu.saturating_sub(60).max(1220)];
+        // What the headers leave; no less than Linux says (`net.ipv4.route.min_adv_mss`; RFC 8200, section 5).
+        let segments = [mtu.saturating_sub(40).max(256), mtu.saturating_sub(60).max(1220)];
         let most = space.max(largest).max(self.receive_max);
         let wscale = most.checked_ilog2().unwrap_or(0).saturating_sub(15).min(14);
         let offers = [
@@ -225,24 +265,23 @@ mod tests {
         assert_eq!((synack.mss, synack.wscale), ([1460, 1440], 7));
         assert_eq!((synack.window, synack.window_timestamps), ([64_240, 64_800], [65_160, 64_260]));
         assert_eq!(Host { timestamps: 1, ..host() }.synack(1500).offers & SynAck::TIMESTAMPS, 0);
-        assert_eq!(host().synack(0).mss, [536, 1220]);
+        assert_eq!(host().synack(0).mss, [256, 1220]);
         assert_eq!(Host { receive: [0, 0], receive_max: 0, ..host() }.synack(1500).wscale, 0);
     }
 
     #[test]
     fn each_obstacle_is_named() {
-        assert_eq!(host().readiness(true), Readiness::default());
+        assert_eq!(host().readiness(), Readiness::default());
         let cases = [
-            (host(), false, "Linux 6.0"),
-            (Host { cookies: 1, ..host() }, true, "net.ipv4.tcp_syncookies is 1"),
-            (Host { forwards: Some("net.ipv4.ip_forward"), ..host() }, true, "net.ipv4.ip_forward is 1"),
+            (Host { cookies: 1, ..host() }, "net.ipv4.tcp_syncookies is 1"),
+            (Host { forwards: Some("net.ipv4.ip_forward"), ..host() }, "net.ipv4.ip_forward is 1"),
         ];
-        for (host, loaded, said) in cases {
-            let found = host.readiness(loaded);
+        for (host, said) in cases {
+            let found = host.readiness();
             assert!(found.obstacles.len() == 1 && found.obstacles[0].contains(said), "{found:?}");
             assert!(found.notes.is_empty());
         }
-        let found = Host { timestamps: 1, ..host() }.readiness(true);
+        let found = Host { timestamps: 1, ..host() }.readiness();
         assert!(found.obstacles.is_empty() && found.notes[0].contains("net.ipv4.tcp_timestamps is 1"));
     }
 

@@ -2,11 +2,15 @@
 //!
 //! What was there before is written down first, in the run directory: with the next boot both are gone.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use crate::paths::Paths;
+use crate::system::network_namespace;
 
 /// The settings and the values that they are given, by their files below `/proc/sys`.
 const WANTED: [(&str, &str); 2] = [("net/ipv4/tcp_syncookies", "2"), ("net/ipv4/tcp_timestamps", "2")];
@@ -24,91 +28,126 @@ pub struct Changed {
     pub to: String,
 }
 
+/// What was changed, by whom and where: one file for all instances that share a run directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Before {
+    /// The network namespace whose settings they are.
+    namespace: u64,
+    /// The instances that want them.
+    instances: BTreeSet<String>,
+    /// The values from before, by name.
+    values: BTreeMap<String, String>,
+}
+
 /// Sets what is not set, in this thread's network namespace, and says what it was.
 ///
 /// # Errors
 ///
-/// A setting or the file with what was there before cannot be read or written. What was set before that stays, and is put back
-/// by [`restore`].
+/// A setting or the file with what was there before cannot be read or written, or the file is of another network namespace. What
+/// was set before that stays, and is put back by [`restore`].
 pub fn fix(paths: &Paths) -> io::Result<Vec<Changed>> {
-    fix_in(Path::new(ROOT), &file(paths))
+    Host { root: Path::new(ROOT), namespace: network_namespace()?, file: &file(paths) }.fix(paths.instance())
 }
 
-/// Puts back what [`fix`] has changed, unless somebody has changed it since.
+/// Puts back what [`fix`] has changed, unless another instance wants it, or somebody has changed it since.
 ///
 /// # Errors
 ///
 /// As of [`fix`].
 pub fn restore(paths: &Paths) -> io::Result<Vec<Changed>> {
-    restore_in(Path::new(ROOT), &file(paths))
+    Host { root: Path::new(ROOT), namespace: network_namespace()?, file: &file(paths) }
+        .restore(paths.instance())
 }
 
 fn file(paths: &Paths) -> PathBuf {
-    paths.run_dir().join(format!("{}.sysctl", paths.instance()))
+    paths.run_dir().join("sysctl.before")
 }
 
-fn read(path: &Path) -> io::Result<String> {
-    Ok(fs::read_to_string(path)?.trim().to_owned())
+/// Where the settings are, and what was there before.
+struct Host<'a> {
+    root: &'a Path,
+    namespace: u64,
+    file: &'a Path,
+}
+
+impl Host<'_> {
+    fn fix(&self, instance: &str) -> io::Result<Vec<Changed>> {
+        let mut before = self.before()?.unwrap_or(Before { namespace: self.namespace, ..Before::default() });
+        let mut changed = Vec::new();
+        for (file, to) in WANTED {
+            let from = self.read(file)?;
+            if from != to {
+                // The first value is the one to go back to.
+                before.values.entry(name(file)).or_insert_with(|| from.clone());
+                changed.push((file, Changed { name: name(file), from, to: to.to_owned() }));
+            }
+        }
+        before.instances.insert(instance.to_owned());
+        self.write_before(&before)?;
+        for (file, Changed { to, .. }) in &changed {
+            fs::write(self.root.join(file), to)?;
+        }
+        Ok(changed.into_iter().map(|(_, changed)| changed).collect())
+    }
+
+    fn restore(&self, instance: &str) -> io::Result<Vec<Changed>> {
+        let Some(mut before) = self.before()? else { return Ok(Vec::new()) };
+        if !before.instances.remove(instance) {
+            return Ok(Vec::new());
+        }
+        if !before.instances.is_empty() {
+            self.write_before(&before)?;
+            return Ok(Vec::new());
+        }
+        let mut changed = Vec::new();
+        for (file, ours) in WANTED {
+            let Some(was) = before.values.get(&name(file)) else { continue };
+            if self.read(file)? == ours {
+                fs::write(self.root.join(file), was)?;
+                changed.push(Changed { name: name(file), from: ours.to_owned(), to: was.clone() });
+            }
+        }
+        fs::remove_file(self.file)?;
+        Ok(changed)
+    }
+
+    fn read(&self, file: &str) -> io::Result<String> {
+        Ok(fs::read_to_string(self.root.join(file))?.trim().to_owned())
+    }
+
+    fn before(&self) -> io::Result<Option<Before>> {
+        let text = match fs::read_to_string(self.file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            text => text?,
+        };
+        let before: Before = serde_json::from_str(&text)?;
+        if before.namespace != self.namespace {
+            let whose =
+                "what was set is of another network namespace: say it there, or choose another `--run-dir`";
+            return Err(io::Error::other(whose));
+        }
+        Ok(Some(before))
+    }
+
+    /// All of it or nothing.
+    fn write_before(&self, before: &Before) -> io::Result<()> {
+        let folder = self.file.parent().unwrap_or(Path::new("."));
+        fs::create_dir_all(folder)?;
+        let new = self.file.with_extension("new");
+        fs::write(&new, serde_json::to_vec(before)?)?;
+        fs::rename(new, self.file)
+    }
 }
 
 fn name(file: &str) -> String {
     file.replace('/', ".")
 }
 
-fn fix_in(root: &Path, saved: &Path) -> io::Result<Vec<Changed>> {
-    let mut before = match fs::read_to_string(saved) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-        before => before?,
-    };
-    let mut changed = Vec::new();
-    for (file, to) in WANTED {
-        let from = read(&root.join(file))?;
-        if from != to {
-            changed.push(Changed { name: name(file), from, to: to.to_owned() });
-        }
-    }
-    for Changed { name, from, .. } in &changed {
-        // The first value is the one to go back to.
-        if !before.lines().any(|line| line.split('=').next() == Some(name)) {
-            before += &format!("{name}={from}\n");
-        }
-    }
-    if !changed.is_empty() {
-        if let Some(folder) = saved.parent() {
-            fs::create_dir_all(folder)?;
-        }
-        fs::write(saved, before)?;
-    }
-    for Changed { name, to, .. } in &changed {
-        fs::write(root.join(name.replace('.', "/")), to)?;
-    }
-    Ok(changed)
-}
-
-fn restore_in(root: &Path, saved: &Path) -> io::Result<Vec<Changed>> {
-    let before = match fs::read_to_string(saved) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        before => before?,
-    };
-    let mut changed = Vec::new();
-    for (file, ours) in WANTED {
-        let was =
-            before.lines().filter_map(|line| line.split_once('=')).find(|(saved, _)| *saved == name(file));
-        let Some((_, was)) = was else { continue };
-        if read(&root.join(file))? == ours {
-            fs::write(root.join(file), was)?;
-            changed.push(Changed { name: name(file), from: ours.to_owned(), to: was.to_owned() });
-        }
-    }
-    fs::remove_file(saved)?;
-    Ok(changed)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn host() -> tempfile::TempDir {
+    fn folder() -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir_all(folder.path().join("net/ipv4")).unwrap();
         for (file, value) in [("tcp_syncookies", "1\n"), ("tcp_timestamps", "2\n")] {
@@ -118,30 +157,37 @@ mod tests {
     }
 
     #[test]
-    fn what_is_changed_is_put_back() {
-        let folder = host();
-        let (root, saved) = (folder.path(), folder.path().join("run/mail.sysctl"));
-        let cookies = || read(&root.join("net/ipv4/tcp_syncookies")).unwrap();
-        let changed = fix_in(root, &saved).unwrap();
+    fn what_is_changed_is_put_back_by_the_last_who_wants_it() {
+        let folder = folder();
+        let file = folder.path().join("run/sysctl.before");
+        let host = Host { root: folder.path(), namespace: 7, file: &file };
+        let cookies = || host.read("net/ipv4/tcp_syncookies").unwrap();
         let expected =
             Changed { name: "net.ipv4.tcp_syncookies".to_owned(), from: "1".to_owned(), to: "2".to_owned() };
-        assert_eq!((changed, cookies().as_str()), (vec![expected], "2"));
-        assert_eq!(fix_in(root, &saved).unwrap(), [], "and once");
-        assert_eq!(restore_in(root, &saved).unwrap().len(), 1);
-        assert_eq!((cookies().as_str(), saved.exists()), ("1", false));
-        assert_eq!(restore_in(root, &saved).unwrap(), []);
+        assert_eq!(host.restore("mail").unwrap(), []);
+        assert_eq!((host.fix("mail").unwrap(), cookies().as_str()), (vec![expected], "2"));
+        assert_eq!(host.fix("web").unwrap(), [], "and once");
+        assert_eq!((host.restore("mail").unwrap(), cookies().as_str()), (vec![], "2"));
+        assert_eq!(host.restore("mail").unwrap(), [], "it has said so before");
+        assert_eq!(host.restore("web").unwrap().len(), 1);
+        assert_eq!((cookies().as_str(), file.exists()), ("1", false));
     }
 
     #[test]
-    fn the_first_value_is_kept_and_what_others_have_set_is_left_alone() {
-        let folder = host();
-        let (root, saved) = (folder.path(), folder.path().join("mail.sysctl"));
-        fix_in(root, &saved).unwrap();
-        fs::write(root.join("net/ipv4/tcp_syncookies"), "0").unwrap();
-        fix_in(root, &saved).unwrap();
-        assert_eq!(fs::read_to_string(&saved).unwrap(), "net.ipv4.tcp_syncookies=1\n");
-        fs::write(root.join("net/ipv4/tcp_syncookies"), "0").unwrap();
-        assert_eq!(restore_in(root, &saved).unwrap(), []);
-        assert_eq!(read(&root.join("net/ipv4/tcp_syncookies")).unwrap(), "0");
+    fn what_others_have_set_and_other_namespaces_are_left_alone() {
+        let folder = folder();
+        let file = folder.path().join("sysctl.before");
+        let host = Host { root: folder.path(), namespace: 7, file: &file };
+        host.fix("mail").unwrap();
+        fs::write(folder.path().join("net/ipv4/tcp_syncookies"), "0").unwrap();
+        host.fix("mail").unwrap();
+        let elsewhere = Host { namespace: 8, ..host };
+        for refused in [elsewhere.fix("mail"), elsewhere.restore("mail")] {
+            assert!(refused.unwrap_err().to_string().contains("another network namespace"));
+        }
+        fs::write(folder.path().join("net/ipv4/tcp_syncookies"), "0").unwrap();
+        let host = Host { namespace: 7, ..elsewhere };
+        assert_eq!(host.restore("mail").unwrap(), []);
+        assert_eq!(host.read("net/ipv4/tcp_syncookies").unwrap(), "0");
     }
 }

@@ -119,7 +119,7 @@ pub(super) fn attach(paths: &Paths, args: &AttachArgs, _out: &mut dyn Write) -> 
         names.report(paths, Kind::Unban, &started.ended);
     }
     report_attached(paths, &started, &guards)?;
-    challenge::make_ready(paths, &mut started.datapath, args.guards.fix_sysctl)?;
+    challenge::make_ready(paths, &mut started.datapath, args.guards.fix_sysctl);
     if started.restored.is_some() {
         survive::save_restored(paths);
     }

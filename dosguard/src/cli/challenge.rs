@@ -9,7 +9,7 @@ use super::talk;
 
 /// Brings challenges in line with what the host can do, and says what is in their way if some rule challenges. With `fix`, the
 /// host's settings are changed first. The instance's lock must be held.
-pub(super) fn make_ready(paths: &Paths, datapath: &mut Datapath, fix: bool) -> anyhow::Result<()> {
+pub(super) fn make_ready(paths: &Paths, datapath: &mut Datapath, fix: bool) {
     if fix {
         match sysctl::fix(paths) {
             Ok(changed) => {
@@ -23,13 +23,16 @@ pub(super) fn make_ready(paths: &Paths, datapath: &mut Datapath, fix: bool) -> a
             Err(error) => talk::warning("the host's settings for challenges were not all changed", &error),
         }
     }
-    let readiness = challenge::refresh(datapath)?;
-    if challenge::is_wanted(datapath)? {
-        for text in readiness.sentences() {
-            talk::say(&format!("{YELLOW}warning:{YELLOW:#} {text}"));
+    // What is wrong with challenges keeps nobody from filtering.
+    match challenge::refresh(datapath).and_then(|found| Ok((found, challenge::is_wanted(datapath)?))) {
+        Ok((readiness, true)) => {
+            for text in readiness.sentences() {
+                talk::say(&format!("{YELLOW}warning:{YELLOW:#} {text}"));
+            }
         }
+        Ok((_, false)) => {}
+        Err(error) => talk::warning("challenges are as they were", &error),
     }
-    Ok(())
 }
 
 /// Puts the host's settings back that were changed for challenges.

@@ -152,7 +152,7 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
     let before = Datapath::open(paths)?.map(|datapath| datapath.policy()).transpose()?;
     let (names, mut started) = (Names::read_if_loaded(paths)?, datapath::start(paths, &request)?);
     let history = History::open(paths, started.created);
-    challenge::make_ready(paths, &mut started.datapath, args.guards.fix_sysctl)?;
+    challenge::make_ready(paths, &mut started.datapath, args.guards.fix_sysctl);
     drop(lock);
     let served = (|| {
         let ended = names.map(|names| names.records(Kind::Unban, &started.ended)).transpose()?;

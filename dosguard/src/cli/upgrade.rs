@@ -6,7 +6,7 @@ use clap::Args;
 use dosguard_common::abi::ABI_VERSION;
 
 use super::run::KernelLogLevel;
-use super::{Answer, talk};
+use super::{Answer, challenge, talk};
 use crate::datapath::{self, Datapath, Error, Fate, LoadOptions, Migrated, Plan};
 use crate::lock::{StateLock, running_daemon};
 use crate::output::{YELLOW, table, write_table};
@@ -42,6 +42,7 @@ pub(super) fn upgrade(paths: &Paths, args: &UpgradeArgs, out: &mut dyn Write) ->
         && let Some(migrated) = migrate(paths, &load)?
     {
         say_migrated(&migrated);
+        challenge::make_ready(paths, &mut Datapath::require(paths)?, false);
         return Ok(Answer::Done);
     }
     let mut datapath = Datapath::require(paths)?;
@@ -51,6 +52,7 @@ pub(super) fn upgrade(paths: &Paths, args: &UpgradeArgs, out: &mut dyn Write) ->
     }
     let replaced = datapath.replace_program(&load)?;
     say_replaced(&replaced.interfaces);
+    challenge::make_ready(paths, &mut datapath, false);
     let level = datapath.build()?.map_or(0, datapath::Build::log_level);
     if level > 0 && running_daemon(paths).is_some() {
         talk::say("the daemon does not print the new program's log: start it again");

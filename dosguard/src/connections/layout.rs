@@ -49,6 +49,45 @@ impl SocketLayout {
     }
 }
 
+/// What is kept of a listener's cookies, each at so many bytes from the beginning of its structure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListenerLayout {
+    /// When it last sent one (`rx_opt.ts_recent_stamp` of `struct tcp_sock`).
+    pub(crate) sent: u32,
+    /// The group that it shares its port with (`sk_reuseport_cb` of `struct sock`), and when that last sent one.
+    pub(crate) group: u32,
+    pub(crate) group_sent: u32,
+    /// Whether it has chosen its own buffers (`sk_userlocks`), and at which bit.
+    pub(crate) locks: u32,
+    pub(crate) locks_shift: u32,
+}
+
+impl ListenerLayout {
+    /// Of the running kernel.
+    ///
+    /// # Errors
+    ///
+    /// As of [`SocketLayout::of_kernel`].
+    pub fn of_kernel() -> io::Result<Self> {
+        let bytes = fs::read(KERNEL)?;
+        let layout = Btf::parse(&bytes).and_then(|btf| Self::find(&btf));
+        layout.ok_or_else(|| io::Error::other(format!("`{KERNEL}` has no `struct tcp_sock` as expected")))
+    }
+
+    fn find(btf: &Btf<'_>) -> Option<Self> {
+        let socket = btf.structure("sock")?;
+        let received = btf.offset(btf.structure("tcp_sock")?, "rx_opt", 0)?;
+        let locks = btf.bits(socket, "sk_userlocks", 0)?;
+        Some(Self {
+            sent: received + btf.offset(btf.structure("tcp_options_received")?, "ts_recent_stamp", 0)?,
+            group: btf.offset(socket, "sk_reuseport_cb", 0)?,
+            group_sent: btf.offset(btf.structure("sock_reuseport")?, "synq_overflow_ts", 0)?,
+            locks: locks / 8,
+            locks_shift: locks % 8,
+        })
+    }
+}
+
 const MAGIC: u16 = 0xeb9f;
 
 /// Kinds of types (`BTF_KIND_…`) whose records are followed by more.
@@ -128,16 +167,21 @@ impl<'a> Btf<'a> {
 
     /// Where a member is, in bytes; also one of a structure or union without a name that is a member.
     fn offset(&self, of: Type<'_>, member: &str, depth: usize) -> Option<u32> {
+        self.bits(of, member, depth).map(|bits| bits / 8)
+    }
+
+    /// The same in bits.
+    fn bits(&self, of: Type<'_>, member: &str, depth: usize) -> Option<u32> {
         for record in of.more.chunks_exact(12) {
             let (name, kind, bits) = (word(record, 0)?, word(record, 4)?, word(record, 8)?);
-            let bytes = if of.has_bits { bits & 0xff_ffff } else { bits } / 8;
+            let bits = if of.has_bits { bits & 0xff_ffff } else { bits };
             if self.name(name) == member.as_bytes() {
-                return Some(bytes);
+                return Some(bits);
             }
             let inner = self.types.get(kind as usize).filter(|inner| matches!(inner.kind, STRUCT | UNION));
             let inner = inner.filter(|_| name == 0 && depth < DEPTH);
-            if let Some(within) = inner.and_then(|inner| self.offset(*inner, member, depth + 1)) {
-                return Some(bytes + within);
+            if let Some(within) = inner.and_then(|inner| self.bits(*inner, member, depth + 1)) {
+                return Some(bits + within);
             }
         }
         None
@@ -162,6 +206,13 @@ mod tests {
             remote_v6: 56,
         };
         assert_eq!(layout, expected);
+    }
+
+    #[test]
+    fn the_running_kernel_says_where_it_keeps_what_of_listeners() {
+        let layout = ListenerLayout::of_kernel().unwrap();
+        assert!(layout.sent > 0 && layout.group > 0 && layout.group_sent > 0, "{layout:?}");
+        assert!(layout.locks > 0 && layout.locks_shift < 8, "{layout:?}");
     }
 
     fn btf(types: &[u32], strings: &[u8]) -> Vec<u8> {

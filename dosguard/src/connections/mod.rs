@@ -22,7 +22,7 @@ pub use census::{Census, Limits, Pace, Passed};
 pub use closing::Closed;
 pub use diag::{DiagError, SockDiag, States, TcpSocket, TcpState};
 pub use elsewhere::Place;
-pub use layout::SocketLayout;
+pub use layout::{ListenerLayout, SocketLayout};
 
 use crate::config::cidr::to_address;
 use crate::config::services::CountBy;
@@ -105,7 +105,7 @@ impl Counter {
 }
 
 /// The addresses of the calling thread's network namespace.
-fn own_addresses() -> BTreeSet<Address> {
+pub fn own_addresses() -> BTreeSet<Address> {
     // Without the list, only connections to the very same address are known for the host's own.
     let addresses = getifaddrs().into_iter().flatten().filter_map(|interface| interface.address);
     let ips = addresses.filter_map(|address| {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::DaemonError;
 use super::health::Health;
-use crate::challenge;
+use crate::challenge::{self, Look};
 use crate::datapath::Datapath;
 use crate::lock::StateLock;
 use crate::paths::Paths;
@@ -26,10 +26,12 @@ pub(super) fn look_after(paths: &Paths, health: &Health) {
 /// What is to be warned of.
 fn look(paths: &Paths) -> Result<Option<String>, DaemonError> {
     let mut datapath = Datapath::require(paths)?;
-    let (differs, mut readiness) = challenge::look(&datapath)?;
+    if !challenge::is_wanted(&datapath)? {
+        return Ok(None);
+    }
+    let Look { differs, mut readiness, .. } = Look::at(&datapath)?;
     if differs && let Some(_lock) = StateLock::acquire_within(paths, LOCK)? {
         readiness = challenge::refresh(&mut datapath)?;
     }
-    let is_obstructed = !readiness.obstacles.is_empty() && challenge::is_wanted(&datapath)?;
-    Ok(is_obstructed.then(|| readiness.sentences().join("; ")))
+    Ok((!readiness.obstacles.is_empty()).then(|| readiness.sentences().join("; ")))
 }

@@ -358,7 +358,7 @@ pub(super) fn check_interface(name: &str, mode: AttachMode, paths: &Paths) -> Re
     }
 }
 
-fn network_namespace() -> Result<u64, Error> {
+pub(super) fn network_namespace() -> Result<u64, Error> {
     system::network_namespace().map_err(Error::path("read", "/proc/thread-self/ns/net"))
 }
 

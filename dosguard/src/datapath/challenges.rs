@@ -3,27 +3,32 @@
 use std::path::Path;
 
 use aya::maps::{Map, MapData, ProgramArray};
-use aya::programs::{ProgramError, ProgramType, Xdp};
-use aya::sys::{BpfHelper, is_helper_supported};
+use aya::programs::{ProgramError, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use dosguard_common::abi;
 use dosguard_common::challenge::SynAck;
 
-use super::object::CHALLENGES;
+use super::attach::network_namespace;
+use super::object::{CHALLENGES, makes_cookies};
 use super::{Datapath, Error, LoadOptions, Maps, interfaces, pinned_map};
+use crate::connections::ListenerLayout;
 
 /// Loads the programs onto the maps that are pinned in a folder, and puts them in their places. An earlier kernel has none; one
 /// that refuses them has none either, and the log says why.
 pub(super) fn install(pins: &Path, maps: &mut Maps, options: &LoadOptions) -> Result<(), Error> {
-    match is_helper_supported(ProgramType::Xdp, BpfHelper::BPF_FUNC_tcp_raw_gen_syncookie_ipv4) {
-        Ok(true) => {}
-        _ => return maps.set_synack(SynAck::default()),
+    // Not before it is looked what the host can do.
+    let config = maps.config()?;
+    maps.set_config(config.with_challenge(false))?;
+    if !makes_cookies() {
+        return maps.set_synack(SynAck::default());
     }
     match load(pins, options) {
         // That there is one says that the programs are there.
         Ok(()) => maps.set_synack(SynAck { ttl: 64, ..SynAck::default() }),
         Err(error) => {
             log::warn!("there are no challenges: {error}");
+            let why = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+            log::debug!("{why}");
             maps.set_synack(SynAck::default())
         }
     }
@@ -34,8 +39,22 @@ fn load(pins: &Path, options: &LoadOptions) -> Result<(), Error> {
         return Err(Error::StubObject);
     }
     let (cpus, peers) = (options.cpus()?, u32::from(options.peers()));
+    let layout = ListenerLayout::of_kernel().map_err(Error::path("read", "/sys/kernel/btf/vmlinux"))?;
     let mut loader = EbpfLoader::new();
-    loader.override_global(abi::CPUS_GLOBAL, &cpus, true).override_global(abi::PEERS_GLOBAL, &peers, true);
+    // The object has no relocations for which the kernel's types would be read, which takes long.
+    loader.btf(None);
+    let globals = [
+        (abi::CPUS_GLOBAL, &cpus),
+        (abi::PEERS_GLOBAL, &peers),
+        ("SENT", &layout.sent),
+        ("GROUP_OF", &layout.group),
+        ("GROUP_SENT", &layout.group_sent),
+        ("LOCKS", &layout.locks),
+        ("LOCKS_SHIFT", &layout.locks_shift),
+    ];
+    for (name, value) in globals {
+        loader.override_global(name, value, true);
+    }
     for map in abi::MAPS {
         loader.map_pin_path(map.name, pins.join(map.name));
     }
@@ -57,6 +76,12 @@ fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp, ProgramErr
 }
 
 impl Datapath {
+    /// Whether an interface of another network namespace is guarded.
+    pub fn guards_elsewhere(&self) -> Result<bool, Error> {
+        let here = network_namespace()?;
+        Ok(self.guarded()?.iter().any(|on| on.link.namespace != here))
+    }
+
     /// The smallest MTU of the interfaces of this network namespace that are guarded; that of Ethernet if there are none.
     pub fn smallest_mtu(&self) -> Result<u32, Error> {
         const ETHERNET: u32 = 1500;

@@ -1,21 +1,20 @@
 //! The maps, typed. Their names do not leave the data path.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd as _, OwnedFd};
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues, RingBuf};
-use aya::util::nr_cpus;
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuHashMap, RingBuf};
 use dosguard_common::abi::{self, MapSpec};
-use dosguard_common::address::SourceMask;
+use dosguard_common::address::{Address, SourceMask};
 use dosguard_common::ban::Ban;
 use dosguard_common::challenge::SynAck;
 use dosguard_common::config::Config;
 use dosguard_common::key::SourceKey;
 use dosguard_common::offender::Offender;
-use dosguard_common::reason::{Count, Reason, Tally};
 use dosguard_common::rule::{Rule, RuleIndex};
 use dosguard_common::window::Window;
 
+use super::counters::Counters;
 use super::lists::{List, PrefixList};
 use super::sources::AtOnce;
 use super::wire::Wire;
@@ -39,9 +38,9 @@ pub struct Maps {
     offenders_capacity: u32,
     allow: PrefixList,
     deny: PrefixList,
-    counters: PerCpuArray<MapData, Wire<Count>>,
-    rule_counters: PerCpuArray<MapData, u64>,
+    pub(super) counters: Counters,
     synack: Array<MapData, Wire<SynAck>>,
+    host: HashMap<MapData, Wire<Address>, u8>,
     sources_capacity: u32,
     bans_capacity: u32,
 }
@@ -87,9 +86,9 @@ impl Maps {
             offenders: typed(abi::OFFENDERS, offenders)?,
             allow: PrefixList::new(abi::ALLOW, take(abi::ALLOW.name)?)?,
             deny: PrefixList::new(abi::DENY, take(abi::DENY.name)?)?,
-            counters: typed(abi::COUNTERS, take(abi::COUNTERS.name)?)?,
-            rule_counters: typed(abi::RULE_COUNTERS, take(abi::RULE_COUNTERS.name)?)?,
+            counters: Counters::new(&mut take)?,
             synack: typed(abi::SYNACK, take(abi::SYNACK.name)?)?,
+            host: typed(abi::HOST, take(abi::HOST.name)?)?,
         })
     }
 
@@ -284,56 +283,6 @@ impl Maps {
         }
     }
 
-    /// Packets and bytes under a reason, over all CPUs.
-    pub fn packets(&self, reason: Reason) -> Result<Count, Error> {
-        self.counter(reason.index())
-    }
-
-    /// Occurrences under a tally, over all CPUs.
-    pub fn tallied(&self, tally: Tally) -> Result<u64, Error> {
-        Ok(self.counter(tally.index())?.packets)
-    }
-
-    fn counter(&self, index: u32) -> Result<Count, Error> {
-        let counts: PerCpuValues<_> =
-            self.counters.get(&index, 0).map_err(Error::map(abi::COUNTERS.name, "read"))?;
-        Ok(counts.iter().fold(Count::default(), |sum, wire| Count {
-            packets: sum.packets.wrapping_add(wire.0.packets),
-            bytes: sum.bytes.wrapping_add(wire.0.bytes),
-        }))
-    }
-
-    /// Packets of a rule under a reason, over all CPUs.
-    pub fn rule_packets(&self, rule: RuleIndex, reason: Reason) -> Result<u64, Error> {
-        let index = u32::from(rule.0) * Reason::COUNT + reason.index();
-        let counts =
-            self.rule_counters.get(&index, 0).map_err(Error::map(abi::RULE_COUNTERS.name, "read"))?;
-        Ok(counts.iter().fold(0_u64, |sum, count| sum.wrapping_add(*count)))
-    }
-
-    /// Sets the packets of a rule back to zero, under every reason.
-    pub fn reset_rule_packets(&mut self, rule: RuleIndex) -> Result<(), Error> {
-        let cpus = nr_cpus().map_err(|(path, error)| Error::path("read", path)(error))?;
-        for reason in Reason::ALL {
-            let index = u32::from(rule.0) * Reason::COUNT + reason.index();
-            let zeroes =
-                PerCpuValues::try_from(vec![0; cpus]).map_err(Error::path("count CPUs in", "/sys"))?;
-            let result = self.rule_counters.set(index, zeroes, 0);
-            result.map_err(Error::map(abi::RULE_COUNTERS.name, "write"))?;
-        }
-        Ok(())
-    }
-
-    /// Writes what was counted under a reason or tally, by its place.
-    pub(super) fn set_count(&mut self, place: u32, counts: PerCpuValues<Wire<Count>>) -> Result<(), Error> {
-        self.counters.set(place, counts, 0).map_err(Error::map(abi::COUNTERS.name, "write"))
-    }
-
-    /// Writes what was counted for a rule under a reason, by its place.
-    pub(super) fn set_rule_count(&mut self, place: u32, counts: PerCpuValues<u64>) -> Result<(), Error> {
-        self.rule_counters.set(place, counts, 0).map_err(Error::map(abi::RULE_COUNTERS.name, "write"))
-    }
-
     /// What replies to challenged SYNs say of the host.
     pub fn synack(&self) -> Result<SynAck, Error> {
         self.synack.get(&0, 0).map(|wire| wire.0).map_err(Error::map(abi::SYNACK.name, "read"))
@@ -342,6 +291,23 @@ impl Maps {
     /// Changes what they say.
     pub fn set_synack(&mut self, synack: SynAck) -> Result<(), Error> {
         self.synack.set(0, Wire(synack), 0).map_err(Error::map(abi::SYNACK.name, "write"))
+    }
+
+    /// The addresses that SYNs are answered for.
+    pub fn host(&self) -> Result<BTreeSet<Address>, Error> {
+        Ok(keys(self.host.keys(), abi::HOST.entries, abi::HOST)?.into_iter().collect())
+    }
+
+    /// Changes them.
+    pub fn set_host(&mut self, addresses: &BTreeSet<Address>) -> Result<(), Error> {
+        let live = self.host()?;
+        for gone in live.difference(addresses) {
+            removed(self.host.remove(&Wire(*gone)), abi::HOST)?;
+        }
+        for new in addresses.difference(&live) {
+            self.host.insert(Wire(*new), 0, 0).map_err(full_or(abi::HOST, abi::HOST.entries))?;
+        }
+        Ok(())
     }
 
     /// How full the map of counters is. Walks the map.

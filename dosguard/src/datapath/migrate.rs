@@ -10,19 +10,17 @@ use std::fmt;
 use std::fs;
 use std::path::Path;
 
-use aya::maps::{Array, MapData, PerCpuArray};
+use aya::maps::{Array, MapData};
 use aya::programs::links::{FdLink, PinnedLink};
 use dosguard_common::abi::{self, ABI_VERSION, MAPS, MapSpec};
 use dosguard_common::config::{CONFIG_BYTES_V2, Config};
-use dosguard_common::reason::{Count, Reason};
 use dosguard_common::rule::{RULE_BYTES_V3, Rule, RuleIndex};
 
 use super::challenges;
 use super::maps::typed;
 use super::switch::{Given, give, link_in, links_in, names, switch};
 use super::upgrade::{discard, finish_interrupted, load_onto};
-use super::wire::Wire;
-use super::{Error, LoadOptions, Maps, SHIPPED, pin_maps, pin_program, pinned_map, remove_pins, versions};
+use super::{Error, LoadOptions, SHIPPED, pin_maps, pin_program, pinned_map, remove_pins, versions};
 use crate::paths::{PROGRAM, Paths};
 use crate::system;
 
@@ -30,16 +28,18 @@ use crate::system;
 const EARLIEST: u32 = 2;
 
 /// What [`stage`] converts, from every version that can be migrated.
-const CONVERTED: [MapSpec; 4] = [abi::CONFIG, abi::RULES, abi::COUNTERS, abi::RULE_COUNTERS];
+const CONVERTED: [MapSpec; 2] = [abi::CONFIG, abi::RULES];
 /// What holds nothing that anybody would miss: work in progress, and how many events came in this second.
-const ANEW_OF_NO_LOSS: [MapSpec; 10] = [
+const ANEW_OF_NO_LOSS: [MapSpec; 12] = [
+    abi::MORE_COUNTERS,
+    abi::MORE_RULE_COUNTERS,
     abi::SCRATCH,
     abi::WATCH,
     abi::DROPS,
     abi::GATES,
     abi::SYNACK,
     abi::CHALLENGED,
-    abi::LISTENERS,
+    abi::HOST,
     abi::ROOM,
     abi::STEPS,
     abi::RULE,
@@ -178,9 +178,6 @@ fn stage(paths: &Paths, plan: &Plan, options: &LoadOptions, old: &Path, staging:
         2 => config_of_v2(old)?,
         _ => maps.config()?,
     };
-    if plan.from <= 4 {
-        counters_of_v4(old, &mut maps)?;
-    }
     if plan.from <= 3 {
         for (index, rule) in rules_of_v3(old)? {
             maps.set_rule(index, rule)?;
@@ -209,31 +206,6 @@ fn config_of_v2(old: &Path) -> Result<Config, Error> {
     map.get(&0, 0).map(|bytes| Config::from_v2(&bytes)).map_err(Error::map(abi::CONFIG.name, "read"))
 }
 
-/// What was counted: tallies are behind the reasons, of which there were fewer.
-fn counters_of_v4(old: &Path, maps: &mut Maps) -> Result<(), Error> {
-    let from: PerCpuArray<MapData, Wire<Count>> =
-        typed(abi::COUNTERS, pinned_map(&old.join(abi::COUNTERS.name), abi::COUNTERS.name)?)?;
-    let read = |place| from.get(&place, 0).map_err(Error::map(abi::COUNTERS.name, "read"));
-    for reason in 0..abi::REASONS_V4 {
-        maps.set_count(reason, read(reason)?)?;
-    }
-    for tally in 0..abi::TALLIES_V4 {
-        maps.set_count(Reason::COUNT + tally, read(abi::REASONS_V4 + tally)?)?;
-    }
-    let from: PerCpuArray<MapData, u64> =
-        typed(abi::RULE_COUNTERS, pinned_map(&old.join(abi::RULE_COUNTERS.name), abi::RULE_COUNTERS.name)?)?;
-    for rule in 0..abi::RULES.entries {
-        for reason in 0..abi::REASONS_V4 {
-            let packets = from.get(&(rule * abi::REASONS_V4 + reason), 0);
-            let packets = packets.map_err(Error::map(abi::RULE_COUNTERS.name, "read"))?;
-            if packets.iter().any(|packets| *packets != 0) {
-                maps.set_rule_count(rule * Reason::COUNT + reason, packets)?;
-            }
-        }
-    }
-    Ok(())
-}
-
 /// What was at each place in the map of rules, rules that are gone included: their generations count on.
 fn rules_of_v3(old: &Path) -> Result<Vec<(RuleIndex, Rule)>, Error> {
     let data = pinned_map(&old.join(abi::RULES.name), abi::RULES.name)?;
@@ -255,11 +227,9 @@ mod tests {
 
     #[test]
     fn from_earlier_versions_nothing_is_lost() {
-        for (from, carried, converted) in [
-            (2, 8, &["CONFIG", "RULES", "COUNTERS", "RULE_COUNTERS"][..]),
-            (3, 9, &["RULES", "COUNTERS", "RULE_COUNTERS"]),
-            (4, 13, &["COUNTERS", "RULE_COUNTERS"]),
-        ] {
+        for (from, carried, converted) in
+            [(2, 10, &["CONFIG", "RULES"][..]), (3, 11, &["RULES"]), (4, 15, &[])]
+        {
             let plan = Plan::new(&paths(), from).unwrap();
             assert_eq!(plan.lost(), Vec::<&str>::new());
             let of = |wanted| {
@@ -273,7 +243,7 @@ mod tests {
             new.sort_unstable();
             anew.sort_unstable();
             assert_eq!(new, anew);
-            let carried = format!("{carried} of 22 maps");
+            let carried = format!("{carried} of 24 maps");
             assert!(said.contains(&carried) && said.ends_with("and loses nothing"), "{said}");
         }
     }

@@ -7,6 +7,7 @@ mod attach;
 mod batch;
 mod build;
 mod challenges;
+mod counters;
 mod error;
 mod links;
 mod lists;

@@ -39,7 +39,9 @@ pub struct LoadOptions {
 impl LoadOptions {
     /// The identity of `object` loaded in this way.
     pub fn build(&self, object: &[u8]) -> Result<Build, Error> {
-        Ok(Build::new(object, self.cpus()?, self.peers(), self.log_level.unwrap_or_default()))
+        // What the program goes on with is a part of it.
+        let objects = [object, CHALLENGES];
+        Ok(Build::new(&objects, self.cpus()?, self.peers(), self.log_level.unwrap_or_default()))
     }
 
     /// The same, with the log of the live program unless another one is asked for.
@@ -86,10 +88,12 @@ impl Loaded {
         let cpus = options.cpus()?;
         let peers = u32::from(options.peers());
         let log_level = options.log_level.unwrap_or_default();
+        let challenges = u32::from(makes_cookies());
         let mut loader = EbpfLoader::new();
         loader
             .override_global(abi::CPUS_GLOBAL, &cpus, true)
             .override_global(abi::PEERS_GLOBAL, &peers, true)
+            .override_global(abi::CHALLENGES_GLOBAL, &challenges, true)
             .override_global(abi::LOG_LEVEL_GLOBAL, &log_level, false);
         for (map, entries) in &options.sizes {
             loader.map_max_entries(map, *entries);
@@ -145,8 +149,13 @@ fn missing(name: &str) -> Error {
     Error::Object(Box::new(EbpfError::MapError(MapError::InvalidName { name: name.to_owned() })))
 }
 
-/// Up to so many CPUs the verifier follows the loop over all of them: some 2,100 instructions each of a million.
-const MAX_PEERS: u32 = 384;
+/// Whether the kernel makes SYN cookies for programs. One that cannot be asked counts as one that does not.
+pub(super) fn makes_cookies() -> bool {
+    is_helper_supported(ProgramType::Xdp, BpfHelper::BPF_FUNC_tcp_raw_gen_syncookie_ipv4).unwrap_or(false)
+}
+
+/// Up to so many CPUs the verifier follows the loop over all of them: some 3,200 instructions each of a million.
+const MAX_PEERS: u32 = 256;
 
 /// Whether the sum over CPUs decides here: the kernel lets one CPU look at another's counters, and there are not more than
 /// the verifier follows. A kernel that cannot be asked counts as one that does not.

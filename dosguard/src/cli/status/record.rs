@@ -5,7 +5,7 @@ use dosguard_common::reason::{Reason, Tally};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::challenge;
+use crate::challenge::{self, Look};
 use crate::cli::changes::UNCOUNTED;
 use crate::config::field::RuleField;
 use crate::confirm::{Pending, Waiter};
@@ -158,7 +158,15 @@ impl StatusRecord {
         if let Some(datapath) = datapath
             && challenge::is_wanted(datapath)?
         {
-            let found = challenge::look(datapath)?.1.sentences();
+            let look = Look::at(datapath)?;
+            if look.is_live && look.differs && !daemon.running {
+                warnings.push(format!(
+                    "SYNs are challenged as the host was when this was loaded, which has changed: `{} attach` of an interface \
+                     looks again, a daemon does each second",
+                    paths.command()
+                ));
+            }
+            let found = look.readiness.sentences();
             warnings.extend(found.into_iter().filter(|text| !warnings.contains(text)).collect::<Vec<_>>());
         }
         let (instance, loaded) = (paths.instance().to_owned(), state.is_some());
@@ -288,7 +296,7 @@ impl StateRecord {
         }
         if !self.program.exact_over_cpus {
             let what =
-                "no sums over CPUs here (Linux 5.19, up to 384 CPUs): each CPU has its share of the limits";
+                "no sums over CPUs here (Linux 5.19, up to 256 CPUs): each CPU has its share of the limits";
             warnings.push(what.to_owned());
         }
         warnings

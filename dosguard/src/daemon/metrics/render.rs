@@ -198,9 +198,9 @@ const fn tally_help(tally: Tally) -> &'static str {
             "Challenged SYNs that were dropped: nobody listens there, or they cannot be answered."
         }
         Tally::ChallengeLeft => {
-            "Challenged SYNs that were left to the host, whose listeners take cookies only for a while."
+            "Challenged SYNs that were left to the host, whose listener had sent no cookie lately."
         }
-        Tally::ChallengeAnswered => "Challenges that were answered: connections of sources that are real.",
+        Tally::ChallengeAnswered => "Connections that were made with a cookie while challenges were sent.",
     }
 }
 
