@@ -33,12 +33,12 @@ impl Claim {
     }
 
     /// To count an answer to a challenge: what follows it at once is of the same connection, which the host may not have made
-    /// yet. `tenth` is the time in tenths of a second.
+    /// yet. `hundredth` is the time in hundredths of a second.
     #[inline(always)]
-    pub fn answer(segment: &Segment, rule: RuleIndex, tenth: u32) -> Self {
+    pub fn answer(segment: &Segment, rule: RuleIndex, hundredth: u32) -> Self {
         let ports = u64::from(segment.source_port()) << 16 | u64::from(segment.port());
         let number = u64::from(segment.distance()) | ports << 32;
-        Self { key: SourceKey::for_rule(segment.source(), rule), kind: 3 | tenth << 8, number }
+        Self { key: SourceKey::for_rule(segment.source(), rule), kind: 3 | hundredth << 8, number }
     }
 
     /// To report in this second, counted from boot, that the map of bans is full.

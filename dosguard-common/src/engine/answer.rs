@@ -35,7 +35,7 @@ pub fn judge_answer<T: Tables>(
         if rule.action() != Action::Challenge || config.mode_of(rule) != Mode::Enforce {
             return;
         }
-        if tables.claim(&Claim::answer(segment, index, low_half(now_ns / 100_000_000)))
+        if tables.claim(&Claim::answer(segment, index, low_half(now_ns / 10_000_000)))
             == Err(Refused::Exists)
         {
             return;
