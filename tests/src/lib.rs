@@ -5,6 +5,8 @@
 //! sent from or sent into the machine's own interfaces, and all traffic is bounded in count and time.
 
 pub mod addresses;
+pub mod capture;
+pub mod challenges;
 pub mod cli;
 pub mod client;
 pub mod counter;

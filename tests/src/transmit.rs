@@ -1,6 +1,6 @@
 //! Sends exactly these frames, in order, through a packet socket.
 
-#![expect(unsafe_code, reason = "nix has no wrapper for the option `PACKET_QDISC_BYPASS`")]
+#![expect(unsafe_code, reason = "nix has no wrapper for options of packet sockets")]
 
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
@@ -66,7 +66,8 @@ impl Sender {
         // Protocol 0: this socket receives nothing.
         let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)
             .context("cannot open a packet socket")?;
-        bypass_queueing(&socket)?;
+        // Makes the frame take the transmit queue of the processor it is sent from, instead of one chosen by a hash.
+        switch_on(&socket, libc::PACKET_QDISC_BYPASS)?;
         Ok(Self { socket, address })
     }
 
@@ -83,7 +84,8 @@ impl Sender {
     }
 }
 
-fn link_address(interface: &str) -> Result<LinkAddr> {
+/// The address of an interface of this namespace.
+pub(crate) fn link_address(interface: &str) -> Result<LinkAddr> {
     getifaddrs()
         .context("cannot list the interfaces")?
         .filter(|entry| entry.interface_name == interface)
@@ -91,20 +93,18 @@ fn link_address(interface: &str) -> Result<LinkAddr> {
         .with_context(|| format!("no interface `{interface}`"))
 }
 
-/// Makes the frame take the transmit queue of the processor it is sent from, instead of one chosen by a hash.
-fn bypass_queueing(socket: &OwnedFd) -> Result<()> {
+/// Switches an option of packet sockets on.
+pub(crate) fn switch_on(socket: &OwnedFd, option: libc::c_int) -> Result<()> {
     let on: libc::c_int = 1;
     let length = libc::socklen_t::try_from(size_of_val(&on))?;
     // SAFETY: the descriptor is open, and the option's value is a `c_int` of which pointer and length are given.
     let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_PACKET,
-            libc::PACKET_QDISC_BYPASS,
-            std::ptr::from_ref(&on).cast(),
-            length,
-        )
+        libc::setsockopt(socket.as_raw_fd(), libc::SOL_PACKET, option, std::ptr::from_ref(&on).cast(), length)
     };
-    ensure!(result == 0, "cannot set `PACKET_QDISC_BYPASS`: {}", std::io::Error::last_os_error());
+    ensure!(
+        result == 0,
+        "cannot set option {option} of a packet socket: {}",
+        std::io::Error::last_os_error()
+    );
     Ok(())
 }

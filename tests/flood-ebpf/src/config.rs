@@ -1,19 +1,30 @@
 //! What userspace tells the generator about the frame it is to rewrite.
 //!
-//! The generator reads no header: userspace says where the fields are and what everything else in them sums to. A
-//! frame that the receiver changed before its page was recycled is therefore still written correctly.
+//! The generator reads no header: userspace says where the fields are and what everything else in them sums to. What comes before
+//! the payload is written anew in each frame, since its page may be one that the receiver has changed, or sent back as another
+//! frame.
 
 #![no_std]
 
 /// The name of the array map that holds one [`FloodConfig`], as its words.
 pub const CONFIG_MAP: &str = "CONFIG";
+/// The name of the array map that holds the frame's beginning, as [`Template`].
+pub const TEMPLATE_MAP: &str = "TEMPLATE";
 /// The name of the per-CPU array map that counts frames handed to `XDP_TX`, one `u64` at index 0.
 pub const SENT_MAP: &str = "SENT";
 /// The name of the XDP program.
 pub const PROGRAM: &str = "dosguard_flood";
+/// The name of the XDP program that lets every frame pass.
+pub const PASS_PROGRAM: &str = "dosguard_pass";
 
 /// No field may start beyond this many bytes into the frame.
 pub const MAX_OFFSET: u32 = 250;
+
+/// How many 16-bit words of a frame are written anew.
+pub const TEMPLATE_WORDS: usize = 64;
+
+/// The first 16-bit words of the frame, in the order of their bytes.
+pub type Template = [u16; TEMPLATE_WORDS];
 
 /// Which fields the generator rewrites in each frame, and how.
 ///
@@ -45,6 +56,8 @@ pub struct FloodConfig {
     pub tcp_checksum_offset: u32,
     /// The sum of the rest of the segment and its pseudo-header.
     pub tcp_sum: u32,
+    /// How many words of the template are meant.
+    pub template_words: u32,
 }
 
 /// How many words a [`FloodConfig`] has.
@@ -66,6 +79,7 @@ impl FloodConfig {
             self.ip_sum,
             self.tcp_checksum_offset,
             self.tcp_sum,
+            self.template_words,
         ]
     }
 }

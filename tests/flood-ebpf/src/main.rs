@@ -16,11 +16,15 @@ use aya_ebpf::{
     maps::{Array, PerCpuArray},
     programs::XdpContext,
 };
-use dosguard_flood_config::{FloodConfig, MAX_OFFSET};
+use dosguard_flood_config::{FloodConfig, MAX_OFFSET, TEMPLATE_WORDS, Template};
 
 /// 0 → what to rewrite. Written by userspace before the first run.
 #[map]
 static CONFIG: Array<FloodConfig> = Array::with_max_entries(1, 0);
+
+/// 0 → what the frame begins with. Written by userspace before the first run.
+#[map]
+static TEMPLATE: Array<Template> = Array::with_max_entries(1, 0);
 
 /// 0 → frames handed to `XDP_TX` on this CPU. Written by the program.
 #[map]
@@ -34,6 +38,12 @@ pub fn dosguard_flood(ctx: XdpContext) -> u32 {
         Some(()) => xdp_action::XDP_TX,
         None => xdp_action::XDP_DROP,
     }
+}
+
+/// Lets every frame pass. A veth end takes frames that its peer sends by `XDP_TX` once a program is attached to it.
+#[xdp]
+pub fn dosguard_pass(_ctx: XdpContext) -> u32 {
+    xdp_action::XDP_PASS
 }
 
 #[inline(always)]
@@ -53,6 +63,7 @@ fn rewrite(ctx: &XdpContext) -> Option<()> {
     let port = config.port_base.wrapping_add(below(turn, config.port_count)?) & 0xffff;
 
     let address_sum = (source >> 16) + (source & 0xffff);
+    restore(ctx, config.template_words)?;
     write(ctx, config.source_offset, source.to_be_bytes())?;
     write(ctx, config.port_offset, low_bytes(port))?;
     if config.ip_checksum_offset != 0 {
@@ -62,6 +73,21 @@ fn rewrite(ctx: &XdpContext) -> Option<()> {
 
     // SAFETY: as above.
     unsafe { *sent = turn + 1 };
+    Some(())
+}
+
+/// Writes what all frames begin with.
+#[inline(always)]
+fn restore(ctx: &XdpContext, words: u32) -> Option<()> {
+    let template = TEMPLATE.get(0)?;
+    let mut offset = 0;
+    for word in template.iter().take(TEMPLATE_WORDS) {
+        if offset >= words * 2 {
+            break;
+        }
+        write(ctx, offset, word.to_ne_bytes())?;
+        offset += 2;
+    }
     Some(())
 }
 

@@ -21,7 +21,9 @@ use aya::{
     programs::{ProgramError, TestRun as _, TestRunAttrs, TestRunOptions, Xdp, XdpMode},
     sys::SyscallError,
 };
-use dosguard_flood_config::{CONFIG_MAP, CONFIG_WORDS, FloodConfig, PROGRAM, SENT_MAP};
+use dosguard_flood_config::{
+    CONFIG_MAP, CONFIG_WORDS, FloodConfig, PROGRAM, SENT_MAP, TEMPLATE_MAP, TEMPLATE_WORDS, Template,
+};
 use nix::net::if_::if_nametoindex;
 
 use crate::{
@@ -254,6 +256,9 @@ impl Generator {
         let map = object.map_mut(CONFIG_MAP).with_context(|| format!("no map `{CONFIG_MAP}`"))?;
         let mut map: Array<_, [u32; CONFIG_WORDS]> = Array::try_from(map)?;
         map.set(0, config.to_words(), 0).context("cannot configure the flood generator")?;
+        let map = object.map_mut(TEMPLATE_MAP).with_context(|| format!("no map `{TEMPLATE_MAP}`"))?;
+        let mut map: Array<_, Template> = Array::try_from(map)?;
+        map.set(0, words_of(template), 0).context("cannot tell the flood generator its frame")?;
         let program: &mut Xdp =
             object.program_mut(PROGRAM).with_context(|| format!("no program `{PROGRAM}`"))?.try_into()?;
         program.load().context("the kernel refused the flood generator")?;
@@ -294,6 +299,15 @@ impl Generator {
         let map: PerCpuArray<_, u64> = PerCpuArray::try_from(map)?;
         Ok(map.get(&0, 0).context("cannot count the frames sent")?.iter().sum())
     }
+}
+
+/// What a frame begins with.
+fn words_of(frame: &Frame) -> Template {
+    let mut words = [0; TEMPLATE_WORDS];
+    for (word, bytes) in words.iter_mut().zip(frame.as_chunks().0) {
+        *word = u16::from_ne_bytes(*bytes);
+    }
+    words
 }
 
 /// When a paced flood sends how much.

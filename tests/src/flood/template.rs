@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use dosguard_flood_config::{FloodConfig, MAX_OFFSET};
+use dosguard_flood_config::{FloodConfig, MAX_OFFSET, TEMPLATE_WORDS};
 
 use crate::packet::{Sum, protocol};
 
@@ -68,6 +68,7 @@ pub(super) fn describe(frame: &[u8]) -> Result<FloodConfig> {
         ip_sum: ip_sum.folded().into(),
         tcp_checksum_offset: offset(transport + 16)?,
         tcp_sum: tcp_sum.folded().into(),
+        template_words: u32::try_from((frame.len() / 2).min(TEMPLATE_WORDS))?,
     })
 }
 

@@ -144,7 +144,7 @@ impl Tcp {
         bytes.extend(self.source.to_be_bytes());
         bytes.extend(self.destination.to_be_bytes());
         bytes.extend(self.sequence.to_be_bytes());
-        bytes.extend([0; 4]);
+        bytes.extend(self.acknowledged.to_be_bytes());
         bytes.extend([words << 4, self.flags]);
         bytes.extend(0xffff_u16.to_be_bytes());
         bytes.extend([0; 4]);
@@ -235,6 +235,8 @@ mod tests {
         assert_eq!(plain[12..15], [0x86, 0xdd, 0x60]);
         assert_eq!(plain[18..22], [0, 20, protocol::TCP, 64]);
         assert_eq!(plain[54 + 13], flag::SYN | flag::ACK);
+        let ack = Packet::eth().ipv6("2001:db8::66", "2001:db8::1").tcp(5, 6).acknowledge(7).build();
+        assert_eq!((&ack[54 + 8..54 + 12], ack[54 + 13]), (&[0, 0, 0, 7][..], flag::ACK));
         assert_eq!(transport_sum(&plain, 54, protocol::TCP), 0xffff, "TCP checksum");
 
         let extended = Packet::eth()

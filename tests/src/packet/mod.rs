@@ -127,11 +127,12 @@ enum Transport {
     Other(u8, Vec<u8>),
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 struct Tcp {
     source: u16,
     destination: u16,
     sequence: u32,
+    acknowledged: u32,
     flags: u8,
     options: Vec<u8>,
     data_offset: Option<u8>,
@@ -278,7 +279,7 @@ impl Packet {
 
     /// A TCP header without a flag.
     pub fn tcp(self, source: u16, destination: u16) -> Self {
-        let tcp = Tcp { source, destination, sequence: 1, flags: 0, options: Vec::new(), data_offset: None };
+        let tcp = Tcp { source, destination, sequence: 1, ..Tcp::default() };
         Self { transport: Transport::Tcp(tcp), ..self }.log("tcp", format_args!("{source}, {destination}"))
     }
 
@@ -322,6 +323,12 @@ impl Packet {
     /// Another sequence number than 1.
     pub fn sequence(self, sequence: u32) -> Self {
         self.with_tcp("sequence", |tcp| tcp.sequence = sequence).log("sequence", format_args!("{sequence}"))
+    }
+
+    /// Sets ACK, for everything before this sequence number.
+    pub fn acknowledge(self, next: u32) -> Self {
+        self.with_tcp("acknowledge", |tcp| (tcp.acknowledged, tcp.flags) = (next, tcp.flags | flag::ACK))
+            .log("acknowledge", format_args!("{next}"))
     }
 
     /// Claims another TCP data offset, in words of four bytes.
