@@ -35,8 +35,7 @@ pub fn judge_answer<T: Tables>(
         if rule.action() != Action::Challenge || config.mode_of(rule) != Mode::Enforce {
             return;
         }
-        if tables.claim(&Claim::answer(segment, index, low_half(now_ns / 10_000_000)))
-            == Err(Refused::Exists)
+        if tables.claim(&Claim::answer(segment, index, low_half(now_ns / 10_000_000))) == Err(Refused::Exists)
         {
             return;
         }
