@@ -32,6 +32,7 @@ pub mod packet;
 pub mod program;
 pub mod server;
 pub mod siege;
+pub mod smtp;
 pub mod sources;
 pub mod statistics;
 pub mod transmit;

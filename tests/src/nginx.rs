@@ -40,6 +40,12 @@ impl Nginx {
         Ok(nginx)
     }
 
+    /// Serves that many zeros as `/large` from now on.
+    pub fn offer(&self, bytes: u64) -> Result<()> {
+        let file = File::create(self.directory.path().join("large")).context("cannot make a large file")?;
+        file.set_len(bytes).context("cannot make a file large")
+    }
+
     /// Its process number.
     #[must_use]
     pub fn pid(&self) -> u32 {
@@ -76,6 +82,7 @@ worker_rlimit_nofile 8192;
 events {{ worker_connections 4096; }}
 http {{
     access_log off;
+    sendfile on;
     keepalive_timeout 1h;
     client_header_timeout 1h;
     client_body_temp_path body;
@@ -86,7 +93,8 @@ http {{
     server {{
         listen {any}:{port};
         listen [::]:{port} ipv6only=on;
-        return 204;
+        location / {{ return 204; }}
+        location = /large {{ root .; }}
     }}
 }}
 "

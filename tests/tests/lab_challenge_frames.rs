@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use dosguard_common::reason::Tally;
 use dosguard_tests::addresses::{
-    FORGED_V4, FORGED_V6, GUARD_MAC, GUARD_V4, GUARD_V6, PEER, SECOND_FORGED_V4,
+    FORGED_V4, FORGED_V6, GUARD_ATTACKER_SIDE, GUARD_CLIENT_SIDE, GUARD_MAC, GUARD_V4, GUARD_V6, PEER,
+    SECOND_FORGED_V4,
 };
 use dosguard_tests::capture::Capture;
 use dosguard_tests::challenges::{
-    comparable, ip, is_syn_ack_to, make_possible, offsets, sequence, tallied, tcp, timestamp,
+    comparable, ip, is_syn_ack_to, make_possible, offsets, sequence, set_host, take_replies, tallied, tcp,
+    timestamp,
 };
 use dosguard_tests::cli::{PATIENCE, bans, events, packets, start_telling as start};
 use dosguard_tests::daemon::Dosguard;
@@ -136,12 +138,17 @@ fn answer(is_v4: bool, port: u16, reply: &[u8]) -> Packet {
     }
 }
 
-#[test]
-fn replies_are_the_kernels_own() {
+fn replies_are_the_kernels_own_with(mtu: u16) {
     let lab = Lab::new().unwrap();
     let dosguard = Dosguard::new(&lab).unwrap();
     let server = TcpServer::start(lab.guard(), (Ipv6Addr::UNSPECIFIED, PORT)).unwrap();
-    let _replies = make_possible(&lab);
+    let guard = [GUARD_ATTACKER_SIDE, GUARD_CLIENT_SIDE].map(|interface| (lab.guard(), interface));
+    for (namespace, interface) in guard.into_iter().chain([(lab.attacker(), PEER), (lab.client(), PEER)]) {
+        namespace.run("ip", ["link", "set", interface, "mtu", &mtu.to_string()]).unwrap();
+    }
+    set_host(&lab, "2", "2");
+    // Beyond a page there is no native mode, and it is not needed to take replies.
+    let _replies = (mtu < 3000).then(|| take_replies(&lab));
     // One more than there are, for each family.
     let mut cases = Vec::new();
     for is_v4 in [true, false] {
@@ -171,6 +178,8 @@ fn replies_are_the_kernels_own() {
     let replies: Vec<_> = cases.iter().map(|(.., syn)| wire.reply(&build(syn))).collect();
     assert_eq!((tallied(&lab, Tally::ChallengeLeft), tallied(&lab, Tally::ChallengeUnsent)), (0, 0));
     for (((is_v4, name, ..), kernels), reply) in cases.iter().zip(&kernels).zip(&replies) {
+        let mss = mtu - if *is_v4 { 40 } else { 60 };
+        assert_eq!(tcp(kernels).unwrap()[20..24], [&[2, 4][..], &mss.to_be_bytes()].concat());
         assert_sums(kernels);
         assert_sums(reply);
         assert_eq!(
@@ -188,6 +197,21 @@ fn replies_are_the_kernels_own() {
     assert_eq!(tallied(&lab, Tally::ChallengeAnswered), 2 * each as u64);
     assert!(bans(&dosguard).is_empty());
     daemon.terminate().unwrap();
+}
+
+#[test]
+fn replies_are_the_kernels_own() {
+    replies_are_the_kernels_own_with(1500);
+}
+
+#[test]
+fn replies_are_the_kernels_own_on_a_narrow_link() {
+    replies_are_the_kernels_own_with(1400);
+}
+
+#[test]
+fn replies_are_the_kernels_own_with_jumbo_frames() {
+    replies_are_the_kernels_own_with(9000);
 }
 
 #[test]

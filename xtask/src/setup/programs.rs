@@ -9,6 +9,7 @@ type Tool = (&'static str, &'static [&'static str]);
 /// What the lab, the demo and the tests start.
 pub const LAB: &[Tool] = &[
     ("bpftool", &["bpftool"]),
+    ("curl", &["curl"]),
     ("ethtool", &["ethtool"]),
     ("hping3", &["hping3"]),
     ("iproute2", &["ip", "ss", "tc"]),
@@ -17,6 +18,8 @@ pub const LAB: &[Tool] = &[
     ("net-tools", &["netstat"]),
     ("nftables", &["nft"]),
     ("nginx", &["nginx"]),
+    ("nmap", &["nmap"]),
+    ("postfix", &["postconf", "postfix"]),
     ("prometheus", &["promtool"]),
     ("shellcheck", &["shellcheck"]),
     ("strace", &["strace"]),
@@ -27,7 +30,8 @@ pub const LAB: &[Tool] = &[
 ];
 
 /// The services that come with packages of which only a program is wanted. They would be started at once and at every boot.
-const SERVICES: &[(&str, &str)] = &[("nginx", "nginx.service"), ("prometheus", "prometheus.service")];
+const SERVICES: &[(&str, &str)] =
+    &[("nginx", "nginx.service"), ("postfix", "postfix.service"), ("prometheus", "prometheus.service")];
 
 /// What it takes to boot Debian's kernels. Its package tools are not in the list: they are there on Debian, and
 /// elsewhere another package manager cannot bring them to any use.
