@@ -79,6 +79,7 @@ queue_directory = {queue}
 data_directory = data
 meta_directory = {directory}
 mail_owner = {USER}
+syslog_name = dosguard-lab
 myhostname = mail.example
 mydestination =
 mynetworks = 127.0.0.1

@@ -11,7 +11,7 @@ use dosguard_common::reason::Tally;
 use dosguard_tests::addresses::{
     CLIENT_V4, GUARD_ATTACKER_SIDE, GUARD_CLIENT_SIDE, GUARD_CLIENT_V4, GUARD_V4, PEER,
 };
-use dosguard_tests::challenges::{make_possible, set_host, take_replies, tallied};
+use dosguard_tests::challenges::{connect, make_possible, set_host, take_replies, tallied};
 use dosguard_tests::cli::{PATIENCE, bans, done, events, packets, start_telling as start};
 use dosguard_tests::daemon::Dosguard;
 use dosguard_tests::flood::{Flood, FloodReport, RunningFlood};
@@ -181,18 +181,23 @@ fn text(bytes: &[u8]) -> &str {
 
 #[test]
 fn hping3_has_nobody_banned() {
-    const COUNT: u64 = 30_000;
+    const COUNT: u64 = 20_000;
     let lab = Lab::new().unwrap();
     let dosguard = Dosguard::new(&lab).unwrap();
     let _postfix = Postfix::start(&lab, MAIL).unwrap();
     let _replies = make_possible(&lab);
-    let daemon = start(&dosguard, &config("'tcp/25'", "150/60s", PROVEN));
+    let daemon = start(&dosguard, &config("'tcp/25'", "500/60s", PROVEN));
     let judged = || packets(&dosguard, &["challenged", "under-limit"]);
-    for (name, from) in [("a client", format!("-a {CLIENT_V4}")), ("anybody", "--rand-source".to_owned())] {
+    // In its own name the client resets each connection that it was not asked for, as whoever's name is used does.
+    for (from, namespace, source, to) in [
+        ("the attacker in the client's name", lab.attacker(), format!("-a {CLIENT_V4}"), GUARD_V4),
+        ("the attacker in anybody's name", lab.attacker(), "--rand-source".to_owned(), GUARD_V4),
+        ("the client's host", lab.client(), format!("-a {CLIENT_V4}"), GUARD_CLIENT_V4),
+    ] {
         let before = judged();
-        let line = format!("hping3 -q -n -S -p {MAIL} {from} -i u50 -c {COUNT} {GUARD_V4}");
+        let line = format!("hping3 -q -n -S -p {MAIL} {source} -i u50 -c {COUNT} {to}");
         let (forged, greeted) = thread::scope(|scope| {
-            let forger = scope.spawn(|| tool(lab.attacker(), &line));
+            let forger = scope.spawn(|| tool(namespace, &line));
             wait_until("it sends", PATIENCE, || Ok(judged() > before + 1000)).unwrap();
             let mut greeted = 0;
             while !forger.is_finished() {
@@ -202,11 +207,12 @@ fn hping3_has_nobody_banned() {
             }
             (forger.join().unwrap(), greeted)
         });
-        assert!(text(&forged.stderr).contains(&format!("{COUNT} packets transmitted")), "{forged:?}");
-        println!("hping3 in the name of {name}: {} judged, {greeted} greeted", judged() - before);
-        assert!(greeted >= 10, "{greeted}");
+        // It stops after so many packets, or as soon as it has so many replies.
+        let judged = judged() - before;
+        println!("hping3 from {from}: {judged} judged, {greeted} greeted");
+        assert!(judged > COUNT * 9 / 10 && greeted >= 10, "{judged} {greeted} {forged:?}");
     }
-    assert!(packets(&dosguard, &["challenged"]) > COUNT * 9 / 10);
+    assert!(packets(&dosguard, &["challenged"]) > 2 * COUNT * 9 / 10);
     assert!(events(&daemon, "ban").is_empty() && bans(&dosguard).is_empty());
     daemon.terminate().unwrap();
 }
@@ -237,7 +243,7 @@ fn curl(lab: &Lab, times: usize) -> Vec<f64> {
 }
 
 #[test]
-fn nmap_and_curl_see_no_difference() {
+fn nmap_sees_the_same_listeners_and_curl_is_served() {
     let lab = Lab::new().unwrap();
     let dosguard = Dosguard::new(&lab).unwrap();
     let _postfix = Postfix::start(&lab, MAIL).unwrap();
@@ -257,6 +263,11 @@ fn nmap_and_curl_see_no_difference() {
     // A client that offers ECN is answered without.
     lab.client().sysctl("net.ipv4.tcp_ecn", "1").unwrap();
     took.extend(curl(&lab, 10));
+    let _held = connect(lab.client(), (GUARD_CLIENT_V4, WEB), MOMENT).unwrap();
+    for namespace in [lab.client(), lab.guard()] {
+        let told = namespace.run("ss", ["-Htino", "state", "established", "( sport = :80 or dport = :80 )"]);
+        assert!(told.as_ref().is_ok_and(|told| told.contains(" sack ") && !told.contains("ecn")), "{told:?}");
+    }
     took.sort_by(f64::total_cmp);
     println!("60 of 60 times curl was connected, at most after {:.1} ms", took[59] * 1000.0);
     // No SYN was sent twice.
@@ -270,9 +281,9 @@ fn nmap_and_curl_see_no_difference() {
 
 /// Bytes a second of a download by `curl`.
 fn download(lab: &Lab, port: u16) -> f64 {
-    let line = format!("curl -sS -m 15 -o /dev/null -w %{{http_code}}/%{{speed_download}}");
+    let line = "curl -fsS -m 15 -o /dev/null -w %{speed_download}";
     let output = tool(lab.client(), &format!("{line} http://{GUARD_CLIENT_V4}:{port}/large"));
-    text(&output.stdout).strip_prefix("200/").unwrap_or_else(|| panic!("{output:?}")).parse().unwrap()
+    text(&output.stdout).parse().unwrap_or_else(|_| panic!("{output:?}"))
 }
 
 /// Waits until the client's SYNs are challenged, which are beyond the limit.
@@ -352,13 +363,14 @@ fn a_challenged_connection_is_as_fast_as_any_other() {
             speeds[which].push(speed);
         }
     }
-    let [ordinary, challenged] = speeds.each_ref().map(|speeds| median(speeds));
-    for (name, speeds) in [("ordinary", &speeds[0]), ("challenged", &speeds[1])] {
+    for (name, speeds) in ["ordinary", "challenged"].iter().zip(&speeds) {
         let each: Vec<_> = speeds.iter().map(|speed| (speed / 1e6).round()).collect();
         println!("{name}: median {:.0} MB/s of {each:?}", median(speeds) / 1e6);
     }
-    println!("challenged / ordinary: {:.3}", challenged / ordinary);
-    assert!((0.75..1.34).contains(&(challenged / ordinary)), "{ordinary} {challenged}");
+    // Of each round, as the machine may be busier in one than in another.
+    let ratios: Vec<_> = speeds[0].iter().zip(&speeds[1]).map(|(before, after)| after / before).collect();
+    println!("challenged / ordinary: median {:.3} of {ratios:.2?}", median(&ratios));
+    assert!((0.75..1.34).contains(&median(&ratios)), "{ratios:?}");
     assert!(events(&daemon, "ban").is_empty());
     daemon.terminate().unwrap();
 }
