@@ -331,11 +331,11 @@ fn median(of: &[f64]) -> f64 {
 #[test]
 fn a_challenged_connection_is_as_fast_as_any_other() {
     const PLAIN: u16 = 8080;
-    let rounds = std::env::var("DOSGUARD_ROUNDS").map_or(5, |text| text.parse().unwrap());
+    let rounds = std::env::var("DOSGUARD_ROUNDS").map_or(9, |text| text.parse().unwrap());
     let lab = Lab::new().unwrap();
     let dosguard = Dosguard::new(&lab).unwrap();
     let (web, plain) = (Nginx::start(&lab, WEB).unwrap(), Nginx::start(&lab, PLAIN).unwrap());
-    [&web, &plain].into_iter().for_each(|nginx| nginx.offer(300_000_000).unwrap());
+    [&web, &plain].into_iter().for_each(|nginx| nginx.offer(200_000_000).unwrap());
     let _replies = make_possible(&lab);
     let daemon = start(&dosguard, &config("'tcp/80'", "100/10m", PROVEN));
     exhaust(&lab, &dosguard, 100);
