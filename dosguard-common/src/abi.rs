@@ -3,7 +3,7 @@
 use crate::reason::{self, FIRST_COUNTERS};
 
 /// Version of the pinned maps' layout. It is part of the pin path, so that two layouts never meet.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// The XDP program's name in the object and in the kernel's listings.
 pub const PROGRAM: &str = "dosguard";
@@ -34,6 +34,10 @@ pub const PEERS_GLOBAL: &str = "PEERS";
 /// 33bf9885040c); where it is 0 the verifier removes the tail calls.
 pub const CHALLENGES_GLOBAL: &str = "CHALLENGES";
 
+/// Load-time constant: 1 where segments can be looked at that may prove their source: with tail calls from a program that has
+/// functions of its own (Linux 5.10 on x86, commit ebf7d1f508a7; 6.0 on arm64, commit d4609a5d8c70).
+pub const SEGMENTS_GLOBAL: &str = "SEGMENTS";
+
 /// Load-time constant of aya-log: 0 switches every log statement off, and the verifier removes them.
 pub const LOG_LEVEL_GLOBAL: &str = "AYA_LOG_LEVEL";
 
@@ -55,11 +59,11 @@ const fn map(name: &'static str, entries: u32, holds: &'static str, since: u32) 
 }
 
 /// Global settings; one [`Config`](crate::config::Config). Written by userspace.
-pub const CONFIG: MapSpec = map("CONFIG", 1, "global settings", 3);
+pub const CONFIG: MapSpec = map("CONFIG", 1, "global settings", 6);
 /// Port to rule index; every port has an entry, 0 is `default`. Written by userspace.
 pub const PORTS: MapSpec = map("PORTS", 65_536, "the rule of each port", 2);
 /// Rule index to [`Rule`](crate::rule::Rule). Written by userspace.
-pub const RULES: MapSpec = map("RULES", 256, "rules", 4);
+pub const RULES: MapSpec = map("RULES", 256, "rules", 6);
 /// (source, rule) to [`Window`](crate::window::Window), per CPU. LRU: when full, the least recently used go.
 pub const SYNS: MapSpec = map("SYNS", 131_072, "counters of sources in the window", 2);
 /// (source, everywhere or rule) to [`Ban`](crate::ban::Ban). Not LRU: when full, no ban is lost and none is added.
@@ -78,7 +82,7 @@ pub const DENY: MapSpec = map("DENY", 262_144, "denied networks", 2);
 pub const COUNTERS: MapSpec = map("COUNTERS", FIRST_COUNTERS[0], "what became of the packets", 2);
 /// The [reasons and tallies](crate::reason::Place) that there are since, per CPU.
 pub const MORE_COUNTERS: MapSpec =
-    map("MORE_COUNTERS", reason::MORE_COUNTERS[0], "the same of newer reasons", 5);
+    map("MORE_COUNTERS", reason::MORE_COUNTERS[0], "the same of newer reasons", 6);
 /// Rule index × reason to packets, per CPU.
 pub const RULE_COUNTERS: MapSpec =
     map("RULE_COUNTERS", RULES.entries * FIRST_COUNTERS[1], "the same for each rule", 2);
@@ -86,12 +90,22 @@ pub const RULE_COUNTERS: MapSpec =
 pub const MORE_RULE_COUNTERS: MapSpec =
     map("MORE_RULE_COUNTERS", RULES.entries * reason::MORE_COUNTERS[1], "the same of newer reasons", 5);
 /// Kind of event to [`Gate`](crate::event::Gate), per CPU: how many events passed lately. Written by the kernel.
-pub const GATES: MapSpec = map("GATES", crate::event::Kind::GATED, "how many events passed lately", 5);
+pub const GATES: MapSpec = map("GATES", crate::event::Kind::GATED, "how many events passed lately", 6);
 /// Until when drops are counted for each source, in nanoseconds of boot time; 0 for not at all. Written by userspace.
 pub const WATCH: MapSpec = map("WATCH", 1, "whether drops are counted for each source", 4);
 /// Source to packets that were dropped while somebody watched, per CPU. LRU: when full, those go that were dropped least
 /// lately.
 pub const DROPS: MapSpec = map("DROPS", 16_384, "drops of sources", 4);
+/// Source to [`Proof`](crate::proof::Proof): who is real. LRU: when full, those go that were met least lately. Written by the
+/// kernel.
+pub const PROOFS: MapSpec = map("PROOFS", 65_536, "proofs that sources are real", 6);
+/// (source, rule) to [`Spent`](crate::proof::Spent): who has used the limit up by handshakes. LRU: when full, those go that were
+/// met least lately. Written by the kernel.
+pub const SPENT: MapSpec = map("SPENT", 16_384, "limits that were used up", 6);
+/// Rule index to [`Load`](crate::flood::Load), per CPU. Written by the kernel.
+pub const LOADS: MapSpec = map("LOADS", RULES.entries, "SYNs that are being added up", 6);
+/// Rule index to [`Flood`](crate::flood::Flood). Written by the kernel.
+pub const FLOODS: MapSpec = map("FLOODS", RULES.entries, "floods", 6);
 /// One [`SynAck`](crate::challenge::SynAck): what is said of the host where the program answers in its place. Written by
 /// userspace.
 pub const SYNACK: MapSpec = map("SYNACK", 1, "what replies say of the host", 5);
@@ -105,7 +119,7 @@ pub const ROOM: MapSpec = map("ROOM", 1, "replies in progress", 5);
 /// Which program goes on with what: [`REPLY_STEP`], [`ANSWER_STEP`]. Written by userspace; an empty place drops or passes.
 pub const STEPS: MapSpec = map("STEPS", 2, "programs for challenges", 5);
 /// One [`Rule`](crate::rule::Rule) per CPU: a copy of the one that a packet is judged by. Written by the kernel.
-pub const RULE: MapSpec = map("RULE", 1, "rules in use", 5);
+pub const RULE: MapSpec = map("RULE", 1, "rules in use", 6);
 /// One [`Scratch`](crate::tables::Scratch) per CPU. Written by the kernel, and of no meaning between two packets.
 pub const SCRATCH: MapSpec = map("SCRATCH", 1, "work in progress", 4);
 /// Ring buffer of [`Event`](crate::event::Event)s; a full one loses the newest, and the loss is counted.
@@ -127,7 +141,7 @@ pub const OWN: MapSpec = map("OWN", 4_096, "own addresses", 4);
 pub const LOOK: MapSpec = map("LOOK", 1, "what a look at the sockets has found", 4);
 
 /// Every pinned map, in the order in which they are pinned.
-pub const MAPS: [MapSpec; 24] = [
+pub const MAPS: [MapSpec; 28] = [
     CONFIG,
     PORTS,
     RULES,
@@ -144,6 +158,10 @@ pub const MAPS: [MapSpec; 24] = [
     GATES,
     WATCH,
     DROPS,
+    PROOFS,
+    SPENT,
+    LOADS,
+    FLOODS,
     SYNACK,
     CHALLENGED,
     HOST,

@@ -4,6 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::config::Mode;
 use crate::label::Label;
+use crate::proof::Evidence;
 use crate::rule::{Rule, RuleIndex, Scope};
 
 /// Why a ban was imposed.
@@ -15,7 +16,7 @@ pub enum BanReason {
     Admin,
     /// More connections than a rule allows.
     Connections,
-    /// More connections made by answering challenges in the window than a rule lets SYNs pass.
+    /// More handshakes completed in the window than a rule lets SYNs pass.
     Handshakes,
 }
 
@@ -43,6 +44,16 @@ impl BanReason {
     /// Whether a rule imposed it.
     pub const fn is_of_rule(self) -> bool {
         !matches!(self, Self::Admin)
+    }
+
+    /// What is known of a source that is banned for it, `proven` by something else or not; none if nobody asks.
+    #[inline(always)]
+    pub const fn evidence(self, proven: bool) -> Option<Evidence> {
+        match self {
+            Self::Admin => None,
+            Self::SynLimit if !proven => Some(Evidence::None),
+            Self::SynLimit | Self::Connections | Self::Handshakes => Some(Evidence::Handshake),
+        }
     }
 
     /// From the name used in output.
@@ -80,7 +91,7 @@ pub struct Ban {
     pub count: u32,
     /// The limit at that time.
     pub limit: u32,
-    /// Which offence of the source this is, from 1; 0 for an administrator's ban.
+    /// Which offence of the source this is, from 1; 0 for an administrator's ban and for one by SYNs alone.
     pub offence: u32,
     reason: u8,
     /// The rule that imposed it; for an administrator's ban the one whose ports it is about.
@@ -108,6 +119,7 @@ pub struct BanParts<'a> {
     pub scope: Scope,
     pub monitored: bool,
     pub refresh: bool,
+    pub proven: bool,
     /// The name that the rule had, or the administrator's note; cut at [`MAX_LABEL`](crate::label::MAX_LABEL) bytes.
     pub label: &'a str,
 }
@@ -118,6 +130,8 @@ const FLAG_MONITORED: u8 = 1 << 1;
 const FLAG_REFRESH: u8 = 1 << 2;
 /// It was imposed for connections, and its source has given up none since.
 const FLAG_AWAITS_ENDING: u8 = 1 << 3;
+/// Its source was known to be real.
+const FLAG_PROVEN: u8 = 1 << 4;
 
 impl Ban {
     /// A ban for going over the limit of `rule`, which `index` names, with `count` SYNs in the window. `offences` are
@@ -172,6 +186,26 @@ impl Ban {
         self.label = *rule.label();
     }
 
+    /// Notes what was known of its source: the number of an [`Evidence`].
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "it is 0 or 1")]
+    pub const fn note_evidence(&mut self, evidence: u32) {
+        self.flags |= (evidence as u8) << FLAG_PROVEN.trailing_zeros();
+    }
+
+    /// Makes it one by SYNs alone: of no more than new connections to the rule's ports, for as long as the rule says, not
+    /// prolonged by SYNs, and no offence.
+    #[inline(always)]
+    pub const fn limit_to_unproven(&mut self, rule: &Rule) {
+        let length_ns = rule.proof().unproven_ban_ns;
+        if length_ns < self.length_ns {
+            self.length_ns = length_ns;
+            self.until_ns = self.since_ns.saturating_add(length_ns);
+        }
+        self.offence = 0;
+        self.flags = (self.flags & !FLAG_REFRESH) | FLAG_SCOPE_SYN;
+    }
+
     /// An administrator's ban from now until then, with a note that is cut at [`MAX_LABEL`](crate::label::MAX_LABEL) bytes.
     pub fn by_admin(scope: Scope, rule: RuleIndex, now_ns: u64, until_ns: u64, note: &str) -> Self {
         Self {
@@ -198,6 +232,7 @@ impl Ban {
             (FLAG_MONITORED, parts.monitored),
             (FLAG_REFRESH, parts.refresh),
             (FLAG_AWAITS_ENDING, parts.reason == BanReason::Connections),
+            (FLAG_PROVEN, parts.proven),
         ] {
             flags |= if is_set { flag } else { 0 };
         }
@@ -253,6 +288,21 @@ impl Ban {
     #[inline(always)]
     pub const fn refreshes(&self) -> bool {
         self.flags & FLAG_REFRESH != 0
+    }
+
+    /// What was known of its source when it was imposed; none for an administrator's ban.
+    #[inline(always)]
+    pub const fn evidence(&self) -> Option<Evidence> {
+        match self.reason() {
+            Some(reason) => reason.evidence(self.flags & FLAG_PROVEN != 0),
+            None => None,
+        }
+    }
+
+    /// Whether a rule imposed it by SYNs alone, so that it reaches no further than that allows.
+    #[inline(always)]
+    pub const fn is_unproven(&self) -> bool {
+        self.offence == 0 && self.reason != BanReason::Admin.code()
     }
 
     /// Notes that its source has given a connection up, of which the ban lets nobody know: it sends that again, and when the
@@ -357,92 +407,4 @@ impl Hold {
 pub const REFRESH_STEP_NS: u64 = 1_000_000;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::rule::{Action, ConnectionLimit, RuleSpec};
-
-    fn spec() -> RuleSpec {
-        RuleSpec {
-            limit: 3,
-            window_ns: 1_000,
-            action: Action::Ban,
-            scope: Scope::All,
-            ban_ns: 100,
-            ban_max_ns: 1_000,
-            forget_ns: 50,
-            refresh: false,
-            mode: Mode::Enforce,
-            connections: ConnectionLimit::NONE,
-        }
-    }
-
-    fn ban(spec: &RuleSpec, count: u32, offences: u32, now_ns: u64) -> Ban {
-        Ban::for_limit(&Rule::new("smtp", spec, 1), RuleIndex(2), count, offences, Mode::Enforce, now_ns)
-    }
-
-    #[test]
-    fn a_ban_holds_until_its_end_and_not_at_it() {
-        let ban = ban(&spec(), 4, 0, 1_000);
-        assert!(ban.is_active(1_000) && ban.is_active(1_099));
-        assert!(!ban.is_active(1_100));
-        assert_eq!((ban.count, ban.limit, ban.offence, ban.rule), (4, 3, 1, RuleIndex(2)));
-        assert_eq!((ban.reason(), ban.scope()), (Some(BanReason::SynLimit), Scope::All));
-        assert_eq!(
-            (ban.label().text(), ban.note()),
-            ("smtp", None),
-            "the rule's name, however it is called later"
-        );
-    }
-
-    #[test]
-    fn a_refresh_restarts_the_clock_and_keeps_the_beginning() {
-        let spec = RuleSpec { refresh: true, ban_ns: 10 * REFRESH_STEP_NS, ban_max_ns: u64::MAX, ..spec() };
-        let mut ban = ban(&spec, 4, 0, 1_000);
-        assert!(ban.refreshes());
-        assert!(!ban.refresh(1_000 + REFRESH_STEP_NS - 1), "too little to write it down");
-        assert!(ban.refresh(1_000 + REFRESH_STEP_NS));
-        assert_eq!((ban.since_ns, ban.until_ns), (1_000, 1_000 + 11 * REFRESH_STEP_NS));
-        assert!(!ban.refresh(0), "a clock that went back shortens nothing");
-    }
-
-    #[test]
-    fn no_overflow_at_the_end_of_time() {
-        let mut ban = ban(&spec(), u32::MAX, u32::MAX, u64::MAX - 1);
-        assert_eq!((ban.until_ns, ban.offence), (u64::MAX, u32::MAX));
-        assert!(!ban.refresh(u64::MAX));
-    }
-
-    #[test]
-    fn a_ban_comes_back_from_its_parts() {
-        let spec = RuleSpec { refresh: true, scope: Scope::Syn, ..spec() };
-        let rule = Rule::new("smtp", &spec, 1);
-        let noted = Ban::for_limit(&rule, RuleIndex(2), 4, 1, Mode::Monitor, 1_000);
-        for ban in [ban(&spec, 4, 0, 1_000), noted, Ban::by_admin(Scope::All, RuleIndex(3), 1, 9, "note")] {
-            let parts = BanParts {
-                until_ns: ban.until_ns,
-                since_ns: ban.since_ns,
-                length_ns: ban.length_ns,
-                window_ns: ban.window_ns,
-                count: ban.count,
-                limit: ban.limit,
-                offence: ban.offence,
-                reason: BanReason::from_name(ban.reason().unwrap().name()).unwrap(),
-                rule: ban.rule,
-                scope: ban.scope(),
-                monitored: ban.is_monitored(),
-                refresh: ban.refreshes(),
-                label: ban.label().text(),
-            };
-            assert_eq!(Ban::from_parts(&parts), ban);
-        }
-    }
-
-    #[test]
-    fn a_note_is_kept_with_an_administrators_ban() {
-        let noted = |note| Ban::by_admin(Scope::All, RuleIndex(0), 1, 2, note);
-        let ban = noted("scanner, see ticket 4711");
-        assert_eq!((ban.note(), ban.reason()), (Some("scanner, see ticket 4711"), Some(BanReason::Admin)));
-        assert_eq!(noted("twenty-three bytes, then \u{e4}").note(), Some("twenty-three bytes, then"));
-        assert_eq!(noted("").note(), None);
-    }
-}
+mod tests;

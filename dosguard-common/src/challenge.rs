@@ -17,7 +17,8 @@ use crate::address::Address;
 use crate::frame::Frame;
 use crate::parse::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, REACH, TCP, Upper, ethertype, upper_layer};
 
-/// For how long after a challenge its answer is looked for, in nanoseconds: cookies are accepted for two minutes, counted in
+/// For how long after a challenge its answer is looked for, and after a ban by SYNs alone what may prove its source, in
+/// nanoseconds: cookies are accepted for two minutes, counted in
 /// whole ones (`MAX_SYNCOOKIE_AGE` in Linux include/net/tcp.h).
 pub const ANSWERED_WITHIN_NS: u64 = 180_000_000_000;
 
@@ -116,13 +117,13 @@ impl Segment {
                 let ip = frame.bytes::<20>(offset)?;
                 let fragment = u16::from_be_bytes([ip[6], ip[7]]);
                 let length = u32::from(ip[0] & 0xf) * 4;
-                // All but the bits that forbid fragments and say that more follow.
-                if ip[0] >> 4 != 4 || length < 20 || ip[9] != TCP || fragment & 0x9fff != 0 {
+                // As the host: the bit that is reserved says nothing to it.
+                if ip[0] >> 4 != 4 || length < 20 || ip[9] != TCP || fragment & 0x1fff != 0 {
                     return None;
                 }
                 self.family = 0;
                 self.ip[..20].copy_from_slice(&ip);
-                (offset as u32 + length, length == 20 && fragment & 0x2000 == 0)
+                (offset as u32 + length, length == 20 && fragment & 0xa000 == 0)
             }
             ETHERTYPE_IPV6 => {
                 let ip = frame.bytes::<40>(offset)?;
@@ -158,6 +159,12 @@ impl Segment {
     #[inline(always)]
     pub const fn may_answer(&self) -> bool {
         self.tcp[13] & (SYN | ACK | RST) == ACK
+    }
+
+    /// Whether it takes a SYN up: the second step of a handshake.
+    #[inline(always)]
+    pub const fn is_syn_ack(&self) -> bool {
+        self.tcp[13] & (SYN | ACK | RST) == SYN | ACK
     }
 
     /// Reads the options, four bytes at a time; false if they are cut short.
@@ -230,12 +237,25 @@ impl Segment {
         u16::from_be_bytes([self.tcp[2], self.tcp[3]])
     }
 
+    /// Its own number.
+    #[inline(always)]
+    pub const fn number(&self) -> u32 {
+        let [_, _, _, _, a, b, c, d, ..] = self.tcp;
+        u32::from_be_bytes([a, b, c, d])
+    }
+
+    /// The number that it acknowledges.
+    #[inline(always)]
+    pub const fn acknowledged(&self) -> u32 {
+        let [_, _, _, _, _, _, _, _, e, f, g, h, ..] = self.tcp;
+        u32::from_be_bytes([e, f, g, h])
+    }
+
     /// How far what it acknowledges is from its own number. The same cookie may be answered with any number: the kernel adds
     /// that to it.
     #[inline(always)]
     pub const fn distance(&self) -> u32 {
-        let [_, _, _, _, a, b, c, d, e, f, g, h, ..] = self.tcp;
-        u32::from_be_bytes([e, f, g, h]).wrapping_sub(u32::from_be_bytes([a, b, c, d]))
+        self.acknowledged().wrapping_sub(self.number())
     }
 }
 

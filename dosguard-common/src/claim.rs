@@ -41,6 +41,26 @@ impl Claim {
         Self { key: SourceKey::for_rule(segment.source(), rule), kind: 3 | hundredth << 8, number }
     }
 
+    /// To count a handshake that the host remembers, once.
+    #[inline(always)]
+    pub fn handshake(segment: &Segment, rule: RuleIndex) -> Self {
+        let ports = u64::from(segment.source_port()) << 16 | u64::from(segment.port());
+        let number = u64::from(segment.acknowledged()) | ports << 32;
+        Self { key: SourceKey::for_rule(segment.source(), rule), kind: 5, number }
+    }
+
+    /// To let one SYN over the limit pass in a window, by the low half of its number from boot, and in an era of the source.
+    #[inline(always)]
+    pub const fn probe(key: &SourceKey, window: u32, generation: u32) -> Self {
+        Self { key: *key, kind: 6, number: window as u64 | (generation as u64) << 32 }
+    }
+
+    /// To report that a rule is flooded since a window, by its number from boot.
+    #[inline(always)]
+    pub const fn flood(rule: RuleIndex, window: u64) -> Self {
+        Self { key: SourceKey::for_rule(Address::UNSPECIFIED, rule), kind: 4, number: window }
+    }
+
     /// To report in this second, counted from boot, that the map of bans is full.
     #[inline(always)]
     pub const fn table_full(second: u64) -> Self {

@@ -5,6 +5,7 @@ use core::hint::black_box;
 use bytemuck::{Pod, Zeroable};
 
 use crate::address::SourceMask;
+use crate::proof::PROOF_AGE_NS;
 use crate::rule::{FLAG_CHALLENGE, FLAG_MONITOR, FLAG_SCOPE_SYN, Rule};
 
 const FLAG_READY: u32 = 1 << 0;
@@ -44,22 +45,34 @@ pub struct Config {
     flags: u32,
     events_rate: u32,
     build: u64,
+    proof_age_ns: u64,
 }
 
-const _: () = assert!(size_of::<Config>() == 56);
+const _: () = assert!(size_of::<Config>() == 64);
 
-/// How many bytes [`Config`] had in ABI version 2: all of it but the identity of the program.
+/// How many bytes [`Config`] had in ABI version 2: without the identity of the program, and what came later.
 pub const CONFIG_BYTES_V2: usize = 48;
+
+/// How many bytes it had in ABI versions 3 to 5: without the age of proofs.
+pub const CONFIG_BYTES_V5: usize = 56;
 
 impl Config {
     /// Settings with these source prefixes, empty lists, no sweep under way, [`EVENTS_RATE`] and in force.
     pub const fn new(mask: SourceMask) -> Self {
-        Self { mask, sweep_until_ns: 0, flags: FLAG_READY, events_rate: EVENTS_RATE, build: 0 }
+        Self {
+            mask,
+            sweep_until_ns: 0,
+            flags: FLAG_READY,
+            events_rate: EVENTS_RATE,
+            build: 0,
+            proof_age_ns: PROOF_AGE_NS,
+        }
     }
 
-    /// The settings as ABI version 2 had them, of a program that is not known.
-    pub fn from_v2(bytes: &[u8; CONFIG_BYTES_V2]) -> Self {
-        let mut config = Self::zeroed();
+    /// The settings as an earlier ABI version had them, of [`CONFIG_BYTES_V2`] or [`CONFIG_BYTES_V5`] bytes. In version 2 the
+    /// program was not known.
+    pub fn from_earlier<const N: usize>(bytes: &[u8; N]) -> Self {
+        let mut config = Self { proof_age_ns: PROOF_AGE_NS, ..Self::zeroed() };
         let whole = bytemuck::bytes_of_mut(&mut config);
         if let Some((same, _new)) = whole.split_first_chunk_mut() {
             *same = *bytes;
@@ -108,6 +121,32 @@ impl Config {
     #[inline(always)]
     pub const fn can_challenge(&self) -> bool {
         self.flags & FLAG_CHALLENGE != 0
+    }
+
+    /// Whether what goes over the rule's limit is challenged under these settings, or would be in monitor mode.
+    #[inline(always)]
+    pub fn would_challenge(&self, rule: &Rule) -> bool {
+        black_box(self.flags & rule.flags()) & FLAG_CHALLENGE != 0
+    }
+
+    /// Whether SYNs that come while the rule is flooded are challenged.
+    #[inline(always)]
+    pub fn challenges_flood(&self, rule: &Rule) -> bool {
+        let watched = rule.flags() & FLAG_MONITOR;
+        black_box(self.flags & (FLAG_CHALLENGE | FLAG_MONITOR) | watched) == FLAG_CHALLENGE
+    }
+
+    /// How long a proof counts, in nanoseconds.
+    #[inline(always)]
+    pub const fn proof_age_ns(&self) -> u64 {
+        self.proof_age_ns
+    }
+
+    /// The same settings with proofs that count so long.
+    #[must_use]
+    pub const fn with_proof_age_ns(mut self, age_ns: u64) -> Self {
+        self.proof_age_ns = age_ns;
+        self
     }
 
     /// Whether what goes over the rule's limit is challenged under these settings. Told anew wherever it is asked for, as the
@@ -226,10 +265,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn settings_of_abi_2_mean_the_same() {
+    fn earlier_settings_mean_the_same() {
         let config = Config::new(SourceMask::new(24, 48)).with_mode(Mode::Monitor).with_events_rate(7);
         let config = config.with_allow_list(true).with_sweep_until_ns(9);
-        let bytes = *bytemuck::bytes_of(&config.with_build(5)).first_chunk().unwrap();
-        assert_eq!(Config::from_v2(&bytes), config);
+        let later = config.with_build(5).with_proof_age_ns(3);
+        let bytes = *bytemuck::bytes_of(&later).first_chunk::<CONFIG_BYTES_V2>().unwrap();
+        assert_eq!(Config::from_earlier(&bytes), config);
+        let bytes = *bytemuck::bytes_of(&later).first_chunk::<CONFIG_BYTES_V5>().unwrap();
+        assert_eq!(Config::from_earlier(&bytes), config.with_build(5));
     }
 }

@@ -1,18 +1,23 @@
 //! The decision: allow-list, deny-list, ban, rule. Written once, for the kernel and for everything else.
 
 mod answer;
+mod flood;
 mod impose;
+mod proof;
 mod report;
 
-pub use answer::judge_answer;
+pub use answer::{Completed, judge_answer};
+use flood::is_flooded;
 pub use impose::judge_connections;
 use impose::{Over, impose, limited, refresh};
+pub use proof::{evidence, judge_established};
 use report::report;
 
 use core::borrow::Borrow;
 
 use crate::address::Address;
 use crate::ban::{BanReason, Hold};
+use crate::claim::Claim;
 use crate::config::{Config, Mode};
 use crate::event::{Cause, Event, Kind};
 use crate::frame::Frame;
@@ -20,10 +25,11 @@ use crate::key::SourceKey;
 use crate::offender::era_by;
 use crate::opaque::opaque;
 use crate::parse::{Packet, Payload, Unparsed, parse};
+use crate::proof::Evidence;
 use crate::reason::{Reason, Tally, Verdict};
 use crate::rule::{Action, Rule, RuleIndex};
 use crate::tables::{Refused, Tables};
-use crate::window::{Window, low_half, share_of_limit, share_to_watch};
+use crate::window::{Window, low_half, share_of_limit, share_to_watch, window_of};
 
 /// Decides about a frame at `now_ns`, nanoseconds of boot time, and counts the decision.
 #[inline(always)]
@@ -96,7 +102,7 @@ fn judge<T: Tables>(
     }
     let port = match *payload {
         Payload::Syn { port } => port,
-        // The host takes an answer that gives the connection up at once, too.
+        // Of a connection, or the answer to a challenge: the host takes one that gives the connection up at once, too.
         Payload::Segment | Payload::Ending if now_ns < tables.answers_until_ns() => {
             return (Reason::MayAnswer, None);
         }
@@ -145,11 +151,19 @@ fn syn<T: Tables>(
     let Some(rule) = rule else {
         return Reason::Uncounted;
     };
+    // Of all sources together there are too many to count each: who is real shows when it answers.
+    if rule.flood().max != 0
+        && is_flooded(tables, config, index, rule, cause, now_ns)
+        && config.challenges_flood(rule)
+        && evidence(tables, config, key.source_here(), now_ns) == Evidence::None
+    {
+        return Reason::Challenged;
+    }
     // After a ban the source starts with a clean window: counters belong to an era, and a ban ends it.
     let era = opaque(era_of(tables, config, &key, rule), low_half(now_ns));
     match pass_or_count(tables, &key, rule, era, now_ns) {
-        // In a new era a ban may have come since the look at the bans: it was there before the era was.
-        Counted::Under { fresh: true } if era != 0 => {
+        // A ban may have come since the look at the bans: it was there before the era was, or before the counters were gone.
+        Counted::Under { fresh, .. } if (fresh && era != 0) || now_ns < tables.answers_until_ns() => {
             match new_ban(tables, source, index, config.mode_of(rule), now_ns) {
                 Some(reason) => {
                     tables.with_window(&key, Window::take_back);
@@ -163,14 +177,23 @@ fn syn<T: Tables>(
         Counted::Over { count, first } => {
             let (reason, mode) = (BanReason::SynLimit, config.mode_of(rule));
             let over = Over { reason, source, index, rule, count, mode, cause, now_ns };
-            let is_challenged = config.challenges(rule);
-            match rule.action() {
-                Action::Ban => impose(tables, config, &over),
-                Action::Drop | Action::Challenge if first => {
-                    let kind = if is_challenged { Kind::Challenge } else { Kind::Limited };
-                    limited(tables, config, kind, &over);
+            if rule.action() == Action::Ban && !config.would_challenge(rule) {
+                // Who has completed as many handshakes is let pass once more: if it completes that one, too, it is banned.
+                let generation = rule.counting_generation(era);
+                if rule.proof().required
+                    && tables
+                        .spent(&key)
+                        .is_some_and(|spent| spent.holds(generation, rule.window_ns(), now_ns))
+                    && tables
+                        .claim(&Claim::probe(&key, low_half(window_of(rule.slot(now_ns))), generation))
+                        .is_ok()
+                {
+                    return Reason::UnderLimit;
                 }
-                Action::Drop | Action::Challenge => {}
+                impose(tables, config, &over);
+            } else if first {
+                let kind = if config.challenges(rule) { Kind::Challenge } else { Kind::Limited };
+                limited(tables, config, kind, &over);
             }
             match config.mode_of(rule) {
                 Mode::Enforce if config.challenges(rule) => Reason::Challenged,
@@ -214,8 +237,8 @@ fn new_ban<T: Tables>(
 }
 
 enum Counted {
-    /// Within the limit, and counted: as the first one on this CPU, or after others.
-    Under { fresh: bool },
+    /// Within the limit, and counted: as the first one on this CPU, or after others; as the last one that is, or not.
+    Under { fresh: bool, last: bool },
     /// Over the limit, with so many in the window, itself included; the first of the window on this CPU or not. It is not
     /// counted: what was dropped does not prolong the wait of a source that slows down.
     Over { count: u32, first: bool },
@@ -235,7 +258,7 @@ fn pass_or_count<T: Tables>(tables: &mut T, key: &SourceKey, rule: &Rule, era: u
                 tables.tally(Tally::SourceAdded);
                 // No other CPU has counted this source: whoever does next finds this entry. Forged sources that come
                 // once each never cost a look at the others.
-                return Counted::Under { fresh: true };
+                return Counted::Under { fresh: true, last: rule.limit() == 1 };
             }
             // Another CPU was faster with its own first SYN; its entry has room for this CPU's counters too.
             Err(Refused::Exists) => match tables.with_window(key, |window| window.count(slot, generation)) {
@@ -262,7 +285,7 @@ fn pass_or_count<T: Tables>(tables: &mut T, key: &SourceKey, rule: &Rule, era: u
         (own, share_of_limit(rule.limit(), tables.cpus()))
     };
     if total <= limit.into() {
-        return Counted::Under { fresh };
+        return Counted::Under { fresh, last: total >= limit.into() };
     }
     let first = tables.with_window(key, |window| {
         window.take_back();
@@ -273,5 +296,7 @@ fn pass_or_count<T: Tables>(tables: &mut T, key: &SourceKey, rule: &Rule, era: u
 
 #[cfg(test)]
 mod oracle;
+#[cfg(test)]
+mod proof_tests;
 #[cfg(test)]
 mod tests;

@@ -11,6 +11,7 @@ use crate::config::Mode;
 use crate::frame::Arrival;
 use crate::key::SourceKey;
 use crate::label::Label;
+use crate::proof::Evidence;
 use crate::rule::{Rule, RuleIndex, Scope};
 
 /// Value of `GATES`: one CPU's events of one kind in the current second.
@@ -82,6 +83,8 @@ const _: () = assert!(size_of::<Event>() == 112);
 /// The scope is `Scope::Syn`.
 const FLAG_SCOPE_SYN: u8 = 1 << 0;
 const FLAG_MONITORED: u8 = 1 << 1;
+/// The source was known to be real.
+const FLAG_PROVEN: u8 = 1 << 2;
 
 #[inline(always)]
 const fn flags(scope: Scope, mode: Mode) -> u8 {
@@ -152,6 +155,9 @@ impl Event {
         self.offence = ban.offence;
         self.reason = ban.reason_code();
         self.flags = flags(ban.scope(), mode);
+        if matches!(ban.evidence(), Some(Evidence::Handshake)) {
+            self.flags |= FLAG_PROVEN;
+        }
         self.rule = ban.rule;
         self.label = *ban.label();
     }
@@ -179,6 +185,37 @@ impl Event {
         self.flags = flags(rule.scope(), mode);
         self.rule = index;
         self.label = *rule.label();
+    }
+
+    /// Makes an empty event tell that `syns` SYNs came to a rule's ports from all sources, within the window of a flood.
+    #[inline(always)]
+    #[expect(clippy::too_many_arguments, reason = "as of `fill_limit`")]
+    pub fn fill_flood(
+        &mut self,
+        kind: Kind,
+        rule: &Rule,
+        index: RuleIndex,
+        syns: u32,
+        cause: &Cause,
+        mode: Mode,
+        at_ns: u64,
+    ) {
+        self.fill_packet(kind, Address::UNSPECIFIED, cause, mode, at_ns);
+        let flood = rule.flood();
+        self.limit = flood.max;
+        self.window_ns = flood.window_ns;
+        self.count = syns;
+        self.rule = index;
+        self.label = *rule.label();
+    }
+
+    /// The flood of a rule is over that began at `since_ns`.
+    pub fn of_flood_over(rule: &Rule, index: RuleIndex, mode: Mode, since_ns: u64, at_ns: u64) -> Self {
+        let mut event = Self::EMPTY;
+        event.fill_flood(Kind::FloodOver, rule, index, 0, &Cause::default(), mode, at_ns);
+        event.since_ns = since_ns;
+        event.until_ns = at_ns;
+        event
     }
 
     /// Something that userspace has found of a source's connections to the ports of a rule: `count` of them.
@@ -249,6 +286,12 @@ impl Event {
         BanReason::from_code(self.reason)
     }
 
+    /// What was known of the source when it was banned; none if it is about no ban by a rule.
+    pub fn evidence(&self) -> Option<Evidence> {
+        self.span_ns()?;
+        self.reason()?.evidence(self.flags & FLAG_PROVEN != 0)
+    }
+
     /// How far the ban reaches.
     pub const fn scope(&self) -> Scope {
         if self.flags & FLAG_SCOPE_SYN == 0 { Scope::All } else { Scope::Syn }
@@ -264,7 +307,7 @@ impl Event {
         (self.until_ns != 0).then_some((self.since_ns, self.until_ns))
     }
 
-    /// Who it is about.
+    /// Who it is about; [`Address::UNSPECIFIED`] for all sources together.
     pub const fn source(&self) -> Address {
         self.source
     }

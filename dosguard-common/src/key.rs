@@ -29,7 +29,7 @@ impl SourceKey {
         Self { source, place: rule.0 as u32 + 1 }
     }
 
-    /// Under one rule, what was counted of the challenges that `source` has answered.
+    /// Under one rule, what was counted of the handshakes that `source` has completed.
     #[inline(always)]
     pub const fn of_answers(source: Address, rule: RuleIndex) -> Self {
         Self { source, place: rule.0 as u32 + 257 }
@@ -54,6 +54,12 @@ impl SourceKey {
     /// The source.
     pub const fn source(&self) -> Address {
         self.source
+    }
+
+    /// The source where it lies: the kernel program's stack has no room for another.
+    #[inline(always)]
+    pub const fn source_here(&self) -> &Address {
+        &self.source
     }
 
     /// The rule that it is under; none for everywhere and for answers.

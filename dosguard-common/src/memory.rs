@@ -14,8 +14,10 @@ use crate::ban::Ban;
 use crate::claim::Claim;
 use crate::config::Config;
 use crate::event::{Cause, Event, Gate, Kind};
+use crate::flood::{Flood, Load};
 use crate::key::SourceKey;
 use crate::offender::Offender;
+use crate::proof::{Proof, Spent, look_until_ns};
 use crate::reason::{COUNTERS, Count, Reason, Tally};
 use crate::rule::{Rule, RuleIndex};
 use crate::tables::{Refused, Scratch, Tables};
@@ -60,6 +62,15 @@ pub struct MemoryTables {
     pub event_capacity: usize,
     /// What was reported, in order.
     pub events: Vec<Event>,
+    /// How many proofs there may be.
+    pub proof_capacity: usize,
+    /// Proofs that sources are real.
+    pub proofs: HashMap<Address, Proof>,
+    /// When sources last had used a rule's limit up by handshakes.
+    pub spent: HashMap<SourceKey, Spent>,
+    /// The SYNs to each rule's ports, and floods.
+    pub floods: HashMap<RuleIndex, Flood>,
+    loads: HashMap<(usize, RuleIndex), Load>,
     /// Until when answers to challenges are looked for; 0 for not at all.
     pub answers_until_ns: u64,
     /// Until when drops are counted for each source; 0 for not at all.
@@ -101,6 +112,11 @@ impl MemoryTables {
             rule_counters: RuleCounters::default(),
             event_capacity: usize::MAX,
             events: Vec::new(),
+            proof_capacity: usize::MAX,
+            proofs: HashMap::new(),
+            spent: HashMap::new(),
+            floods: HashMap::new(),
+            loads: HashMap::new(),
             answers_until_ns: 0,
             drops_watched_until_ns: 0,
             drops: HashMap::new(),
@@ -127,6 +143,9 @@ impl MemoryTables {
         }
         if self.offenders.len() >= self.offender_capacity {
             store::forget_oldest(&mut self.offenders, |offender| offender.last_until_ns);
+        }
+        if self.proofs.len() >= self.proof_capacity {
+            store::forget_oldest(&mut self.proofs, |proof| proof.at_ns);
         }
     }
 
@@ -249,6 +268,38 @@ impl Tables for MemoryTables {
         room
     }
 
+    fn proof(&self, source: &Address) -> Option<Proof> {
+        self.proofs.get(source).copied()
+    }
+
+    fn keep_proof(&mut self, source: &Address, proof: Proof) -> bool {
+        let room = self.proofs.contains_key(source) || self.proofs.len() < self.proof_capacity;
+        if room {
+            self.proofs.insert(*source, proof);
+        }
+        room
+    }
+
+    fn spent(&self, key: &SourceKey) -> Option<Spent> {
+        self.spent.get(key).copied()
+    }
+
+    fn keep_spent(&mut self, key: &SourceKey, spent: Spent) -> bool {
+        if self.spent.len() >= self.proof_capacity {
+            store::forget_oldest(&mut self.spent, |spent| spent.at_ns);
+        }
+        self.spent.insert(*key, spent);
+        true
+    }
+
+    fn with_load<R>(&mut self, rule: RuleIndex, work: impl FnOnce(&mut Load) -> R) -> Option<R> {
+        Some(work(self.loads.entry((self.cpu, rule)).or_default()))
+    }
+
+    fn with_flood<R>(&mut self, rule: RuleIndex, work: impl FnOnce(&mut Flood) -> R) -> Option<R> {
+        Some(work(self.floods.entry(rule).or_default()))
+    }
+
     fn with_scratch<R>(&mut self, work: impl FnOnce(&mut Self, &mut Scratch) -> R) -> Option<R> {
         Some(work(self, &mut bytemuck::Zeroable::zeroed()))
     }
@@ -277,6 +328,10 @@ impl Tables for MemoryTables {
         if added { Ok(()) } else { Err(Refused::Exists) }
     }
 
+    fn remove_window(&mut self, key: &SourceKey) {
+        self.windows.remove(key);
+    }
+
     fn count(&mut self, reason: Reason, rule: Option<RuleIndex>, bytes: u64) {
         self.bump(reason.index(), bytes);
         if let Some(rule) = rule {
@@ -286,6 +341,12 @@ impl Tables for MemoryTables {
 
     fn answers_until_ns(&self) -> u64 {
         self.answers_until_ns
+    }
+
+    fn look_for_answers(&mut self, until_ns: u64) {
+        if let Some(new) = look_until_ns(self.answers_until_ns, until_ns) {
+            self.answers_until_ns = new;
+        }
     }
 
     fn drops_watched_until_ns(&self) -> u64 {
@@ -354,7 +415,7 @@ mod tests {
     #[test]
     fn full_tables_forget_the_oldest() {
         let mut tables = tables();
-        (tables.source_capacity, tables.offender_capacity) = (16, 16);
+        (tables.source_capacity, tables.offender_capacity, tables.proof_capacity) = (16, 16, 16);
         for i in 0..100_u8 {
             tables.pass_time(i.into());
             let source = Address::from_ipv4([192, 0, 2, i]);
@@ -363,7 +424,11 @@ mod tests {
                 .unwrap();
             let ban = Ban::by_admin(Scope::All, RuleIndex::DEFAULT, 0, i.into(), "");
             assert!(tables.remember(&SourceKey::everywhere(source), &Offender::default().after(&ban)));
+            assert!(tables.keep_proof(&source, Proof { at_ns: i.into() }));
         }
+        assert!(
+            tables.proofs.len() <= 16 && tables.proofs.contains_key(&Address::from_ipv4([192, 0, 2, 99]))
+        );
         assert!(tables.windows.len() <= 16 && tables.offenders.len() <= 16);
         assert!(tables.offenders.contains_key(&SourceKey::everywhere(Address::from_ipv4([192, 0, 2, 99]))));
         assert_eq!(tables.forgotten_idle_ns(), Some(8));

@@ -121,6 +121,8 @@ pub fn era_by(
 mod tests {
     use super::*;
     use crate::config::Mode;
+    use crate::flood::FloodLimit;
+    use crate::proof::ProofDemand;
     use crate::rule::{Action, ConnectionLimit, Rule, RuleIndex, RuleSpec, Scope};
 
     fn ban(offences: u32, now_ns: u64) -> Ban {
@@ -135,6 +137,8 @@ mod tests {
             refresh: false,
             mode: Mode::Enforce,
             connections: ConnectionLimit::NONE,
+            proof: ProofDemand::NONE,
+            flood: FloodLimit::NONE,
         };
         Ban::for_limit(&Rule::new("r", &spec, 1), RuleIndex(2), 4, offences, Mode::Enforce, now_ns)
     }

@@ -82,7 +82,7 @@ counters! {
         MonitoredBanned = "monitored-banned",
         /// Beyond its rule's limit, and passes in monitor mode.
         MonitoredOverLimit = "monitored-over-limit",
-        /// A SYN beyond its rule's limit that is answered with a SYN cookie.
+        /// A SYN that is answered with a SYN cookie: beyond its rule's limit, or without proof while the rule is flooded.
         Challenged = "challenged",
         /// A TCP segment that may be the answer to a challenge: passes, after a look whether it is one.
         MayAnswer = "may-answer",
@@ -186,6 +186,10 @@ counters! {
         ChallengeLeft = "challenges-left-to-host",
         /// A connection was made with a cookie while challenges were sent: its source is real.
         ChallengeAnswered = "challenges-answered",
+        /// A source was seen to be real that had no proof, or none that still counted.
+        SourceProven = "sources-proven",
+        /// A proof could not be kept: its source counts as one without.
+        ProofLost = "proofs-lost",
     }
 }
 

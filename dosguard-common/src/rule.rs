@@ -1,10 +1,16 @@
 //! Rules as the kernel reads them.
 
+mod earlier;
+
 use bytemuck::{Pod, Zeroable};
 
 use crate::ban::BanReason;
 use crate::config::Mode;
+use crate::flood::FloodLimit;
 use crate::label::Label;
+use crate::proof::ProofDemand;
+
+pub use self::earlier::{RULE_BYTES_V3, RULE_BYTES_V5};
 
 /// Longest rule name, in bytes.
 pub const MAX_NAME: usize = 15;
@@ -124,6 +130,10 @@ pub struct RuleSpec {
     pub mode: Mode,
     /// How many connections one source may hold.
     pub connections: ConnectionLimit,
+    /// How far SYNs alone can have a source banned.
+    pub proof: ProofDemand,
+    /// How many SYNs are expected of all sources together.
+    pub flood: FloodLimit,
 }
 
 const FLAG_ACTION_DROP: u32 = 1 << 0;
@@ -132,8 +142,12 @@ const FLAG_REFRESH: u32 = 1 << 2;
 /// The same bit in the global settings.
 pub(crate) const FLAG_MONITOR: u32 = 1 << 3;
 const FLAG_CLOSE: u32 = 1 << 4;
-/// The same bit in the global settings, where it says that challenges are possible.
+/// What goes over the limit is challenged where that is possible. The same bit in the global settings, where it says that it
+/// is.
 pub(crate) const FLAG_CHALLENGE: u32 = 1 << 5;
+const FLAG_ACTION_CHALLENGE: u32 = 1 << 6;
+/// No proof is required.
+const FLAG_BARE: u32 = 1 << 7;
 const FLAG_DEFINED: u32 = 1 << 31;
 
 /// A rule in the map.
@@ -154,15 +168,14 @@ pub struct Rule {
     forget_ns: u64,
     name: Label,
     max_connections: u32,
-    padding: u32,
+    flood_limit: u32,
+    unproven_ban_ns: u64,
+    flood_window_ns: u64,
     flags: u32,
     generation_again: u32,
 }
 
-const _: () = assert!(size_of::<Rule>() == 88);
-
-/// How many bytes [`Rule`] had up to ABI version 3, without a limit of connections.
-pub const RULE_BYTES_V3: usize = 80;
+const _: () = assert!(size_of::<Rule>() == 104);
 
 impl Rule {
     /// The map's form of `spec`. `name` has at most [`MAX_NAME`] bytes; a longer one is cut.
@@ -171,7 +184,13 @@ impl Rule {
         match spec.action {
             Action::Ban => {}
             Action::Drop => flags |= FLAG_ACTION_DROP,
-            Action::Challenge => flags |= FLAG_CHALLENGE,
+            Action::Challenge => flags |= FLAG_ACTION_CHALLENGE,
+        }
+        if !spec.proof.required {
+            flags |= FLAG_BARE;
+        }
+        if spec.action == Action::Challenge || (spec.action == Action::Ban && spec.proof.required) {
+            flags |= FLAG_CHALLENGE;
         }
         if spec.scope == Scope::Syn {
             flags |= FLAG_SCOPE_SYN;
@@ -195,26 +214,12 @@ impl Rule {
             forget_ns: spec.forget_ns,
             name: Label::new(name),
             max_connections: spec.connections.max,
-            padding: 0,
+            flood_limit: spec.flood.max,
+            unproven_ban_ns: spec.proof.unproven_ban_ns,
+            flood_window_ns: spec.flood.window_ns,
             flags,
             generation_again: generation,
         }
-    }
-
-    /// A rule as ABI versions 2 and 3 had it, which limits no connections.
-    pub fn from_v3(bytes: &[u8; RULE_BYTES_V3]) -> Self {
-        // What they had behind the name is the last that there is now.
-        const END: usize = 2 * size_of::<u32>();
-        let mut rule = Self::zeroed();
-        let whole = bytemuck::bytes_of_mut(&mut rule);
-        let (front, back) = bytes.split_at(RULE_BYTES_V3 - END);
-        if let Some(same) = whole.get_mut(..front.len()) {
-            same.copy_from_slice(front);
-        }
-        if let Some(same) = whole.last_chunk_mut::<END>() {
-            same.copy_from_slice(back);
-        }
-        rule
     }
 
     /// Where the second generation stands, in bytes.
@@ -239,6 +244,8 @@ impl Rule {
             refresh: self.refreshes(),
             mode: self.mode(),
             connections: self.connections(),
+            proof: self.proof(),
+            flood: self.flood(),
         }
     }
 
@@ -298,7 +305,7 @@ impl Rule {
     pub const fn action(&self) -> Action {
         if self.flags & FLAG_ACTION_DROP != 0 {
             Action::Drop
-        } else if self.flags & FLAG_CHALLENGE != 0 {
+        } else if self.flags & FLAG_ACTION_CHALLENGE != 0 {
             Action::Challenge
         } else {
             Action::Ban
@@ -321,6 +328,24 @@ impl Rule {
     #[inline(always)]
     pub const fn connections(&self) -> ConnectionLimit {
         ConnectionLimit { max: self.max_connections, close: self.flags & FLAG_CLOSE != 0 }
+    }
+
+    /// How far SYNs alone can have a source banned.
+    #[inline(always)]
+    pub const fn proof(&self) -> ProofDemand {
+        ProofDemand { required: self.flags & FLAG_BARE == 0, unproven_ban_ns: self.unproven_ban_ns }
+    }
+
+    /// How many SYNs are expected of all sources together.
+    #[inline(always)]
+    pub const fn flood(&self) -> FloodLimit {
+        FloodLimit { max: self.flood_limit, window_ns: self.flood_window_ns }
+    }
+
+    /// Whether what goes over the limit is challenged where that is possible.
+    #[inline(always)]
+    pub const fn challenges(&self) -> bool {
+        self.flags & FLAG_CHALLENGE != 0
     }
 
     /// What a ban with this reason goes by: the limit, and the window in nanoseconds where there is one.
@@ -365,57 +390,4 @@ impl Rule {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn spec() -> RuleSpec {
-        RuleSpec {
-            limit: 3,
-            window_ns: 60_000_000_000,
-            action: Action::Drop,
-            scope: Scope::Syn,
-            ban_ns: 10,
-            ban_max_ns: 65,
-            forget_ns: 100,
-            refresh: true,
-            mode: Mode::Monitor,
-            connections: ConnectionLimit { max: 7, close: true },
-        }
-    }
-
-    #[test]
-    fn a_rule_of_abi_3_means_the_same() {
-        let rule = Rule::new("smtp", &RuleSpec { connections: ConnectionLimit::NONE, ..spec() }, 7);
-        let bytes = bytemuck::bytes_of(&rule);
-        let mut v3 = bytes[..72].to_vec();
-        v3.extend(&bytes[80..]);
-        assert_eq!(Rule::from_v3(v3.as_slice().try_into().unwrap()), rule);
-        assert_eq!(rule.measure(BanReason::SynLimit), (3, 60_000_000_000));
-    }
-
-    #[test]
-    fn what_goes_into_the_map_comes_out() {
-        let rule = Rule::new("smtp", &spec(), 7);
-        assert!(rule.is_defined());
-        assert_eq!((rule.name(), rule.generation(), rule.spec()), ("smtp", 7, spec()));
-        assert!(!Rule::zeroed().is_defined());
-        assert!(!rule.removed().is_defined());
-        assert_eq!(rule.removed().generation(), 7);
-    }
-
-    #[test]
-    fn bans_double_up_to_the_longest_and_never_wrap() {
-        let rule = Rule::new("r", &spec(), 0);
-        assert_eq!([0, 1, 2, 3, 70].map(|n| rule.ban_length_ns(n)), [10, 20, 40, 65, 65]);
-        let long = RuleSpec { ban_ns: u64::MAX / 2, ban_max_ns: u64::MAX, ..spec() };
-        let long = Rule::new("r", &long, 0);
-        assert_eq!([0, 1, 2].map(|n| long.ban_length_ns(n)), [u64::MAX / 2, u64::MAX - 1, u64::MAX]);
-        let odd = Rule::new("r", &RuleSpec { ban_max_ns: 5, ..spec() }, 0);
-        assert_eq!([0, 9].map(|n| odd.ban_length_ns(n)), [10, 10], "a longest below the first is the first");
-    }
-
-    #[test]
-    fn an_empty_place_in_the_map_divides_by_nothing() {
-        assert_eq!(Rule::zeroed().slot(5), 5);
-    }
-}
+mod tests;

@@ -9,8 +9,10 @@ use crate::ban::Ban;
 use crate::claim::Claim;
 use crate::config::Config;
 use crate::event::{Event, Gate, Kind};
+use crate::flood::{Flood, Load};
 use crate::key::SourceKey;
 use crate::offender::Offender;
+use crate::proof::{Proof, Spent};
 use crate::reason::{Reason, Tally};
 use crate::rule::{Rule, RuleIndex};
 use crate::window::Window;
@@ -71,6 +73,19 @@ pub trait Tables {
     /// Remembers it; false if there was no room.
     fn remember(&mut self, key: &SourceKey, offender: &Offender) -> bool;
 
+    /// When a source was last seen to be real.
+    fn proof(&self, source: &Address) -> Option<Proof>;
+    /// Keeps that; false if there was no room.
+    fn keep_proof(&mut self, source: &Address, proof: Proof) -> bool;
+    /// When a source last had used a rule's limit up by handshakes.
+    fn spent(&self, key: &SourceKey) -> Option<Spent>;
+    /// Keeps that; false if there was no room.
+    fn keep_spent(&mut self, key: &SourceKey, spent: Spent) -> bool;
+    /// Lets `work` at this CPU's SYNs to a rule's ports that are not in the sum yet.
+    fn with_load<R>(&mut self, rule: RuleIndex, work: impl FnOnce(&mut Load) -> R) -> Option<R>;
+    /// Lets `work` at the sum, which other CPUs may be changing.
+    fn with_flood<R>(&mut self, rule: RuleIndex, work: impl FnOnce(&mut Flood) -> R) -> Option<R>;
+
     /// Lets `work` use this CPU's scratch room, in which is what was left there; none if there is none.
     fn with_scratch<R>(&mut self, work: impl FnOnce(&mut Self, &mut Scratch) -> R) -> Option<R>;
     /// How many CPUs may count.
@@ -85,10 +100,14 @@ pub trait Tables {
     fn for_each_peer(&mut self, key: &SourceKey, look: impl FnMut(&mut Window));
     /// Adds counters for a source that has none on any CPU: `window` for this one, zeroes for the others.
     fn add_window(&mut self, key: &SourceKey, window: &Window) -> Result<(), Refused>;
+    /// Removes a source's counters from all CPUs, if there are any.
+    fn remove_window(&mut self, key: &SourceKey);
     /// Counts a packet of `bytes` bytes under its reason and, if it got that far, its rule.
     fn count(&mut self, reason: Reason, rule: Option<RuleIndex>, bytes: u64);
-    /// Until when (boot time, nanoseconds) a challenge may be answered that was sent; 0 if none was.
+    /// Until when (boot time, nanoseconds) segments are looked at that may prove their source; 0 for not at all.
     fn answers_until_ns(&self) -> u64;
+    /// Has them looked at until then, or longer.
+    fn look_for_answers(&mut self, until_ns: u64);
     /// Until when (boot time, nanoseconds) somebody wants to know whose packets are dropped; 0 if nobody does.
     fn drops_watched_until_ns(&self) -> u64;
     /// Keeps the address of the packet that is judged: the kernel program's stack has no room for it.

@@ -8,14 +8,15 @@ use aya_ebpf::bindings::bpf_sock_tuple;
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
 use aya_ebpf::helpers::{
     bpf_jiffies64, bpf_ktime_get_boot_ns, bpf_ktime_get_ns, bpf_sk_release, bpf_skc_lookup_tcp,
-    bpf_skc_to_tcp_sock, bpf_tcp_raw_check_syncookie_ipv4, bpf_tcp_raw_check_syncookie_ipv6,
-    bpf_tcp_raw_gen_syncookie_ipv4, bpf_tcp_raw_gen_syncookie_ipv6, bpf_xdp_adjust_tail,
+    bpf_skc_to_tcp_request_sock, bpf_skc_to_tcp_sock, bpf_tcp_raw_check_syncookie_ipv4,
+    bpf_tcp_raw_check_syncookie_ipv6, bpf_tcp_raw_gen_syncookie_ipv4, bpf_tcp_raw_gen_syncookie_ipv6,
+    bpf_xdp_adjust_tail,
 };
 use aya_ebpf::programs::XdpContext;
 use dosguard_common::challenge::{
     ANSWERED_WITHIN_NS, LEFT_EVERY_NS, Offer, REPLY_MAX, Reply, Room, SENT_WITHIN_JIFFIES, Segment,
 };
-use dosguard_common::engine;
+use dosguard_common::engine::{self, Completed};
 use dosguard_common::frame::Frame as _;
 use dosguard_common::opaque::opaque;
 use dosguard_common::reason::Tally;
@@ -26,8 +27,15 @@ use crate::maps;
 use crate::tables::KernelTables;
 
 /// States of a socket (`enum` in Linux include/net/tcp_states.h).
+const ESTABLISHED: u32 = 1;
+const FIN_WAIT_1: u32 = 4;
+const FIN_WAIT_2: u32 = 5;
 const TIME_WAIT: u32 = 6;
+const CLOSE_WAIT: u32 = 8;
+const LAST_ACK: u32 = 9;
 const LISTEN: u32 = 10;
+const CLOSING: u32 = 11;
+const NEW_SYN_RECV: u32 = 12;
 
 /// A MAC address with this bit is that of a group (IEEE 802).
 const GROUP: u8 = 1;
@@ -46,6 +54,9 @@ static GROUP_SENT: Global<u32> = Global::new(0);
 static LOCKS: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static LOCKS_SHIFT: Global<u32> = Global::new(0);
+/// The same of a connection that is being made: see `RequestLayout`.
+#[unsafe(no_mangle)]
+static ANSWERED: Global<u32> = Global::new(0);
 
 /// The network namespace that the packet came in (`BPF_F_CURRENT_NETNS`).
 const THIS_NAMESPACE: u64 = u64::MAX;
@@ -97,14 +108,14 @@ fn send(ctx: &XdpContext) -> Result<(), Unsent> {
         Met::Listener { takes_cookies: false, .. } => return Err(Unsent::Left),
         // The host knows best whether an old connection gives way to a new one.
         Met::Closed if is_turn_of_host(now_ns) => return Err(Unsent::Left),
-        Met::Closed | Met::Other => return Err(Unsent::Dropped),
+        Met::Request { .. } | Met::Connection | Met::Closed | Met::Other => return Err(Unsent::Dropped),
     };
     let cookie = cookie(segment).ok_or(Unsent::Dropped)?;
     // The kernel's own timestamps go by this clock (`tcp_clock_ns`).
     // SAFETY: the helper takes no arguments and only reads a clock.
     let now_ms = unsafe { bpf_ktime_get_ns() } / 1_000_000;
     reply.fill(segment, Offer::of(segment, host, has_own_buffers), cookie, now_ms, host);
-    look_for_answers(now_ns);
+    KernelTables.look_for_answers(now_ns.saturating_add(ANSWERED_WITHIN_NS));
     write(ctx, &frame, segment, reply).ok_or(Unsent::Dropped)
 }
 
@@ -124,9 +135,16 @@ enum Met {
         /// Its windows are not those of other listeners.
         has_own_buffers: bool,
     },
+    /// A SYN that the host has answered with this sequence number, and waits for what completes the handshake.
+    Request {
+        /// The number.
+        sent: u32,
+    },
+    /// A connection that is made, until both ends have closed it.
+    Connection,
     /// A connection that is closed, and waits for what may still come of it.
     Closed,
-    /// Nobody, or a connection.
+    /// Nobody, or a connection that is not made yet.
     Other,
 }
 
@@ -152,13 +170,30 @@ fn met(ctx: &XdpContext, segment: &Segment) -> Met {
             return Met::Other;
         }
         let met = match (&raw const (*socket).state).read_volatile() {
-            LISTEN => listener(bpf_skc_to_tcp_sock(socket.cast()).cast()),
+            // Where no cookies are made, nobody asks for more, and the verifier removes it.
+            LISTEN if maps::CHALLENGES.load() != 0 => listener(bpf_skc_to_tcp_sock(socket.cast()).cast()),
+            ESTABLISHED | FIN_WAIT_1 | FIN_WAIT_2 | CLOSE_WAIT | LAST_ACK | CLOSING => Met::Connection,
+            NEW_SYN_RECV => request(bpf_skc_to_tcp_request_sock(socket.cast()).cast()),
             TIME_WAIT => Met::Closed,
             _ => Met::Other,
         };
         bpf_sk_release(socket.cast());
         met
     }
+}
+
+/// Looks at a connection that is being made.
+///
+/// # Safety
+///
+/// As of [`listener`].
+#[inline(always)]
+unsafe fn request(socket: *const u8) -> Met {
+    if socket.is_null() {
+        return Met::Other;
+    }
+    // SAFETY: by the caller's word.
+    unsafe { Met::Request { sent: socket.add(ANSWERED.load() as usize).cast::<u32>().read_volatile() } }
 }
 
 /// Looks at a listener.
@@ -204,22 +239,6 @@ fn is_turn_of_host(now_ns: u64) -> bool {
             is_old
         }
     })
-}
-
-/// From now on the program that judges hands on what may be an answer.
-#[inline(always)]
-fn look_for_answers(now_ns: u64) {
-    const SECOND_NS: u64 = 1_000_000_000;
-    if let Some(until) = maps::CHALLENGED.get_ptr_mut(0) {
-        let new = now_ns.saturating_add(ANSWERED_WITHIN_NS);
-        // SAFETY: an aligned word that is never torn; of two that are written at a time either will do. Once a second, so that
-        // CPUs do not fight for it.
-        unsafe {
-            if new.saturating_sub(until.read_volatile()) >= SECOND_NS {
-                until.write_volatile(new);
-            }
-        }
-    }
 }
 
 /// The kernel's cookie for a SYN.
@@ -284,21 +303,30 @@ fn put<const N: usize>(frame: &ContextFrame<'_>, offset: usize, bytes: &[u8; N])
     Some(())
 }
 
-/// Looks whether a segment is the answer to a challenge. It passes in any case: what is no answer is nothing new to the host.
+/// Looks whether a segment proves its source: it is of a connection, or the answer to a challenge. It passes in any case: what
+/// is neither is nothing new to the host.
 #[inline(always)]
 pub fn look_at_answer(ctx: &XdpContext) -> u32 {
     let frame = ContextFrame::new(ctx);
     let Some(Room { segment, .. }) = room() else { return XDP_PASS };
-    // A segment of a connection is none. Whether it is one is asked first: most are.
-    if segment.read(&frame)
-        && segment.may_answer()
-        && matches!(met(ctx, segment), Met::Listener { takes_cookies: true, .. })
-        && is_cookie(segment)
-        && let Some(mac) = frame.bytes::<6>(6)
-    {
-        // SAFETY: the helper takes no arguments and only reads a clock.
-        let now_ns = unsafe { bpf_ktime_get_boot_ns() };
-        engine::judge_answer(&mut KernelTables, segment, mac, frame.arrival(), now_ns);
+    if !segment.read(&frame) || !segment.may_answer() {
+        return XDP_PASS;
+    }
+    let completed = match met(ctx, segment) {
+        Met::Connection => None,
+        // Also if it takes none now: what is counted too much is of who has sent it.
+        Met::Listener { .. } if is_cookie(segment) => Some(Completed::Challenge),
+        // The number is the secret (`tcp_check_req` in Linux net/ipv4/tcp_minisocks.c); the peer's own may be any in the window.
+        Met::Request { sent } if segment.acknowledged() == sent.wrapping_add(1) => Some(Completed::Handshake),
+        Met::Request { .. } | Met::Listener { .. } | Met::Closed | Met::Other => return XDP_PASS,
+    };
+    // SAFETY: the helper takes no arguments and only reads a clock.
+    let now_ns = unsafe { bpf_ktime_get_boot_ns() };
+    match (completed, frame.bytes::<6>(6)) {
+        (Some(completed), Some(mac)) => {
+            engine::judge_answer(&mut KernelTables, segment, completed, mac, frame.arrival(), now_ns);
+        }
+        _ => engine::judge_established(&mut KernelTables, segment, now_ns),
     }
     XDP_PASS
 }
@@ -306,6 +334,9 @@ pub fn look_at_answer(ctx: &XdpContext) -> u32 {
 /// Whether it acknowledges a cookie of the kernel's, and not one of more than two minutes ago.
 #[inline(always)]
 fn is_cookie(segment: &mut Segment) -> bool {
+    if maps::CHALLENGES.load() == 0 {
+        return false;
+    }
     let (ip, tcp) = (segment.ip.as_mut_ptr(), segment.tcp.as_mut_ptr().cast());
     // SAFETY: the headers have as many bytes as the helpers read.
     let checked = unsafe {

@@ -25,10 +25,8 @@ use crate::tables::KernelTables;
 /// own.
 #[inline(always)]
 fn step(ctx: &XdpContext, place: u32) {
-    if maps::CHALLENGES.load() != 0 {
-        // SAFETY: the map has programs of this type alone.
-        unsafe { maps::STEPS.tail_call(ctx, place) };
-    }
+    // SAFETY: the map has programs of this type alone.
+    unsafe { maps::STEPS.tail_call(ctx, place) };
 }
 
 /// Judges a packet at the time that `now_ns` tells, in nanoseconds of boot time. Returns an XDP action.
@@ -42,14 +40,16 @@ pub fn judge(ctx: &XdpContext, now_ns: impl Fn() -> u64) -> u32 {
     }
     match reason.verdict() {
         Verdict::Pass => {
-            if reason == Reason::MayAnswer {
+            if reason == Reason::MayAnswer && maps::SEGMENTS.load() != 0 {
                 step(ctx, abi::ANSWER_STEP);
             }
             XDP_PASS
         }
         Verdict::Drop => XDP_DROP,
         Verdict::Reply => {
-            step(ctx, abi::REPLY_STEP);
+            if maps::CHALLENGES.load() != 0 {
+                step(ctx, abi::REPLY_STEP);
+            }
             XDP_DROP
         }
     }

@@ -13,8 +13,10 @@ use dosguard_common::challenge::{Room, SynAck};
 use dosguard_common::claim::Claim;
 use dosguard_common::config::Config;
 use dosguard_common::event::Gate;
+use dosguard_common::flood::{Flood, Load};
 use dosguard_common::key::SourceKey;
 use dosguard_common::offender::Offender;
+use dosguard_common::proof::{Proof, Spent};
 use dosguard_common::reason::Count;
 use dosguard_common::rule::{Rule, RuleIndex};
 use dosguard_common::tables::Scratch;
@@ -87,6 +89,22 @@ pub static WATCH: Array<u64> = Array::with_max_entries(abi::WATCH.entries, 0);
 #[map]
 pub static DROPS: LruPerCpuHashMap<Address, u64> = LruPerCpuHashMap::with_max_entries(abi::DROPS.entries, 0);
 
+/// Proofs that sources are real.
+#[map]
+pub static PROOFS: LruHashMap<Address, Proof> = LruHashMap::with_max_entries(abi::PROOFS.entries, 0);
+
+/// Limits that sources have used up by handshakes.
+#[map]
+pub static SPENT: LruHashMap<SourceKey, Spent> = LruHashMap::with_max_entries(abi::SPENT.entries, 0);
+
+/// SYNs to the ports of rules, on each CPU, that are not in the sum yet.
+#[map]
+pub static LOADS: PerCpuArray<Load> = PerCpuArray::with_max_entries(abi::LOADS.entries, 0);
+
+/// The sums, and floods.
+#[map]
+pub static FLOODS: Array<Flood> = Array::with_max_entries(abi::FLOODS.entries, 0);
+
 /// What replies say of the host.
 #[map]
 pub static SYNACK: Array<SynAck> = Array::with_max_entries(abi::SYNACK.entries, 0);
@@ -126,6 +144,10 @@ pub static CPUS: Global<u32> = Global::new(1);
 /// Whether the kernel makes SYN cookies for programs. Set at load; where it is 0 the verifier removes what goes on with them.
 #[unsafe(no_mangle)]
 pub static CHALLENGES: Global<u32> = Global::new(0);
+
+/// Whether segments can be looked at that may prove their source. Set at load, too.
+#[unsafe(no_mangle)]
+pub static SEGMENTS: Global<u32> = Global::new(0);
 
 /// Whether the kernel lets one CPU look at another's counters. Set at load; where it is 0 the verifier removes the
 /// call, which older kernels do not know.

@@ -8,8 +8,10 @@ use dosguard_common::ban::Ban;
 use dosguard_common::claim::Claim;
 use dosguard_common::config::Config;
 use dosguard_common::event::{Event, Gate, Kind};
+use dosguard_common::flood::{Flood, Load};
 use dosguard_common::key::SourceKey;
 use dosguard_common::offender::Offender;
+use dosguard_common::proof::{Proof, Spent, look_until_ns};
 use dosguard_common::reason::{Place, Reason, Tally};
 use dosguard_common::rule::{Rule, RuleIndex};
 use dosguard_common::tables::{Refused, Scratch, Tables};
@@ -155,6 +157,43 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
+    fn proof(&self, source: &Address) -> Option<Proof> {
+        // SAFETY: as for bans; a preallocated entry may be reused meanwhile, and then a source is taken for another.
+        unsafe { maps::PROOFS.get(source) }.copied()
+    }
+
+    #[inline(always)]
+    fn keep_proof(&mut self, source: &Address, proof: Proof) -> bool {
+        maps::PROOFS.insert(source, proof, u64::from(BPF_ANY)).is_ok()
+    }
+
+    #[inline(always)]
+    fn spent(&self, key: &SourceKey) -> Option<Spent> {
+        // SAFETY: as of `proof`.
+        unsafe { maps::SPENT.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn keep_spent(&mut self, key: &SourceKey, spent: Spent) -> bool {
+        maps::SPENT.insert(key, spent, u64::from(BPF_ANY)).is_ok()
+    }
+
+    #[inline(always)]
+    fn with_load<R>(&mut self, rule: RuleIndex, work: impl FnOnce(&mut Load) -> R) -> Option<R> {
+        let load = maps::LOADS.get_ptr_mut(u32::from(rule.0))?;
+        // SAFETY: as in `bump`.
+        Some(work(unsafe { &mut *load }))
+    }
+
+    #[inline(always)]
+    fn with_flood<R>(&mut self, rule: RuleIndex, work: impl FnOnce(&mut Flood) -> R) -> Option<R> {
+        let flood = maps::FLOODS.get_ptr_mut(u32::from(rule.0))?;
+        // SAFETY: other CPUs write it, too: aligned words that are never torn, any of which is valid; of two that are written
+        // at a time one may be missed.
+        Some(work(unsafe { &mut *flood }))
+    }
+
+    #[inline(always)]
     fn with_scratch<R>(&mut self, work: impl FnOnce(&mut Self, &mut Scratch) -> R) -> Option<R> {
         let scratch = maps::SCRATCH.get_ptr_mut(0)?;
         // SAFETY: as in `bump`; the engine does not ask for it again while it has it.
@@ -208,6 +247,12 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
+    fn remove_window(&mut self, key: &SourceKey) {
+        // If there are none, that is what is wanted.
+        let _ = maps::SYNS.remove(key);
+    }
+
+    #[inline(always)]
     fn count(&mut self, reason: Reason, rule: Option<RuleIndex>, bytes: u64) {
         bump(reason.place(), bytes);
         let Some(rule) = rule else { return };
@@ -224,6 +269,18 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn answers_until_ns(&self) -> u64 {
         maps::CHALLENGED.get(0).copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn look_for_answers(&mut self, until_ns: u64) {
+        if let Some(until) = maps::CHALLENGED.get_ptr_mut(0) {
+            // SAFETY: an aligned word that is never torn; of two that are written at a time either will do, or nearly.
+            unsafe {
+                if let Some(new) = look_until_ns(until.read_volatile(), until_ns) {
+                    until.write_volatile(new);
+                }
+            }
+        }
     }
 
     #[inline(always)]

@@ -1,14 +1,18 @@
 //! Any settings, frames and clock: every packet is counted once under the reason that decides, an allowed source is never
-//! dropped, and in monitor mode nobody is.
+//! dropped, and in monitor mode nobody is. Where every rule requires proof, nobody is banned from everything without.
 #![no_main]
 
 use dosguard_common::address::{Address, SourceMask};
+use dosguard_common::challenge::Segment;
 use dosguard_common::config::{Config, Mode};
-use dosguard_common::engine::decide;
+use dosguard_common::engine::{Completed, decide, judge_answer, judge_established};
+use dosguard_common::flood::FloodLimit;
+use dosguard_common::frame::Arrival;
 use dosguard_common::memory::MemoryTables;
 use dosguard_common::parse::parse;
+use dosguard_common::proof::{Evidence, ProofDemand};
 use dosguard_common::reason::{Reason, Tally, Verdict};
-use dosguard_common::rule::{ConnectionLimit, Action, Rule, RuleIndex, RuleSpec, Scope};
+use dosguard_common::rule::{Action, ConnectionLimit, Rule, RuleIndex, RuleSpec, Scope};
 use dosguard_fuzz::input::Input;
 use libfuzzer_sys::fuzz_target;
 
@@ -23,7 +27,11 @@ fn rule(input: &mut Input<'_>, generation: u32) -> Rule {
     let spec = RuleSpec {
         limit,
         window_ns,
-        action: if flags & 1 == 0 { Action::Ban } else { Action::Drop },
+        action: match flags & 0x41 {
+            0x01 => Action::Drop,
+            0x41 => Action::Challenge,
+            _ => Action::Ban,
+        },
         scope: if flags & 2 == 0 { Scope::All } else { Scope::Syn },
         ban_ns,
         ban_max_ns,
@@ -31,6 +39,8 @@ fn rule(input: &mut Input<'_>, generation: u32) -> Rule {
         refresh: flags & 4 != 0,
         mode: if flags & 8 == 0 { Mode::Enforce } else { Mode::Monitor },
         connections: ConnectionLimit::NONE,
+        proof: ProofDemand { required: flags & 16 != 0, unproven_ban_ns: ban_ns / 4 },
+        flood: if flags & 32 == 0 { FloodLimit::NONE } else { FloodLimit { max: 2 * limit, window_ns } },
     };
     Rule::new("fuzz", &spec, generation)
 }
@@ -40,10 +50,11 @@ fuzz_target!(|bytes: &[u8]| {
     let flags = input.byte();
     let mask = SourceMask::new(input.byte(), input.byte());
     let config = Config::new(mask).with_allow_list(true).with_deny_list(flags & 1 != 0);
-    let config = config.with_events_rate(input.byte().into());
+    let config = config.with_events_rate(input.byte().into()).with_challenge(flags & 32 != 0);
     let mut mode = if flags & 2 == 0 { Mode::Enforce } else { Mode::Monitor };
     let mut generation = 1;
     let rules: Vec<_> = (0..RULES).map(|_| rule(&mut input, generation)).collect();
+    let mut all_require_proof = rules.iter().all(|rule| rule.proof().required);
     let mut tables = MemoryTables::new(1 + usize::from(flags >> 6), config.with_mode(mode), &rules);
     tables.sees_peers = flags & 4 == 0;
     tables.ban_capacity = if flags & 8 == 0 { 100 } else { 2 };
@@ -72,7 +83,9 @@ fuzz_target!(|bytes: &[u8]| {
             0 => {
                 generation += 1;
                 let index = RuleIndex(input.byte() % RULES);
-                tables.rules.insert(index, rule(&mut input, generation));
+                let rule = rule(&mut input, generation);
+                all_require_proof &= rule.proof().required;
+                tables.rules.insert(index, rule);
             }
             1 => {
                 mode = if mode == Mode::Enforce { Mode::Monitor } else { Mode::Enforce };
@@ -88,6 +101,21 @@ fuzz_target!(|bytes: &[u8]| {
         let is_allowed = parse(frame).is_ok_and(|packet| packet.address == allowed);
         assert_eq!(is_allowed, reason == Reason::Allowed);
         assert!(mode == Mode::Enforce || reason.verdict() == Verdict::Pass);
+        let mut segment: Segment = bytemuck::Zeroable::zeroed();
+        if segment.read(frame) && segment.may_answer() {
+            let (mac, arrival) = ([0; 6], Arrival::default());
+            match step >> 3 & 7 {
+                2 => judge_established(&mut tables, &segment, now_ns),
+                3 => judge_answer(&mut tables, &segment, Completed::Challenge, mac, arrival, now_ns),
+                4 => judge_answer(&mut tables, &segment, Completed::Handshake, mac, arrival, now_ns),
+                _ => {}
+            }
+        }
+    }
+    for (key, ban) in &tables.bans {
+        assert!(!ban.is_unproven() || (ban.scope() == Scope::Syn && !key.is_everywhere()));
+        let proven = ban.evidence() == Some(Evidence::Handshake);
+        assert!(!all_require_proof || proven || (!key.is_everywhere() && ban.offence == 0));
     }
     let counts = Reason::ALL.iter().map(|reason| tables.counters[reason.index() as usize]);
     let (packets, bytes) =

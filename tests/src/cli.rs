@@ -31,16 +31,18 @@ use crate::{
 /// How long whatever should happen soon may take.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Two rules, and an allowed network that sends nothing.
+/// Two rules by which SYNs alone ban, and an allowed network that sends nothing.
 pub const CONFIG: &str = "\
 allow = ['192.0.2.0/24']
 [rule.default]
 limit = '5/10s'
+require_proof = false
 ban = '2s'
 [rule.smtp]
 ports = ['tcp/25', 'tcp/587']
 limit = '3/60s'
 scope = 'syn'
+require_proof = false
 ";
 
 /// What becomes of a SYN that the lab sends.

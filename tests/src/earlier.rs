@@ -4,48 +4,83 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use aya::maps::{Array, Map, MapData};
+use aya::maps::{Array, Map, MapData, PerCpuArray, PerCpuValues};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::XdpLink;
+use aya::util::nr_cpus;
 use aya_obj::EbpfSectionKind;
 use aya_obj::maps::{LegacyMap, bpf_map_def};
 use dosguard::datapath::{Datapath, LoadOptions, Loaded, SHIPPED};
 use dosguard::paths::{LINKS, PROGRAM, Paths};
-use dosguard_common::abi::{ABI_VERSION, CONFIG, MAPS, MapSpec, RULES};
-use dosguard_common::config::CONFIG_BYTES_V2;
-use dosguard_common::rule::{RULE_BYTES_V3, Rule, RuleIndex};
+use dosguard_common::abi::{ABI_VERSION, CONFIG, MAPS, MORE_COUNTERS, MapSpec, RULES};
+use dosguard_common::config::{CONFIG_BYTES_V2, CONFIG_BYTES_V5, Config};
+use dosguard_common::rule::{RULE_BYTES_V3, RULE_BYTES_V5, Rule, RuleIndex};
 
 /// `BPF_MAP_TYPE_ARRAY`.
 const ARRAY: u32 = 2;
+/// `BPF_MAP_TYPE_PERCPU_ARRAY`.
+const PER_CPU_ARRAY: u32 = 6;
+
+/// How many entries `MORE_COUNTERS` had in ABI version 5.
+const MORE_COUNTERS_V5: u32 = 5;
 
 /// Makes a live instance one of ABI version 2: the same maps, but for `CONFIG` and `RULES` with the layout of then and without
-/// what there was not, and a program that does what the one of then did. It has rules of its own, which say the same.
+/// what there was not, and a program that does what the one of then did. It has settings and rules of its own, which say the
+/// same.
 pub fn become_abi_2(paths: &Paths) -> Result<()> {
-    let (new, old) = (paths.pins_of(ABI_VERSION), paths.pins_of(2));
+    become_earlier::<CONFIG_BYTES_V2, RULE_BYTES_V3>(paths, 2)
+}
+
+/// The same of ABI version 5. What it has counted in `MORE_COUNTERS` is, in each place on each CPU, the number of the place.
+pub fn become_abi_5(paths: &Paths) -> Result<()> {
+    become_earlier::<CONFIG_BYTES_V5, RULE_BYTES_V5>(paths, 5)?;
+    let def =
+        bpf_map_def { map_type: PER_CPU_ARRAY, max_entries: MORE_COUNTERS_V5, ..array(MORE_COUNTERS, 16) };
+    let mut counters: PerCpuArray<MapData, [u64; 2]> =
+        Map::PerCpuArray(create(MORE_COUNTERS, def)?).try_into()?;
+    for place in 0..MORE_COUNTERS_V5 {
+        let cpus = nr_cpus().map_err(|(_, error)| error)?;
+        counters.set(place, PerCpuValues::try_from(vec![[u64::from(place), 0]; cpus])?, 0)?;
+    }
+    counters.pin(paths.pins_of(5).join(MORE_COUNTERS.name))?;
+    Ok(())
+}
+
+fn become_earlier<const CONFIG_BYTES: usize, const RULE_BYTES: usize>(
+    paths: &Paths,
+    version: u32,
+) -> Result<()>
+where
+    [u8; CONFIG_BYTES]: aya::Pod,
+    [u8; RULE_BYTES]: aya::Pod,
+{
+    let (new, old) = (paths.pins_of(ABI_VERSION), paths.pins_of(version));
     fs::create_dir_all(old.join(LINKS))?;
     let live = Datapath::require(paths)?;
-    let config = live.maps().config()?;
-    let config: [u8; CONFIG_BYTES_V2] =
-        *bytemuck::bytes_of(&config).first_chunk().context("the settings are shorter than they were")?;
-    let mut map: Array<MapData, [u8; CONFIG_BYTES_V2]> =
-        Map::Array(create_array(CONFIG, CONFIG_BYTES_V2)?).try_into()?;
-    map.set(0, config, 0)?;
+    let config: Settings = bytemuck::bytes_of(&live.maps().config()?).try_into()?;
+    let of_then: [u8; CONFIG_BYTES] =
+        *config.first_chunk().context("the settings are shorter than they were")?;
+    let mut map: Array<MapData, [u8; CONFIG_BYTES]> =
+        Map::Array(create(CONFIG, array(CONFIG, u32::try_from(CONFIG_BYTES)?))?).try_into()?;
+    map.set(0, of_then, 0)?;
     map.pin(old.join(CONFIG.name))?;
-    let mut rules: Array<MapData, [u8; RULE_BYTES_V3]> =
-        Map::Array(create_array(RULES, RULE_BYTES_V3)?).try_into()?;
-    let same: Vec<_> = MAPS.iter().filter(|map| map.since <= 2).collect();
+    let mut rules: Array<MapData, [u8; RULE_BYTES]> =
+        Map::Array(create(RULES, array(RULES, u32::try_from(RULE_BYTES)?))?).try_into()?;
+    let same: Vec<_> = MAPS.iter().filter(|map| map.since <= version).collect();
     for map in &same {
         MapData::from_pin(new.join(map.name))?.pin(old.join(map.name))?;
     }
-    let pins: Vec<_> = same.iter().chain([&&CONFIG]).map(|map| (map.name, old.join(map.name))).collect();
+    let pins: Vec<_> = same.iter().map(|map| (map.name, old.join(map.name))).collect();
     let mut loaded = Loaded::onto(SHIPPED, &LoadOptions::default(), &pins)?;
+    let mut own: Array<MapData, Settings> = Map::Array(loaded.take_map(CONFIG.name)?).try_into()?;
+    own.set(0, config, 0)?;
     let mut own: Array<MapData, Wire> = Map::Array(loaded.take_map(RULES.name)?).try_into()?;
     for index in 0..=u8::MAX {
         let rule = live.maps().rule(RuleIndex(index))?;
         let bytes = bytemuck::bytes_of(&rule);
-        let (front, back) = (bytes.first_chunk::<72>(), bytes.last_chunk::<8>());
-        let of_then = [front.context("too short")?.as_slice(), back.context("too short")?].concat();
-        let (of_then, now): ([u8; RULE_BYTES_V3], Wire) = (of_then.as_slice().try_into()?, bytes.try_into()?);
+        let (front, back) = (bytes.get(..RULE_BYTES - 8), bytes.last_chunk::<8>());
+        let of_then = [front.context("too short")?, back.context("too short")?.as_slice()].concat();
+        let (of_then, now): ([u8; RULE_BYTES], Wire) = (of_then.as_slice().try_into()?, bytes.try_into()?);
         rules.set(u32::from(index), of_then, 0)?;
         own.set(u32::from(index), now, 0)?;
     }
@@ -66,18 +101,23 @@ pub fn become_abi_2(paths: &Paths) -> Result<()> {
     Ok(())
 }
 
-/// A rule as it is now.
+/// Settings and a rule as they are now.
+type Settings = [u8; size_of::<Config>()];
 type Wire = [u8; size_of::<Rule>()];
 
-/// A map like those that aya makes for an array, with values of another size.
-fn create_array(spec: MapSpec, value_bytes: usize) -> Result<MapData> {
-    let def = bpf_map_def {
+/// An array of as many values of another size.
+fn array(spec: MapSpec, value_bytes: u32) -> bpf_map_def {
+    bpf_map_def {
         map_type: ARRAY,
         key_size: 4,
-        value_size: u32::try_from(value_bytes)?,
+        value_size: value_bytes,
         max_entries: spec.entries,
         ..bpf_map_def::default()
-    };
+    }
+}
+
+/// A map like those that aya makes.
+fn create(spec: MapSpec, def: bpf_map_def) -> Result<MapData> {
     let map = LegacyMap {
         def,
         inner_def: None,

@@ -84,6 +84,7 @@ http {{
     access_log off;
     sendfile on;
     keepalive_timeout 1h;
+    keepalive_requests 1000000;
     client_header_timeout 1h;
     client_body_temp_path body;
     proxy_temp_path proxy;

@@ -13,6 +13,8 @@ use dosguard_common::abi;
 use dosguard_common::address::SourceMask;
 use dosguard_common::config::{Config, Mode};
 use dosguard_common::event::Event;
+use dosguard_common::flood::FloodLimit;
+use dosguard_common::proof::ProofDemand;
 use dosguard_common::reason::{Count, Reason, Verdict};
 use dosguard_common::rule::{Action, ConnectionLimit, Rule, RuleIndex, RuleSpec, Scope};
 
@@ -46,6 +48,8 @@ pub const fn ban_over(limit: u32) -> RuleSpec {
         refresh: false,
         mode: Mode::Enforce,
         connections: ConnectionLimit::NONE,
+        proof: ProofDemand::NONE,
+        flood: FloodLimit::NONE,
     }
 }
 

@@ -26,7 +26,8 @@ use crate::wait::wait_until;
 
 /// SYNs in a second that a source may send.
 pub const LIMIT: u64 = 20;
-const CONFIG: &str = "allow = ['192.0.2.0/24']\n[rule.default]\nlimit = '20/1s'\nban = '10m'\n";
+const CONFIG: &str =
+    "allow = ['192.0.2.0/24']\n[rule.default]\nlimit = '20/1s'\nrequire_proof = false\nban = '10m'\n";
 
 /// A SYN from a source.
 #[must_use]

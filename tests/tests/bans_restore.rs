@@ -25,15 +25,18 @@ use jiff::Timestamp;
 const CONFIG: &str = "\
 [rule.default]
 limit = '5/10s'
+require_proof = false
 ban = '10m'
 [rule.smtp]
 ports = ['tcp/25']
 limit = '3/60s'
+require_proof = false
 ban = '20m'
 scope = 'syn'
 [rule.watched]
 ports = ['tcp/80']
 limit = '3/60s'
+require_proof = false
 mode = 'monitor'
 ";
 

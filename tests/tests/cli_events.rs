@@ -183,7 +183,8 @@ fn a_slow_reader_is_told_how_many_it_missed_and_holds_nobody_up() {
     const SOURCES: u32 = 60_000;
     let lab = Lab::new().unwrap();
     let dosguard = Dosguard::new(&lab).unwrap();
-    let config = "[events]\nrate = 1000000\n[rule.default]\nlimit = '1/1h'\nban = '10m'\n";
+    let config =
+        "[events]\nrate = 1000000\n[rule.default]\nlimit = '1/1h'\nrequire_proof = false\nban = '10m'\n";
     let config = dosguard.write_config("c.toml", config).unwrap();
     let config = config.to_str().unwrap();
     let daemon = dosguard.start(["run", "-c", config, GUARD_ATTACKER_SIDE]).unwrap();

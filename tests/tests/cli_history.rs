@@ -48,7 +48,7 @@ fn fill(state: &Path) -> Store {
         .append(&[
             event("ban", 3_000, 3_000, "192.0.2.7", &packet),
             event("unban", 2_940, 3_000, "192.0.2.7", &none),
-            event("ban", 50, 50, "192.0.2.7", &json!({"offences": 2})),
+            event("ban", 50, 50, "192.0.2.7", &json!({"offences": 2, "evidence": "handshake"})),
             event("unban", 20, 50, "192.0.2.7", &none),
             event("would-ban", 40, 40, "2001:db8:0:1::/64", &none),
             event("ban", 30, 30, "198.51.100.9", &by_hand),

@@ -27,6 +27,7 @@ const CONFIG: &str = "\
 allow = ['192.0.2.0/24']
 [rule.default]
 limit = '5/10s'
+require_proof = false
 ban = '10m'
 [rule.drop]
 ports = ['tcp/9']

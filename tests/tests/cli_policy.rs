@@ -102,12 +102,18 @@ fn rules_come_and_go_by_hand() {
     let listener = Listener::start(&dosguard);
     let added = say(
         &dosguard,
-        words("rule add web --ports tcp/80,tcp/443 --limit 2/10s --ban 2d --scope syn --refresh"),
+        words(
+            "rule add web --ports tcp/80,tcp/443 --limit 2/10s --ban 2d --scope syn --refresh --require-proof false",
+        ),
     );
     assert_eq!(added.code, Some(0), "{added:?}");
-    let line =
-        "rule web: tcp/80,tcp/443, 2/10s, then ban for 2d, scope syn, SYNs while banned restart its clock\n";
+    let line = "rule web: tcp/80,tcp/443, 2/10s, then ban for 2d, scope syn, by SYNs alone, SYNs while banned restart its clock\n";
     assert!(added.err.starts_with(line) && added.err.contains("lasts until"), "{}", added.err);
+    assert!(
+        added.err.contains("warning: rule `web` has `require_proof = false`: whoever forges"),
+        "{}",
+        added.err
+    );
     let web = rule(&dosguard, "web").unwrap();
     assert_eq!((&web["ban_max"], &web["refresh"]), (&"2d".into(), &true.into()));
     assert_eq!(done(&dosguard, "sysctl -n rule.web.refresh rule.web.mode"), "true\nenforce\n");
@@ -130,6 +136,8 @@ fn rules_come_and_go_by_hand() {
         ("rule add more --ports tcp/81 --limit 500001/1s", ["500001", "too large", "500000"]),
         ("rule add a.b --ports tcp/81 --limit 1/1s", ["`a.b`", "rule's name", "1 to 15"]),
         ("rule add sixteen--letters --ports tcp/81 --limit 1/1s", ["sixteen", "rule's name", "1 to 15"]),
+        ("rule add more --ports tcp/81 --limit 1/1s --require-proof no", ["`no`", "require_proof", "`true`"]),
+        ("rule add more --ports tcp/81 --limit 1/1s --flood-limit 0/1s", ["`0/1s`", "flood_limit", "`none`"]),
         ("rule add more --ports tcp/81 --limit 1/1s --mode off", ["`off`", "mode", "`monitor`"]),
         (
             "rule del default",
@@ -168,7 +176,7 @@ fn rules_come_and_go_by_hand() {
     refused(&dosguard, "rule del web", &["no such rule as `web`"]);
 
     // Bans of every packet go on without their rule.
-    done(&dosguard, "rule add all --ports tcp/7,tcp/8 --limit 1/10s");
+    done(&dosguard, "rule add all --ports tcp/7,tcp/8 --limit 1/10s --require-proof false");
     syns_from(&lab, &dosguard, SECOND_FORGED_V4, 7, 2);
     let gone = say(&dosguard, ["rule", "del", "all"]);
     assert!(gone.err.contains("; 1 ban of every packet goes on to the end\n"), "{}", gone.err);
@@ -182,7 +190,7 @@ fn a_file_takes_rules_that_were_added_by_hand_away() {
     let config = dosguard.write_config("c.toml", CONFIG).unwrap();
     let attach = format!("attach -c {} {GUARD_ATTACKER_SIDE}", config.display());
     done(&dosguard, &attach);
-    done(&dosguard, "rule add web --ports tcp/80 --limit 2/10s --ban 10m");
+    done(&dosguard, "rule add web --ports tcp/80 --limit 2/10s --ban 10m --require-proof false");
     syns(&lab, &dosguard, 80, 3);
     // Without a file everything stays.
     done(&dosguard, &format!("attach {GUARD_ATTACKER_SIDE}"));

@@ -40,7 +40,7 @@ fn a_changed_file_is_applied_as_a_whole_or_not_at_all() {
     let lab = Lab::new().unwrap();
     let dosguard = Dosguard::new(&lab).unwrap();
     let base = format!("interfaces = ['{GUARD_ATTACKER_SIDE}']\nallow = ['192.0.2.1']\n");
-    configure(&lab, format!("{base}[rule.default]\nlimit = '5/10s'\nban = '1h'\n"));
+    configure(&lab, format!("{base}[rule.default]\nlimit = '5/10s'\nrequire_proof = false\nban = '1h'\n"));
     let daemon = dosguard.start(["run"]).unwrap();
     syns_from(&lab, &dosguard, FORGED_V4, 80, 8);
     syns_from(&lab, &dosguard, SECOND_FORGED_V4, 80, 3);
@@ -49,7 +49,7 @@ fn a_changed_file_is_applied_as_a_whole_or_not_at_all() {
     done(&dosguard, "allow add 198.51.100.200");
 
     let changed = base.replace("'192.0.2.1'", "'192.0.2.1', '192.0.2.2'")
-        + "[rule.default]\nlimit = '6/10s'\nban = '1h'\n[rule.web]\nports = ['tcp/8080']\nlimit = '3/1m'\n";
+        + "[rule.default]\nlimit = '6/10s'\nrequire_proof = false\nban = '1h'\n[rule.web]\nports = ['tcp/8080']\nlimit = '3/1m'\n";
     configure(&lab, &changed);
     reload(&daemon, "reloaded:");
     wait_for("the changes are told", &daemon, || {
@@ -71,7 +71,7 @@ fn a_changed_file_is_applied_as_a_whole_or_not_at_all() {
     let first = "[rule.default]\nlimit = '99/1s'\n";
     let wrong: [(Vec<u8>, &str); 5] = [
         (b"\x7fELF\x02\x01\x01\0\xff\xfe".to_vec(), "not UTF-8 text"),
-        (changed.as_bytes()[..changed.len() - 8].to_vec(), "line 8"),
+        (changed.as_bytes()[..changed.len() - 8].to_vec(), "line 9"),
         (format!("{first}[rule.web]\nlimitt = '1/1s'\n").into_bytes(), "did you mean `limit`?"),
         (format!("{first}[source]\nipv4_prefix = 24\n").into_bytes(), "--reset-counters"),
         (format!("interfaces = ['{GUARD_CLIENT_SIDE}']\n{first}").into_bytes(), GUARD_CLIENT_SIDE),
@@ -112,7 +112,7 @@ fn what_the_file_asks_for_beside_the_filter_is_done() {
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
     fs::write(folder.join("hosts.deny"), "ALL: 192.0.2.99\n").unwrap();
     let text = format!(
-        "interfaces = ['{GUARD_ATTACKER_SIDE}']\n[rule.default]\nlimit = '5/10s'\nban = '1h'\n\
+        "interfaces = ['{GUARD_ATTACKER_SIDE}']\n[rule.default]\nlimit = '5/10s'\nrequire_proof = false\nban = '1h'\n\
          [log]\nstdout = 'off'\n[log.file]\npath = '{log}'\nformat = 'json'\n\
          [[hook]]\non = ['ban']\nrun = ['{hook}', 'a b; c']\n\
          [[export]]\npath = '{deny}'\nformat = 'hosts.deny'\n[metrics]\nlisten = '127.0.0.1:9741'\n",

@@ -33,8 +33,11 @@ const MAIL: u16 = 25;
 const RATE: u64 = 100_000;
 const MOMENT: Duration = Duration::from_millis(700);
 
+/// A rule that bans without proof, if it bans.
 fn config(limit: &str, action: &str) -> String {
-    format!("[rule.web]\nports = ['tcp/25', 'tcp/80']\nlimit = '{limit}'\naction = '{action}'\nban = '10m'\n")
+    format!(
+        "[rule.web]\nports = ['tcp/25', 'tcp/80']\nlimit = '{limit}'\naction = '{action}'\nban = '10m'\nrequire_proof = false\n"
+    )
 }
 
 /// What the ends of each connection have agreed on, by the port of the one that has opened it.

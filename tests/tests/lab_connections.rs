@@ -30,6 +30,7 @@ const CONFIG: &str = r#"
 [rule.web]
 ports = ["tcp/80"]
 limit = "1000/1s"
+require_proof = false
 ban = "3s"
 max_connections = 100
 "#;

@@ -90,8 +90,8 @@ impl Run<'_> {
     fn config(&self, round: usize) {
         let (limit, allowed) = (5 + round % 5, round % 7);
         let text = format!(
-            "allow = ['192.0.2.{allowed}']\n[rule.default]\nlimit = '{LIMIT}/1s'\nban = '1h'\n\
-             [rule.web]\nports = ['tcp/8080']\nlimit = '{limit}/10s'\nban = '1h'\n"
+            "allow = ['192.0.2.{allowed}']\n[rule.default]\nlimit = '{LIMIT}/1s'\nrequire_proof = false\nban = '1h'\n\
+             [rule.web]\nports = ['tcp/8080']\nlimit = '{limit}/10s'\nrequire_proof = false\nban = '1h'\n"
         );
         self.dosguard.write_config("c.toml", &text).unwrap();
     }

@@ -60,7 +60,9 @@ fn kill_9_under_flood_lets_not_one_packet_through_and_loses_no_state() {
     const LIMIT: u64 = 20;
     let lab = Lab::new().unwrap();
     let dosguard = Dosguard::new(&lab).unwrap();
-    let config = dosguard.write_config("c.toml", "[rule.default]\nlimit = '20/1s'\nban = '10m'\n").unwrap();
+    let config = dosguard
+        .write_config("c.toml", "[rule.default]\nlimit = '20/1s'\nrequire_proof = false\nban = '10m'\n")
+        .unwrap();
     let stack = StackCounters::install(
         lab.guard(),
         &[GUARD_ATTACKER_SIDE],
@@ -108,7 +110,7 @@ fn kill_9_under_flood_lets_not_one_packet_through_and_loses_no_state() {
 fn a_ban_of_two_seconds_ends_on_time_with_no_process_alive() {
     let lab = Lab::new().unwrap();
     let dosguard = Dosguard::new(&lab).unwrap();
-    attach(&dosguard, "[rule.default]\nlimit = '3/1s'\nban = '2s'\n");
+    attach(&dosguard, "[rule.default]\nlimit = '3/1s'\nrequire_proof = false\nban = '2s'\n");
 
     send_frames(lab.attacker(), PEER, &vec![syn(ATTACKER_V4, 1); 4]).unwrap();
     let until_ns = {
@@ -153,7 +155,7 @@ fn two_cpus_that_each_see_half_of_the_syns_decide_about_the_sum() {
     assert!(cpus.len() > 1, "two CPUs are needed");
     let lab = Lab::new().unwrap();
     let dosguard = Dosguard::new(&lab).unwrap();
-    attach(&dosguard, "[rule.default]\nlimit = '100/1h'\nban = '10m'\n");
+    attach(&dosguard, "[rule.default]\nlimit = '100/1h'\nrequire_proof = false\nban = '10m'\n");
     let stack = StackCounters::install(lab.guard(), &[GUARD_ATTACKER_SIDE], &[FORGED_V4.into()]).unwrap();
     let datapath = open(&lab);
     let send = |cpu: usize, count: usize| {
@@ -188,7 +190,10 @@ fn two_cpus_at_once_never_let_more_than_the_limit_through() {
     let dosguard = Dosguard::new(&lab).unwrap();
     for limit in [10, 150] {
         let all_within = u64::from(SOURCES) * limit;
-        attach(&dosguard, &format!("[rule.default]\nlimit = '{limit}/1h'\nban = '10m'\n"));
+        attach(
+            &dosguard,
+            &format!("[rule.default]\nlimit = '{limit}/1h'\nrequire_proof = false\nban = '10m'\n"),
+        );
         let datapath = open(&lab);
         let floods: Vec<_> = [cpus[0], cpus[1]]
             .into_iter()

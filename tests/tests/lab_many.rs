@@ -33,6 +33,7 @@ const ENDING: u32 = 80_000;
 const CONFIG: &str = "\
 [rule.default]
 limit = '5/10s'
+require_proof = false
 ban = '10m'
 [size]
 bans = 300000

@@ -33,6 +33,7 @@ use serde_json::Value;
 const CONFIG: &str = r#"
 [rule.default]
 limit = "60/1m"
+require_proof = false
 ban = "10m"
 [rule.web]
 ports = ["tcp/8080"]

@@ -121,7 +121,7 @@ fn a_program_that_cannot_be_loaded_leaves_everything_as_it_is() {
     as_before(&datapath);
     // Another program's map of the same name.
     let error = datapath.replace_program_by(FLOOD_OBJECT, &LoadOptions::default()).unwrap_err();
-    assert!(error.to_string().contains("`CONFIG` has type 2, keys of 4 bytes, values of 56"), "{error}");
+    assert!(error.to_string().contains("`CONFIG` has type 2, keys of 4 bytes, values of 64"), "{error}");
     as_before(&datapath);
     let error =
         datapath.replace_program_by(&SHIPPED[..SHIPPED.len() / 2], &LoadOptions::default()).unwrap_err();

@@ -19,7 +19,9 @@ use dosguard_common::address::{Address, SourceMask};
 use dosguard_common::ban::Ban;
 use dosguard_common::config::Mode;
 use dosguard_common::event::Kind;
+use dosguard_common::flood::FloodLimit;
 use dosguard_common::key::SourceKey;
+use dosguard_common::proof::ProofDemand;
 use dosguard_common::reason::{Reason, Tally};
 use dosguard_common::rule::{Action, RuleIndex, RuleSpec, Scope};
 use dosguard_tests::cpu;
@@ -57,6 +59,9 @@ fn setups() -> Vec<Setup> {
     let syn = |spec: RuleSpec| RuleSpec { scope: Scope::Syn, ..spec };
     let refresh = |spec: RuleSpec| RuleSpec { refresh: true, ..spec };
     let watch = |spec: RuleSpec| RuleSpec { mode: Mode::Monitor, ..spec };
+    let proven =
+        |limit| RuleSpec { proof: ProofDemand { required: true, unproven_ban_ns: 2 * SECOND }, ..ban(limit) };
+    let flood = |spec| RuleSpec { flood: FloodLimit { max: 4, window_ns: 10 * SECOND }, ..spec };
     let per = |window_ns, spec: RuleSpec| RuleSpec { window_ns, ..spec };
     let setup = |name, rules| Setup {
         name,
@@ -89,6 +94,8 @@ fn setups() -> Vec<Setup> {
         setup("a small buffer", [ban(2), syn(ban(1)), drop(1), refresh(ban(2))]),
         setup(CHALLENGES, [challenge(3), challenge(1), watch(challenge(2)), ban(4)]),
         setup("no challenges", [challenge(3), challenge(1), watch(challenge(2)), ban(4)]),
+        setup(CHALLENGES, [proven(3), syn(proven(1)), flood(proven(3)), flood(drop(2))]),
+        setup("proof", [proven(3), syn(proven(1)), watch(proven(2)), flood(refresh(proven(2)))]),
         setup("CPUs apart", [ban(4), syn(ban(70)), drop(6), ban(1)]),
     ];
     for setup in &mut all {
@@ -143,12 +150,17 @@ fn the_kernel_program_and_the_engine_are_one() {
             .filter(|name| seen.get(name).is_none_or(|count| *count == 0))
             .collect::<Vec<_>>()
     };
-    // Answers come where challenges are sent, which is by another program.
-    let reasons = Reason::ALL.iter().filter(|reason| **reason != Reason::MayAnswer);
+    let reasons = Reason::ALL.iter();
     let mut missed = unseen(&reasons.map(|reason| reason.name()).collect::<Vec<_>>(), &seen.reasons);
-    // The map of offenders always has room: the least recently used goes.
-    let elsewhere =
-        [Tally::OffenceLost, Tally::ChallengeUnsent, Tally::ChallengeLeft, Tally::ChallengeAnswered];
+    // The map of offenders always has room: the least recently used goes. Challenges and proofs are of other programs.
+    let elsewhere = [
+        Tally::OffenceLost,
+        Tally::ChallengeUnsent,
+        Tally::ChallengeLeft,
+        Tally::ChallengeAnswered,
+        Tally::SourceProven,
+        Tally::ProofLost,
+    ];
     let tallies = Tally::ALL.iter().filter(|tally| !elsewhere.contains(tally));
     missed.extend(unseen(&tallies.map(|tally| tally.name()).collect::<Vec<_>>(), &seen.tallies));
     // The others are told by userspace.

@@ -1,22 +1,25 @@
 //! What happens to a source that is over a limit.
 
+use super::proof::{evidence, prove};
 use super::report::{admitted, emit, report};
 use core::borrow::Borrow as _;
 
 use crate::address::Address;
-use crate::ban::BanReason;
+use crate::ban::{Ban, BanReason};
+use crate::challenge::ANSWERED_WITHIN_NS;
 use crate::claim::Claim;
 use crate::config::{Config, Mode};
 use crate::event::{Cause, Event, Kind};
 use crate::key::SourceKey;
 use crate::offender::Offender;
+use crate::opaque::opaque;
 use crate::reason::Tally;
 use crate::rule::{Rule, RuleIndex};
 use crate::tables::{Refused, Scratch, Tables};
-use crate::window::window_of;
+use crate::window::{low_half, window_of};
 
-/// Bans a source that holds `count` connections to the ports of a rule, if that is more than it allows: the same as for too
-/// many SYNs, whatever the rule's action. Whoever counts has seen that the source is not allowed.
+/// Notes that a source is real that holds `count` connections to the ports of a rule, and bans it if that is more than it
+/// allows: the same as for too many SYNs, whatever the rule's action. Whoever counts has seen that the source is not allowed.
 #[inline(always)]
 pub fn judge_connections<T: Tables>(
     tables: &mut T,
@@ -28,6 +31,9 @@ pub fn judge_connections<T: Tables>(
     tables.with_config(|tables, config| {
         let Some(rule) = tables.rule(index) else { return };
         let rule = rule.borrow();
+        if count > 0 {
+            prove(tables, config, &source, now_ns);
+        }
         if !rule.connections().is_exceeded_by(count) {
             return;
         }
@@ -61,11 +67,17 @@ pub(super) struct Over<'a> {
 pub(super) fn impose<T: Tables>(tables: &mut T, config: &Config, over: &Over<'_>) {
     tables.with_scratch(|tables, Scratch { old, new, .. }| {
         let Over { reason, source, index, rule, count, mode, cause, now_ns } = *over;
-        let key = match mode {
-            Mode::Enforce => SourceKey::with_scope(source, rule.scope(), index),
-            Mode::Monitor => SourceKey::for_rule(source, index),
-        };
         let whole = SourceKey::everywhere(source);
+        let evidence = evidence(tables, config, whole.source_here(), now_ns) as u32;
+        let proven = opaque(evidence, low_half(now_ns));
+        // Anybody may have sent the SYNs, also in the name of a source that is real: then they reach no further than the rule,
+        // and are held against nobody.
+        let unproven = u32::from(reason == BanReason::SynLimit && rule.proof().required);
+        let is_unproven = || opaque(unproven, low_half(now_ns)) != 0;
+        let key = match mode {
+            Mode::Enforce if !is_unproven() => SourceKey::with_scope(source, rule.scope(), index),
+            Mode::Enforce | Mode::Monitor => SourceKey::for_rule(source, index),
+        };
         let mut offender = tables.offender(&whole).unwrap_or_default();
         let mut offences = offender.remembered(rule.forget_ns(), now_ns);
         if mode == Mode::Monitor {
@@ -74,14 +86,21 @@ pub(super) fn impose<T: Tables>(tables: &mut T, config: &Config, over: &Over<'_>
         }
         let there = tables.with_ban(&key, |there| old.copy_from(there)).is_some();
         new.fill_limit(reason, rule, index, count, offences, mode, now_ns);
+        new.note_evidence(proven);
+        if is_unproven() {
+            new.limit_to_unproven(rule);
+        }
         let imposed = if !there {
             tables.add_ban(&key, new)
-        } else if old.is_active(now_ns) && (!old.is_monitored() || mode == Mode::Monitor) {
+        } else if old.is_active(now_ns)
+            && (!old.is_monitored() || mode == Mode::Monitor)
+            && (!old.is_unproven() || is_unproven())
+        {
             return;
         } else if now_ns < config.sweep_until_ns() {
             return tables.tally(Tally::BanDeferred);
         } else {
-            // It has ended, or was only noted and gives way to one that is enforced.
+            // It has ended, was only noted and gives way to one that is enforced, or was without proof and gives way to one with.
             match tables.claim(&Claim::on(&key, old)) {
                 Ok(()) => {}
                 Err(Refused::Exists) => return,
@@ -95,14 +114,12 @@ pub(super) fn impose<T: Tables>(tables: &mut T, config: &Config, over: &Over<'_>
         };
         match imposed {
             Ok(()) => {
-                // What reaches just the rule ends just the rule's era, and is an offence of the source as a whole all the same.
-                let mut remembered = true;
-                if mode == Mode::Enforce && !key.is_everywhere() {
-                    remembered = tables.remember(&whole, &offender.after_elsewhere(new));
-                    offender = Offender::default();
-                }
-                remembered &= tables.remember(&key, &offender.after(new));
-                if !remembered {
+                if is_unproven() {
+                    // Who is real may show while the ban holds. Nothing is remembered, or whoever forges addresses could
+                    // have real offenders forgotten: the window is cleaned by hand, once all can see the ban.
+                    tables.look_for_answers(now_ns.saturating_add(ANSWERED_WITHIN_NS));
+                    tables.remove_window(&key);
+                } else if !remember(tables, &whole, &key, offender, new, mode) {
                     tables.tally(Tally::OffenceLost);
                 }
                 tables.tally(Tally::BanImposed);
@@ -124,6 +141,25 @@ pub(super) fn impose<T: Tables>(tables: &mut T, config: &Config, over: &Over<'_>
             }
         }
     });
+}
+
+/// Remembers a ban that was imposed now, whose source was this offender before; false if there was no room.
+#[inline(always)]
+fn remember<T: Tables>(
+    tables: &mut T,
+    whole: &SourceKey,
+    key: &SourceKey,
+    offender: Offender,
+    ban: &Ban,
+    mode: Mode,
+) -> bool {
+    let (mut offender, mut remembered) = (offender, true);
+    // What reaches just the rule ends just the rule's era, and is an offence of the source as a whole all the same.
+    if mode == Mode::Enforce && !key.is_everywhere() {
+        remembered = tables.remember(whole, &offender.after_elsewhere(ban));
+        offender = Offender::default();
+    }
+    remembered & tables.remember(key, &offender.after(ban))
 }
 
 /// Restarts the clock of a ban that holds. What is reported is that the ban grows by an eighth of its length.

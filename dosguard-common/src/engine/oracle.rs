@@ -18,7 +18,9 @@ use super::tests::segment;
 use super::*;
 use crate::address::SourceMask;
 use crate::ban::Ban;
+use crate::flood::FloodLimit;
 use crate::memory::MemoryTables;
+use crate::proof::ProofDemand;
 use crate::rule::{ConnectionLimit, MAX_LIMIT, RuleSpec, Scope};
 
 const MILLISECOND: u64 = 1_000_000;
@@ -316,6 +318,8 @@ fn specs(limits: impl Strategy<Value = u32>) -> impl Strategy<Value = RuleSpec> 
             refresh,
             mode: Mode::Enforce,
             connections: ConnectionLimit::NONE,
+            proof: ProofDemand::NONE,
+            flood: FloodLimit::NONE,
         },
     )
 }

@@ -4,14 +4,16 @@ use super::*;
 use crate::address::SourceMask;
 use crate::ban::Ban;
 use crate::config::Mode;
+use crate::flood::FloodLimit;
 use crate::key::SourceKey;
 use crate::memory::MemoryTables;
+use crate::proof::ProofDemand;
 use crate::rule::{ConnectionLimit, RuleSpec, Scope};
 
-const SECOND: u64 = 1_000_000_000;
-const START: u64 = 1_000 * SECOND;
+pub(super) const SECOND: u64 = 1_000_000_000;
+pub(super) const START: u64 = 1_000 * SECOND;
 
-fn spec(limit: u32) -> RuleSpec {
+pub(super) fn spec(limit: u32) -> RuleSpec {
     RuleSpec {
         limit,
         window_ns: SECOND,
@@ -23,10 +25,12 @@ fn spec(limit: u32) -> RuleSpec {
         refresh: false,
         mode: Mode::Enforce,
         connections: ConnectionLimit::NONE,
+        proof: ProofDemand::NONE,
+        flood: FloodLimit::NONE,
     }
 }
 
-fn tables(spec: RuleSpec, cpus: usize) -> MemoryTables {
+pub(super) fn tables(spec: RuleSpec, cpus: usize) -> MemoryTables {
     MemoryTables::new(cpus, Config::new(SourceMask::new(32, 64)), &[Rule::new("default", &spec, 1)])
 }
 
@@ -40,17 +44,17 @@ pub(super) fn segment(source: [u8; 4], port: u16, flags: u8) -> Vec<u8> {
     frame
 }
 
-const ATTACKER: [u8; 4] = [198, 51, 100, 66];
+pub(super) const ATTACKER: [u8; 4] = [198, 51, 100, 66];
 
-fn syn_from(tables: &mut MemoryTables, source: [u8; 4], port: u16, now_ns: u64) -> Reason {
+pub(super) fn syn_from(tables: &mut MemoryTables, source: [u8; 4], port: u16, now_ns: u64) -> Reason {
     decide(segment(source, port, 0x02).as_slice(), tables, || now_ns)
 }
 
-fn syn(tables: &mut MemoryTables, now_ns: u64) -> Reason {
+pub(super) fn syn(tables: &mut MemoryTables, now_ns: u64) -> Reason {
     syn_from(tables, ATTACKER, 80, now_ns)
 }
 
-fn syns(tables: &mut MemoryTables, count: usize, now_ns: u64) {
+pub(super) fn syns(tables: &mut MemoryTables, count: usize, now_ns: u64) {
     for _ in 0..count {
         syn(tables, now_ns);
     }

@@ -24,11 +24,15 @@ pub enum Kind {
     Closed,
     /// The first SYN in a window that was challenged.
     Challenge,
+    /// More SYNs came to a rule's ports than it expects of all sources together.
+    Flood,
+    /// They came no more. Told by userspace.
+    FloodOver,
 }
 
 impl Kind {
     /// All of them, in the order of their codes.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Ban,
         Self::Unban,
         Self::Extend,
@@ -39,17 +43,20 @@ impl Kind {
         Self::Probation,
         Self::Closed,
         Self::Challenge,
+        Self::Flood,
+        Self::FloodOver,
     ];
 
     /// How many of them the kernel program reports.
-    pub const GATED: u32 = 8;
+    pub const GATED: u32 = 9;
 
     /// The place of its gate in `GATES`; none for one that userspace tells.
     #[inline(always)]
     pub const fn gate(self) -> Option<u32> {
         match self {
-            Self::Probation | Self::Closed => None,
+            Self::Probation | Self::Closed | Self::FloodOver => None,
             Self::Challenge => Some(7),
+            Self::Flood => Some(8),
             _ => Some(self as u32),
         }
     }
@@ -67,6 +74,8 @@ impl Kind {
             Self::Probation => "probation",
             Self::Closed => "closed",
             Self::Challenge => "challenge",
+            Self::Flood => "flood",
+            Self::FloodOver => "flood-over",
         }
     }
 
@@ -104,7 +113,10 @@ mod tests {
 
     #[test]
     fn what_says_the_same_of_every_source_comes_once_a_second() {
-        assert_eq!(Kind::ALL.map(|kind| kind.rate(500)), [500, 500, 500, 500, 500, 1, 1, 500, 500, 500]);
-        assert_eq!(Kind::ALL.map(|kind| kind.rate(0)), [0; 10]);
+        assert_eq!(
+            Kind::ALL.map(|kind| kind.rate(500)),
+            [500, 500, 500, 500, 500, 1, 1, 500, 500, 500, 500, 500]
+        );
+        assert_eq!(Kind::ALL.map(|kind| kind.rate(0)), [0; 12]);
     }
 }

@@ -1,7 +1,6 @@
 //! What stands in for the maps: tables by index where the index is small, hash maps elsewhere.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::hash::Hash;
 use std::ops::Index;
 
@@ -106,6 +105,32 @@ struct Half {
     /// Where a source's windows begin, in units of one for each CPU.
     places: HashMap<SourceKey, usize>,
     windows: Vec<Window>,
+    /// Places of sources that were removed.
+    free: Vec<usize>,
+}
+
+impl Half {
+    /// Gives a source a place with these windows, one for each CPU.
+    fn put(&mut self, key: &SourceKey, windows: impl ExactSizeIterator<Item = Window>) -> usize {
+        let cpus = windows.len();
+        let place = match self.free.pop() {
+            Some(place) => {
+                let room = self.windows.get_mut(place * cpus..).unwrap_or_default();
+                room.iter_mut().zip(windows).for_each(|(room, window)| *room = window);
+                place
+            }
+            None => {
+                self.windows.extend(windows);
+                self.windows.len() / cpus - 1
+            }
+        };
+        self.places.insert(*key, place);
+        place
+    }
+
+    fn remove(&mut self, key: &SourceKey) {
+        self.free.extend(self.places.remove(key));
+    }
 }
 
 impl Windows {
@@ -152,23 +177,24 @@ impl Windows {
 
     fn renew(&mut self, key: &SourceKey) -> Option<usize> {
         let from = self.older.places.remove(key)? * self.cpus;
-        let place = self.newer.places.len();
-        self.newer.windows.extend(self.older.windows.get(from..)?.get(..self.cpus)?);
-        self.newer.places.insert(*key, place);
-        Some(place)
+        let windows = self.older.windows.get(from..)?.get(..self.cpus)?;
+        Some(self.newer.put(key, windows.iter().copied()))
     }
 
     /// Adds counters: `window` on one CPU, zeroes on the others; false if there are some already.
     pub(super) fn add(&mut self, cpu: usize, key: &SourceKey, window: &Window) -> bool {
-        let place = self.newer.places.len();
-        let Entry::Vacant(entry) = self.newer.places.entry(*key) else { return false };
-        if self.older.places.contains_key(key) {
+        if self.newer.places.contains_key(key) || self.older.places.contains_key(key) {
             return false;
         }
-        entry.insert(place);
         let of_cpu = |other| if other == cpu { *window } else { Window::zeroed() };
-        self.newer.windows.extend((0..self.cpus).map(of_cpu));
+        self.newer.put(key, (0..self.cpus).map(of_cpu));
         true
+    }
+
+    /// Removes a source's counters.
+    pub(super) fn remove(&mut self, key: &SourceKey) {
+        self.newer.remove(key);
+        self.older.remove(key);
     }
 
     /// Forgets the older half if the newer one has its share of `capacity`, and says since when nothing in it was used.
@@ -182,6 +208,7 @@ impl Windows {
         std::mem::swap(&mut self.newer, &mut self.older);
         self.newer.places.clear();
         self.newer.windows.clear();
+        self.newer.free.clear();
         self.older_at_ns = now_ns;
         forgotten
     }
@@ -248,5 +275,11 @@ mod tests {
             let expected = [2, 4, 5, 6].contains(&i).then(|| window(i));
             assert_eq!(windows.on(1, &key(i)).copied(), expected, "{i}");
         }
+        let room = windows.newer.windows.len();
+        windows.remove(&key(5));
+        assert_eq!(windows.on(1, &key(5)), None);
+        assert!(windows.add(0, &key(7), &window(7)));
+        assert_eq!(windows.get(&key(7)), Some(&[window(7), Window::zeroed()][..]));
+        assert_eq!((windows.on(1, &key(6)).copied(), windows.newer.windows.len()), (Some(window(6)), room));
     }
 }

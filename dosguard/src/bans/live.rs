@@ -4,6 +4,7 @@ use dosguard_common::address::{Address, SourceMask};
 use dosguard_common::ban::{Ban, BanParts, BanReason};
 use dosguard_common::config::Mode;
 use dosguard_common::key::SourceKey;
+use dosguard_common::proof::Evidence;
 use dosguard_common::rule::{Rule, RuleIndex, Scope};
 use thiserror::Error;
 
@@ -199,6 +200,12 @@ impl Live {
             let value = Some("true".to_owned());
             return Err(field("monitor", &value, "a ban by hand is never only noted"));
         }
+        let proven = match record.evidence.as_deref().map(Evidence::from_name) {
+            // An earlier version did not tell.
+            None => false,
+            Some(Some(evidence)) => evidence == Evidence::Handshake,
+            Some(None) => return Err(field("evidence", &record.evidence, "`none` or `handshake`")),
+        };
         let name = record.rule.as_deref().unwrap_or_default();
         let rule = self.rule(name);
         let under_rule = record.monitor || scope == Scope::Syn;
@@ -227,7 +234,8 @@ impl Live {
             scope,
             monitored: record.monitor,
             // What the rule says now: it is not told of a ban.
-            refresh: imposed_by.is_some_and(|(_, rule)| rule.refreshes()),
+            refresh: record.offences > 0 && imposed_by.is_some_and(|(_, rule)| rule.refreshes()),
+            proven,
             label,
         });
         let key = if under_rule { SourceKey::for_rule(source, index) } else { SourceKey::everywhere(source) };

@@ -3,7 +3,9 @@
 use dosguard_common::address::{Address, SourceMask};
 use dosguard_common::ban::Ban;
 use dosguard_common::config::Mode;
+use dosguard_common::flood::FloodLimit;
 use dosguard_common::key::SourceKey;
+use dosguard_common::proof::ProofDemand;
 use dosguard_common::rule::{Action, ConnectionLimit, Rule, RuleIndex, RuleSpec, Scope};
 use jiff::Timestamp;
 
@@ -28,6 +30,8 @@ pub(crate) fn rule(name: &str, scope: Scope, mode: Mode) -> Rule {
         refresh: name == "smtp",
         mode,
         connections: ConnectionLimit::NONE,
+        proof: ProofDemand::NONE,
+        flood: FloodLimit::NONE,
     };
     Rule::new(name, &spec, 1)
 }

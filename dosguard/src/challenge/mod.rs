@@ -13,18 +13,65 @@ use dosguard_common::address::Address;
 use dosguard_common::challenge::SynAck;
 use dosguard_common::config::Mode;
 use dosguard_common::rule::{Action, Rule};
+use serde::Serialize;
 
 use crate::connections::own_addresses;
 use crate::datapath::{Datapath, Error};
 
-/// What is in the way of challenges, and what makes them less than they could be. Each with what to do.
+/// How much an instance needs challenges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Need {
+    /// No rule has a use for them.
+    None,
+    /// Rules ban with proof, which challenges bring: without them they ban for a short while only.
+    Helpful,
+    /// A rule has a limit of floods, beyond which sources are challenged.
+    Flood,
+    /// A rule has `action = "challenge"`.
+    Action,
+}
+
+impl Need {
+    /// What a rule needs.
+    fn of(rule: &Rule, mode: Mode) -> Self {
+        let need = match rule.action() {
+            Action::Challenge => Self::Action,
+            Action::Ban | Action::Drop if rule.flood().max != 0 => Self::Flood,
+            Action::Ban | Action::Drop if rule.challenges() => Self::Helpful,
+            Action::Ban | Action::Drop => Self::None,
+        };
+        // What is only watched is told as it would be, and asks for nothing.
+        if mode == Mode::Monitor { need.min(Self::Helpful) } else { need }
+    }
+
+    /// Whether somebody has asked for challenges, and is to be warned where there are none.
+    pub fn is_asked(self) -> bool {
+        self >= Self::Flood
+    }
+}
+
+/// Something that is in the way of challenges.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Obstacle {
+    /// What it is, in few words.
+    pub what: String,
+    /// Why, and what to do.
+    pub more: String,
+    /// Whether `--fix-sysctl` takes it out of the way.
+    #[serde(skip)]
+    pub can_be_set: bool,
+}
+
+/// What is in the way of challenges, and what makes them less than they could be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Readiness {
     /// Why there are none; empty if there are.
-    pub obstacles: Vec<String>,
-    /// What is missing from them.
+    pub obstacles: Vec<Obstacle>,
+    /// What is missing from them, with what to do.
     pub notes: Vec<String>,
 }
+
+const FIX: &str = "(`--fix-sysctl` of `run` and `attach` sets it)";
 
 impl Readiness {
     fn add(&mut self, more: Self) {
@@ -32,12 +79,37 @@ impl Readiness {
         self.notes.extend(more.notes);
     }
 
-    /// What is in the way, in sentences.
-    pub fn sentences(&self) -> Vec<String> {
-        let obstacles = self.obstacles.iter();
-        let obstacles =
-            obstacles.map(|why| format!("no SYN is challenged, what is beyond the limit is dropped: {why}"));
-        obstacles.chain(self.notes.iter().cloned()).collect()
+    fn obstacle(&mut self, what: impl Into<String>, more: impl Into<String>) {
+        self.obstacles.push(Obstacle { what: what.into(), more: more.into(), can_be_set: false });
+    }
+
+    /// What there is to warn of where challenges were asked for; nothing where they were not.
+    pub fn warnings(&self, need: Need) -> Vec<String> {
+        let then = match need {
+            Need::None | Need::Helpful => return Vec::new(),
+            Need::Flood => "floods are told of and nothing more",
+            Need::Action => "what is beyond the limit is dropped",
+        };
+        let warning = |Obstacle { what, more, can_be_set }: &Obstacle| {
+            let fix = if *can_be_set { format!(" {FIX}") } else { String::new() };
+            format!("no SYN is challenged, {then}: {what}: {more}{fix}")
+        };
+        self.obstacles.iter().map(warning).chain(self.notes.iter().cloned()).collect()
+    }
+
+    /// How it is with challenges, in a line.
+    pub fn line(&self) -> String {
+        if self.obstacles.is_empty() {
+            let notes = self.notes.iter().map(|note| format!("; {note}"));
+            return format!("challenges: on{}", notes.collect::<String>());
+        }
+        let what: Vec<_> = self.obstacles.iter().map(|obstacle| obstacle.what.as_str()).collect();
+        let can_be_set = self.obstacles.iter().all(|obstacle| obstacle.can_be_set);
+        format!(
+            "challenges: off, {}; SYNs alone ban for a short while only{}",
+            what.join(", "),
+            if can_be_set { format!(" {FIX}") } else { String::new() }
+        )
     }
 }
 
@@ -87,10 +159,10 @@ impl Look {
         let mut synack = live;
         // A reply without a time to live is of an instance that has no programs for challenges.
         if live.ttl == 0 {
-            readiness.obstacles.push(
-                "the kernel makes no SYN cookies for programs (Linux 6.0), shows no BTF or refused the program that \
-                 answers: the log of `attach` or `run` has the reason"
-                    .to_owned(),
+            readiness.obstacle(
+                "the kernel has no program that answers",
+                "it makes no SYN cookies for programs (Linux 6.0), shows no BTF or refused it, for which the log of \
+                 `attach` or `run` has the reason",
             );
         }
         match Host::read() {
@@ -99,14 +171,13 @@ impl Look {
                 synack = host.synack(datapath.smallest_mtu()?);
             }
             Err(error) => {
-                readiness.obstacles.push(format!("the settings of the host cannot be read: {error}"));
+                readiness.obstacle("the settings of the host cannot be read", error.to_string());
             }
         }
         if datapath.guards_elsewhere()? {
-            readiness.obstacles.push(
-                "an interface of another network namespace is guarded, whose host may be another one: guard it by an \
-                 instance of its own"
-                    .to_owned(),
+            readiness.obstacle(
+                "an interface of another network namespace is guarded",
+                "its host may be another one; guard it by an instance of its own",
             );
         }
         let addresses = own_addresses();
@@ -116,16 +187,16 @@ impl Look {
     }
 }
 
-/// Whether some rule challenges.
+/// How much the rules need challenges.
 ///
 /// # Errors
 ///
 /// The rules cannot be read.
-pub fn is_wanted(datapath: &Datapath) -> Result<bool, Error> {
+pub fn need(datapath: &Datapath) -> Result<Need, Error> {
     let config = datapath.maps().config()?;
-    let challenges =
-        |rule: &Rule| rule.action() == Action::Challenge && config.mode_of(rule) == Mode::Enforce;
-    Ok(datapath.maps().rules()?.iter().any(|(_, rule)| challenges(rule)))
+    let rules = datapath.maps().rules()?;
+    let needs = rules.iter().map(|(_, rule)| Need::of(rule, config.mode_of(rule)));
+    Ok(needs.max().unwrap_or(Need::None))
 }
 
 /// The kernel's settings that matter, of this thread's network namespace.
@@ -186,22 +257,22 @@ impl Host {
     fn readiness(&self) -> Readiness {
         let mut found = Readiness::default();
         if self.cookies != 2 {
-            found.obstacles.push(format!(
-                "net.ipv4.tcp_syncookies is {}: with 2 the host takes cookies that it has not sent itself \
-                 (`--fix-sysctl` sets it)",
-                self.cookies
-            ));
+            found.obstacles.push(Obstacle {
+                what: format!("net.ipv4.tcp_syncookies is {}", self.cookies),
+                more: "with 2 the host takes cookies that it has not sent itself".to_owned(),
+                can_be_set: true,
+            });
         }
         if let Some(setting) = self.forwards {
-            found.obstacles.push(format!(
-                "the host forwards packets ({setting} is 1): what it hands on to other addresses cannot be answered in \
-                 their place"
-            ));
+            found.obstacle(
+                format!("the host forwards packets ({setting} is 1)"),
+                "what it hands on to other addresses cannot be answered in their place",
+            );
         }
         if found.obstacles.is_empty() && self.timestamps != 2 {
             found.notes.push(format!(
                 "challenged connections have no window scale and no SACK: net.ipv4.tcp_timestamps is {}, with 2 they \
-                 have both (`--fix-sysctl` sets it)",
+                 have both {FIX}",
                 self.timestamps
             ));
         }
@@ -242,6 +313,8 @@ impl Host {
 
 #[cfg(test)]
 mod tests {
+    use dosguard_common::rule::RuleSpec;
+
     use super::*;
 
     fn host() -> Host {
@@ -278,11 +351,62 @@ mod tests {
         ];
         for (host, said) in cases {
             let found = host.readiness();
-            assert!(found.obstacles.len() == 1 && found.obstacles[0].contains(said), "{found:?}");
+            assert!(found.obstacles.len() == 1 && found.obstacles[0].what.contains(said), "{found:?}");
             assert!(found.notes.is_empty());
         }
         let found = Host { timestamps: 1, ..host() }.readiness();
         assert!(found.obstacles.is_empty() && found.notes[0].contains("net.ipv4.tcp_timestamps is 1"));
+    }
+
+    #[test]
+    fn what_is_in_the_way_is_said_in_a_line_or_warned_of() {
+        let found = Host { cookies: 1, ..host() }.readiness();
+        assert_eq!(
+            found.line(),
+            "challenges: off, net.ipv4.tcp_syncookies is 1; SYNs alone ban for a short while only \
+             (`--fix-sysctl` of `run` and `attach` sets it)"
+        );
+        assert_eq!(
+            found.warnings(Need::Action),
+            [
+                "no SYN is challenged, what is beyond the limit is dropped: net.ipv4.tcp_syncookies is 1: with 2 the host takes \
+              cookies that it has not sent itself (`--fix-sysctl` of `run` and `attach` sets it)"
+            ]
+        );
+        assert!(found.warnings(Need::Flood)[0].contains(", floods are told of and nothing more: net.ipv4"));
+        assert_eq!(found.warnings(Need::Helpful), Vec::<String>::new());
+        let both = Host { cookies: 0, forwards: Some("net.ipv4.ip_forward"), ..host() }.readiness();
+        assert_eq!(
+            both.line(),
+            "challenges: off, net.ipv4.tcp_syncookies is 0, the host forwards packets (net.ipv4.ip_forward is 1); SYNs \
+             alone ban for a short while only"
+        );
+        assert_eq!(host().readiness().line(), "challenges: on");
+        let note = Host { timestamps: 1, ..host() }.readiness().line();
+        assert!(note.starts_with("challenges: on; challenged connections have no window scale"), "{note}");
+    }
+
+    #[test]
+    fn what_a_rule_asks_for_is_more_than_what_helps_it() {
+        type Change = fn(&mut RuleSpec);
+        let spec = crate::config::policy::default_spec();
+        let need = |change: Change, mode| {
+            let mut spec = spec;
+            change(&mut spec);
+            Need::of(&Rule::new("r", &spec, 1), mode)
+        };
+        let cases: [(Change, Need); 6] = [
+            (|_| {}, Need::Helpful),
+            (|spec| spec.proof.required = false, Need::None),
+            (|spec| spec.action = Action::Drop, Need::None),
+            (|spec| spec.action = Action::Challenge, Need::Action),
+            (|spec| spec.flood.max = 9, Need::Flood),
+            (|spec| (spec.action, spec.flood.max) = (Action::Drop, 9), Need::Flood),
+        ];
+        for (change, expected) in cases {
+            assert_eq!(need(change, Mode::Enforce), expected);
+            assert_eq!(need(change, Mode::Monitor), expected.min(Need::Helpful));
+        }
     }
 
     #[test]

@@ -1,13 +1,13 @@
 //! What commands do and say about challenges.
 
-use crate::challenge::{self, sysctl};
+use crate::challenge::{self, Need, sysctl};
 use crate::datapath::Datapath;
 use crate::output::YELLOW;
 use crate::paths::Paths;
 
 use super::talk;
 
-/// Brings challenges in line with what the host can do, and says what is in their way if some rule challenges. With `fix`, the
+/// Brings challenges in line with what the host can do, and says how it is with them if some rule needs them. With `fix`, the
 /// host's settings are changed first. The instance's lock must be held.
 pub(super) fn make_ready(paths: &Paths, datapath: &mut Datapath, fix: bool) {
     if fix {
@@ -24,13 +24,14 @@ pub(super) fn make_ready(paths: &Paths, datapath: &mut Datapath, fix: bool) {
         }
     }
     // What is wrong with challenges keeps nobody from filtering.
-    match challenge::refresh(datapath).and_then(|found| Ok((found, challenge::is_wanted(datapath)?))) {
-        Ok((readiness, true)) => {
-            for text in readiness.sentences() {
+    match challenge::refresh(datapath).and_then(|found| Ok((found, challenge::need(datapath)?))) {
+        Ok((_, Need::None)) => {}
+        Ok((readiness, Need::Helpful)) => talk::say(&readiness.line()),
+        Ok((readiness, need)) => {
+            for text in readiness.warnings(need) {
                 talk::say(&format!("{YELLOW}warning:{YELLOW:#} {text}"));
             }
         }
-        Ok((_, false)) => {}
         Err(error) => talk::warning("challenges are as they were", &error),
     }
 }

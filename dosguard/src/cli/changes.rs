@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use super::{survive, talk};
 use crate::bans::{Live, Naming};
 use crate::config::policy::{NamedRule, Policy, SourcePrefixes};
+use crate::config::warnings::ban_without_proof;
 use crate::daemon::{self, SubscriptionError};
 use crate::datapath::Datapath;
 use crate::lock::running_daemon;
@@ -94,6 +95,17 @@ pub(super) fn warn_of_uncounted(paths: &Paths, before: &Policy, after: &Policy) 
     let is_new = |rule: &&NamedRule| before.rule(rule.name.as_str()).map(max) != Some(max(rule));
     if after.rules.iter().filter(is_new).any(|rule| max(rule) != 0) && running_daemon(paths).is_none() {
         log::warn!("{UNCOUNTED}");
+    }
+}
+
+/// Warns of rules that ban without proof from now on.
+pub(super) fn warn_of_bare(before: &Policy, after: &Policy) {
+    let was_bare =
+        |rule: &NamedRule| before.rule(rule.name.as_str()).is_some_and(NamedRule::bans_without_proof);
+    for rule in after.rules.iter().filter(|rule| !was_bare(rule)) {
+        if let Some(warning) = ban_without_proof(rule) {
+            log::warn!("{warning}");
+        }
     }
 }
 

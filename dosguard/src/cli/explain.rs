@@ -7,7 +7,9 @@ use clap::Args;
 use dosguard_common::ban::{Ban, BanReason};
 use dosguard_common::event::{Event, Kind};
 use dosguard_common::key::SourceKey;
-use dosguard_common::reason::Verdict;
+use dosguard_common::proof::Evidence;
+use dosguard_common::reason::{Reason, Verdict};
+use dosguard_common::rule::Rule;
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -60,6 +62,12 @@ struct ExplainRecord {
     limit: Option<u32>,
     left: Option<u64>,
     window: String,
+    max_connections: Option<u32>,
+    /// What is known of the source, and when it was last seen to be real.
+    evidence: &'static str,
+    proven: Option<Timestamp>,
+    /// Whether more SYNs come to the rule's ports than it expects of all sources.
+    flooded: bool,
     /// Events that the SYN would bring about.
     brings: Vec<EventRecord>,
 }
@@ -135,6 +143,10 @@ impl Context {
             limit: standing.map(|standing| standing.limit),
             left: standing.map(|standing| standing.left()),
             window: rule.map(|rule| Span::from_ns(rule.spec.window_ns).to_string()).unwrap_or_default(),
+            max_connections: rule.map(|rule| rule.spec.connections.max).filter(|max| *max != 0),
+            evidence: explanation.evidence.name(),
+            proven: explanation.proof.map(|proof| self.clock.at(proof.at_ns)),
+            flooded: explanation.flooded_since_ns.is_some(),
             brings: explanation.events.iter().map(event).collect(),
         }
     }
@@ -161,6 +173,7 @@ impl Context {
         if source != address.to_string() {
             self.line(out, "source", &source)?;
         }
+        self.line(out, "evidence", &self.evidence_text(explanation))?;
         self.print_lists(out, explanation)?;
         for step in &explanation.steps {
             match step {
@@ -175,11 +188,20 @@ impl Context {
                 }
             }
         }
+        for text in self.reasons(explanation) {
+            self.line(out, "so", &text)?;
+        }
         for event in explanation.events.iter().filter(|event| event.kind() != Kind::Unban) {
             let text = match (event.kind(), event.span_ns()) {
                 (Kind::Ban | Kind::WouldBan, Some((since_ns, until_ns))) => {
                     let length = Span::from_ns(until_ns.saturating_sub(since_ns)).approx();
-                    format!("{} for {length}, offence {}", event.kind().name(), event.offence())
+                    let kind = event.kind().name();
+                    match event.offence() {
+                        0 => format!(
+                            "{kind} for {length}, of nothing but SYNs to the rule's ports: anybody may have sent them"
+                        ),
+                        offence => format!("{kind} for {length}, offence {offence}"),
+                    }
                 }
                 (Kind::Extend, Some((_, until_ns))) => {
                     let left = Span::from_ns(until_ns.saturating_sub(self.clock.boot_now_ns())).approx();
@@ -192,6 +214,39 @@ impl Context {
         Ok(())
     }
 
+    /// What is known of the source.
+    fn evidence_text(&self, explanation: &Explanation) -> String {
+        let Some(proof) = explanation.proof else { return "none: no connection of it was seen".to_owned() };
+        let ago = Span::from_ns(self.clock.boot_now_ns().saturating_sub(proof.at_ns)).approx();
+        match explanation.evidence {
+            Evidence::Handshake => format!("handshake, seen {ago} ago"),
+            Evidence::None => format!("none: a handshake {ago} ago counts no more"),
+        }
+    }
+
+    /// What the decision and the evidence come to, where it is not plain.
+    fn reasons(&self, explanation: &Explanation) -> Vec<String> {
+        let mut texts = Vec::new();
+        let is_challenged = explanation.reason == Reason::Challenged;
+        if let Some(since_ns) = explanation.flooded_since_ns {
+            let lasts = Span::from_ns(self.clock.boot_now_ns().saturating_sub(since_ns)).approx();
+            let then = match (is_challenged && explanation.standing().is_none(), explanation.evidence) {
+                (true, _) => "what has no proof is challenged, and not counted",
+                (false, Evidence::Handshake) => "the source has proof, and goes on as before",
+                (false, Evidence::None) => {
+                    "nothing is challenged for it here, and the source is counted as before"
+                }
+            };
+            texts.push(format!("the rule has been flooded for {lasts}: {then}"));
+        }
+        let rule = self.rule_of(explanation.port).filter(|rule| Rule::new("", &rule.spec, 1).challenges());
+        if let Some(rule) = rule.filter(|_| is_challenged) {
+            let limit = RuleField::Limit.get(rule);
+            texts.push(format!("whoever answers connects; more connections than {limit} ban the source"));
+        }
+        texts
+    }
+
     /// Where the source stands under each rule.
     fn print_all(&self, out: &mut dyn Write, address: IpAddr, all: &[Explanation]) -> anyhow::Result<()> {
         let Some(first) = all.first() else { return Ok(()) };
@@ -200,6 +255,7 @@ impl Context {
             "SYNs from {BOLD}{address}{BOLD:#} (source {})",
             source_text(first.source, self.prefixes)
         )?;
+        self.line(out, "evidence", &self.evidence_text(first))?;
         self.print_lists(out, first)?;
         let limited = self.rules.iter().any(|rule| rule.spec.connections.max != 0);
         let mut header = vec!["RULE", "PORTS", "WOULD", "REASON", "COUNTED", "LIMIT", "LEFT"];
@@ -274,10 +330,13 @@ impl Context {
         };
         text += &match (measure, fields.note) {
             (Some(measure), _) => format!(
-                ": {measure}, limit {} (rule {}, offence {})",
+                ": {measure}, limit {} (rule {}, {})",
                 fields.limit,
                 fields.rule.unwrap_or_default(),
-                fields.offences
+                match fields.offences {
+                    0 => "by SYNs alone".to_owned(),
+                    offences => format!("offence {offences}"),
+                }
             ),
             (None, Some(note)) => format!(": by an administrator: {note}"),
             (None, None) => ": by an administrator".to_owned(),

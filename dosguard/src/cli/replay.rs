@@ -26,8 +26,11 @@ const LISTED: usize = 20;
 /// The packets are judged as the filter would have, at their own times. Needs no privileges and changes nothing.
 ///
 /// The filter sees what a network card receives. Packets that the capture marks as sent (`tcpdump -i any`, pcapng with
-/// directions) are left out; all others are judged whichever way they went. So capture with `tcpdump -Q in`, or name the
-/// guarded addresses with `--to`.
+/// directions) are left out; all others are judged whichever way they went, unless the guarded addresses are named with
+/// `--to`.
+///
+/// Without proof that its source is real a ban is short and only of new connections (`require_proof`). The proof is a handshake
+/// in the capture, which takes both directions: with `tcpdump -Q in` nobody is proven.
 #[derive(Debug, Args)]
 pub(super) struct ReplayArgs {
     /// The capture: pcap or pcapng, also compressed with gzip; `-` for stdin.

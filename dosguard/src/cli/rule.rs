@@ -5,12 +5,13 @@ use std::io::Write;
 use clap::{Args, Subcommand};
 use dosguard_common::config::Mode;
 use dosguard_common::event::Kind;
+use dosguard_common::proof::ProofDemand;
 use dosguard_common::rule::{Action, ConnectionLimit};
 use serde::Serialize;
 
-use super::changes::{Names, count, warn_of_uncounted};
+use super::changes::{Names, count, warn_of_bare, warn_of_uncounted};
 use super::{Answer, talk};
-use crate::config::field::{RuleField, with_room_for_ban};
+use crate::config::field::{NO_LIMIT, RuleField, with_room_for_ban};
 use crate::config::keys::unknown_rule;
 use crate::config::policy::{NamedRule, RuleName, default_spec};
 use crate::config::ports::Ports;
@@ -50,7 +51,7 @@ pub(super) struct AddArgs {
     /// SYNs of one source that pass within a window, such as `3/60s`.
     #[arg(long)]
     limit: String,
-    /// What happens beyond the limit: `ban`, or `drop` for only the SYNs beyond it. [default: ban]
+    /// What happens beyond the limit: `ban`, `drop` for only the SYNs beyond it, or `challenge`. [default: ban]
     #[arg(long)]
     action: Option<String>,
     /// How long the first ban lasts. [default: 1m]
@@ -77,6 +78,17 @@ pub(super) struct AddArgs {
     /// Close the connections of a source that is banned for holding too many.
     #[arg(long)]
     close: bool,
+    /// `true` if SYNs alone, which anybody can forge, ban nobody from more than new connections for a short while, or `false`.
+    /// [default: true]
+    #[arg(long, value_name = "BOOLEAN")]
+    require_proof: Option<String>,
+    /// How long a ban by SYNs alone lasts. [default: 10s]
+    #[arg(long, value_name = "DURATION")]
+    unproven_ban: Option<String>,
+    /// SYNs of all sources together within a window, beyond which those without proof are challenged, such as `20000/1s`.
+    /// [default: none, for any number]
+    #[arg(long, value_name = "LIMIT")]
+    flood_limit: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -101,6 +113,9 @@ struct RuleRecord {
     mode: &'static str,
     max_connections: Option<u32>,
     close: bool,
+    require_proof: bool,
+    unproven_ban: String,
+    flood_limit: Option<String>,
 }
 
 pub(super) fn rule(paths: &Paths, verb: &RuleVerb, out: &mut dyn Write) -> anyhow::Result<Answer> {
@@ -125,22 +140,32 @@ pub(super) fn describe(rule: &NamedRule) -> String {
             RuleField::Scope.get(rule)
         ),
     };
+    let ProofDemand { required, unproven_ban_ns } = rule.spec.proof;
+    if rule.spec.action == Action::Ban && !required {
+        over += ", by SYNs alone";
+    } else if rule.spec.action == Action::Ban && unproven_ban_ns != ProofDemand::DEFAULT.unproven_ban_ns {
+        over += &format!(", {} by SYNs alone", RuleField::UnprovenBan.get(rule));
+    }
     if rule.spec.action.bans() && rule.spec.refresh {
         over += ", SYNs while banned restart its clock";
     }
     if rule.spec.mode == Mode::Monitor {
         over += &format!("; {YELLOW}monitor mode{YELLOW:#}: it drops nothing");
     }
+    let be = if rule.spec.mode == Mode::Monitor { "would be" } else { "are" };
     let connections = match rule.spec.connections {
         ConnectionLimit { max: 0, .. } => String::new(),
         ConnectionLimit { max, close } => {
             let close = if close { ", and closed" } else { "" };
-            let be = if rule.spec.mode == Mode::Monitor { "would be" } else { "are" };
             format!("; more than {max} connections {be} banned{close}")
         }
     };
+    let flood = match RuleField::FloodLimit.get(rule) {
+        limit if limit == NO_LIMIT => String::new(),
+        limit => format!("; beyond {limit} of all sources those without proof {be} challenged"),
+    };
     format!(
-        "rule {BOLD}{}{BOLD:#}: {ports}, {}, then {over}{connections}",
+        "rule {BOLD}{}{BOLD:#}: {ports}, {}, then {over}{connections}{flood}",
         rule.name,
         RuleField::Limit.get(rule)
     )
@@ -181,6 +206,9 @@ impl RuleRecord {
             mode: rule.spec.mode.name(),
             max_connections: Some(rule.spec.connections.max).filter(|max| *max != 0),
             close: rule.spec.connections.close,
+            require_proof: rule.spec.proof.required,
+            unproven_ban: RuleField::UnprovenBan.get(rule),
+            flood_limit: Some(RuleField::FloodLimit.get(rule)).filter(|limit| limit != NO_LIMIT),
         }
     }
 }
@@ -208,6 +236,7 @@ fn add(paths: &Paths, args: &AddArgs) -> anyhow::Result<Answer> {
         paths.command()
     ));
     warn_of_uncounted(paths, &live, &wanted);
+    warn_of_bare(&live, &wanted);
     Ok(Answer::Done)
 }
 
@@ -231,6 +260,9 @@ fn wanted_rule(paths: &Paths, args: &AddArgs) -> anyhow::Result<NamedRule> {
         (RuleField::Scope, args.scope.as_ref()),
         (RuleField::Mode, args.mode.as_ref()),
         (RuleField::MaxConnections, args.max_connections.as_ref()),
+        (RuleField::RequireProof, args.require_proof.as_ref()),
+        (RuleField::UnprovenBan, args.unproven_ban.as_ref()),
+        (RuleField::FloodLimit, args.flood_limit.as_ref()),
     ];
     for (field, text) in given {
         if let Some(text) = text {
@@ -286,4 +318,36 @@ fn del(paths: &Paths, args: &DelArgs) -> anyhow::Result<Answer> {
     talk::say("what the configuration file names comes back when it is applied again");
     before.report(paths, Kind::Unban, &ended);
     Ok(Answer::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_unusual_of_proof_and_floods_is_described() {
+        let said = |settings: &[(RuleField, &str)]| {
+            let mut rule =
+                NamedRule { name: "web".parse().unwrap(), ports: Ports::default(), spec: default_spec() };
+            RuleField::Ports.assign(&mut rule, "tcp/80").unwrap();
+            for (field, value) in settings {
+                field.assign(&mut rule, value).unwrap();
+            }
+            anstream::adapter::strip_str(&describe(&rule)).to_string()
+        };
+        use RuleField::{Action, FloodLimit, RequireProof, UnprovenBan};
+        let cases: [(&[_], &str); 5] = [
+            (&[], "ban for 1m, scope all"),
+            (&[(UnprovenBan, "5s")], "ban for 1m, scope all, 5s by SYNs alone"),
+            (&[(RequireProof, "false"), (UnprovenBan, "5s")], "ban for 1m, scope all, by SYNs alone"),
+            (&[(Action, "drop"), (RequireProof, "false")], "drop the excess"),
+            (
+                &[(FloodLimit, "20000/1s")],
+                "ban for 1m, scope all; beyond 20000/1s of all sources those without proof are challenged",
+            ),
+        ];
+        for (settings, expected) in cases {
+            assert_eq!(said(settings), format!("rule web: tcp/80, 100/1s, then {expected}"));
+        }
+    }
 }

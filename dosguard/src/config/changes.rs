@@ -149,6 +149,7 @@ interfaces = ['eth2', 'eth0']
 allow = ['192.0.2.2', '192.0.2.3', '192.0.2.4']
 events.rate = 7
 source.ipv6_prefix = 56
+source.proof_age = '2h'
 [rule.default]
 limit = '200/1s'
 mode = 'monitor'
@@ -163,6 +164,7 @@ limit = '5/1s'
         let expected = [
             "core.mode: monitor -> enforce",
             "core.ipv6_prefix: 64 -> 56",
+            "core.proof_age: 1h -> 2h",
             "events.rate: 1000 -> 7",
             "interfaces: eth2 added",
             "interfaces: eth1 removed",
@@ -173,7 +175,7 @@ limit = '5/1s'
             "rule.smtp: removed",
             "rule.web.ports: tcp/80 -> tcp/80,tcp/443",
             "rule.ssh: added (ports tcp/22, limit 5/1s, action ban, ban 1m, ban_max 1d, forget 1d, scope all, refresh false, \
-             mode enforce, max_connections none, close false)",
+             mode enforce, max_connections none, close false, require_proof true, unproven_ban 10s, flood_limit none)",
         ];
         assert_eq!(lines, expected);
     }

@@ -1,15 +1,19 @@
 //! The settings of one rule by name, wherever they are written: in the file, as a sysctl key, on the command line.
 
+mod error;
+
 use std::fmt;
 
 use dosguard_common::config::Mode;
+use dosguard_common::flood::FloodLimit;
 use dosguard_common::rule::{Action, MAX_CONNECTIONS, RuleSpec, Scope};
-use thiserror::Error;
 
-use super::limit::{Limit, LimitError};
+pub use self::error::FieldError;
+
+use super::limit::Limit;
 use super::policy::NamedRule;
-use super::ports::{PortError, Ports};
-use super::units::{Span, SpanError};
+use super::ports::Ports;
+use super::units::Span;
 
 /// A setting of a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -18,7 +22,7 @@ pub enum RuleField {
     Ports,
     /// SYNs within a window: `100/1s`.
     Limit,
-    /// `ban`, or `drop` for only the SYNs over the limit.
+    /// `ban`, `drop` for only the SYNs over the limit, or `challenge` to answer them.
     Action,
     /// The first ban's length.
     Ban,
@@ -36,109 +40,24 @@ pub enum RuleField {
     MaxConnections,
     /// Whether the connections of a source that holds too many are closed: `true` or `false`.
     Close,
+    /// Whether SYNs alone, which anybody can forge, ban nobody from more than new connections for a short while: `true` or
+    /// `false`.
+    RequireProof,
+    /// How long a ban without proof lasts.
+    UnprovenBan,
+    /// SYNs of all sources together within a window, beyond which those without proof are challenged: `20000/1s`, or `none`.
+    FloodLimit,
 }
 
-/// Any number of connections.
+/// Any number of connections, or of SYNs of all sources.
 pub(crate) const NO_LIMIT: &str = "none";
 
 /// The shortest ban: a shorter one would report more than it drops.
 const SHORTEST_BAN: Span = Span::from_ns(100_000_000);
 
-/// Why a setting does not take a value.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum FieldError {
-    /// The limit is malformed or out of range.
-    #[error(transparent)]
-    Limit(#[from] LimitError),
-    /// A duration is malformed.
-    #[error("{field}: {error}")]
-    Duration {
-        /// Which setting.
-        field: RuleField,
-        /// Why it is no duration.
-        error: SpanError,
-    },
-    /// A ban of zero was asked for.
-    #[error(
-        "{field} `{text}`: a ban cannot be zero\nhint: such as `10m`; action `drop` is the one without bans"
-    )]
-    ZeroBan {
-        /// `ban` or `ban_max`.
-        field: RuleField,
-        /// What was written.
-        text: String,
-    },
-    /// A ban of next to nothing was asked for.
-    #[error("{field} `{text}` is too short\nhint: `{SHORTEST_BAN}` or more, such as `10m`")]
-    ShortBan {
-        /// `ban` or `ban_max`.
-        field: RuleField,
-        /// What was written.
-        text: String,
-    },
-    /// The longest ban is shorter than the first.
-    #[error(
-        "ban_max `{ban_max}` is shorter than ban `{ban}`\nhint: a ban_max of `{ban}` or more, or a shorter ban"
-    )]
-    BanMaxBelowBan {
-        /// The first ban's length.
-        ban: Span,
-        /// The longest ban's length.
-        ban_max: Span,
-    },
-    /// There is no such action.
-    #[error("no such action as `{text}`\nhint: `ban`, or `drop` for only the SYNs over the limit")]
-    Action {
-        /// What was written.
-        text: String,
-    },
-    /// There is no such scope.
-    #[error(
-        "no such scope as `{text}`\nhint: `all` packets of the source, or only its `syn` to the rule's ports"
-    )]
-    Scope {
-        /// What was written.
-        text: String,
-    },
-    /// It is no number of connections.
-    #[error(
-        "max_connections cannot be `{text}`\nhint: from 1 to {MAX_CONNECTIONS} established connections of one source, such as \
-         `100`, or `none` for any number (in a file `\"none\"`)"
-    )]
-    MaxConnections {
-        /// What was written.
-        text: String,
-    },
-    /// It is neither yes nor no.
-    #[error(
-        "close cannot be `{text}`\nhint: `true` if connections of a source that holds too many are closed, or `false`"
-    )]
-    Close {
-        /// What was written.
-        text: String,
-    },
-    /// It is neither yes nor no.
-    #[error(
-        "refresh cannot be `{text}`\nhint: `true` if a SYN that arrives during a ban restarts its clock, or `false`"
-    )]
-    Refresh {
-        /// What was written.
-        text: String,
-    },
-    /// There is no such mode.
-    #[error("no such mode as `{text}`\nhint: `enforce`, or `monitor` to count and report and drop nothing")]
-    Mode {
-        /// What was written.
-        text: String,
-    },
-    /// A port is malformed.
-    #[error(transparent)]
-    Port(#[from] PortError),
-}
-
 impl RuleField {
     /// Every setting, in the order in which they are listed.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 14] = [
         Self::Ports,
         Self::Limit,
         Self::Action,
@@ -150,6 +69,9 @@ impl RuleField {
         Self::Mode,
         Self::MaxConnections,
         Self::Close,
+        Self::RequireProof,
+        Self::UnprovenBan,
+        Self::FloodLimit,
     ];
 
     /// Its name in the file and in keys.
@@ -166,6 +88,9 @@ impl RuleField {
             Self::Mode => "mode",
             Self::MaxConnections => "max_connections",
             Self::Close => "close",
+            Self::RequireProof => "require_proof",
+            Self::UnprovenBan => "unproven_ban",
+            Self::FloodLimit => "flood_limit",
         }
     }
 
@@ -188,6 +113,9 @@ impl RuleField {
             Self::Mode => r#"mode = "monitor""#,
             Self::MaxConnections => "max_connections = 100",
             Self::Close => "close = true",
+            Self::RequireProof => "require_proof = true",
+            Self::UnprovenBan => r#"unproven_ban = "10s""#,
+            Self::FloodLimit => r#"flood_limit = "20000/1s""#,
         }
     }
 
@@ -210,6 +138,10 @@ impl RuleField {
             Self::MaxConnections if spec.connections.max == 0 => NO_LIMIT.to_owned(),
             Self::MaxConnections => spec.connections.max.to_string(),
             Self::Close => spec.connections.close.to_string(),
+            Self::RequireProof => spec.proof.required.to_string(),
+            Self::UnprovenBan => Span::from_ns(spec.proof.unproven_ban_ns).to_string(),
+            Self::FloodLimit if spec.flood.max == 0 => NO_LIMIT.to_owned(),
+            Self::FloodLimit => format!("{}/{}", spec.flood.max, Span::from_ns(spec.flood.window_ns)),
         }
     }
 
@@ -263,6 +195,17 @@ impl RuleField {
                 spec.connections.close =
                     text.parse().map_err(|_| FieldError::Close { text: text.to_owned() })?;
             }
+            Self::RequireProof => {
+                spec.proof.required =
+                    text.parse().map_err(|_| FieldError::RequireProof { text: text.to_owned() })?;
+            }
+            Self::UnprovenBan => spec.proof.unproven_ban_ns = ban()?,
+            Self::FloodLimit if text == NO_LIMIT => spec.flood = FloodLimit::NONE,
+            Self::FloodLimit => {
+                let limit: Limit =
+                    text.parse().map_err(|error| FieldError::FloodLimit { error: Box::new(error) })?;
+                spec.flood = FloodLimit { max: limit.count(), window_ns: limit.window().ns() };
+            }
         }
         Ok(())
     }
@@ -314,117 +257,4 @@ pub fn check(spec: &RuleSpec) -> Result<(), FieldError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::policy::{RuleName, default_spec};
-
-    fn rule() -> NamedRule {
-        let name: RuleName = "smtp".parse().unwrap();
-        NamedRule { name, ports: "tcp/25".parse().unwrap(), spec: default_spec() }
-    }
-
-    #[test]
-    fn what_is_read_can_be_written_and_changes_nothing() {
-        for field in RuleField::ALL {
-            assert_eq!(RuleField::from_name(field.name()), Some(field));
-            let mut written = rule();
-            field.assign(&mut written, &field.get(&rule())).unwrap();
-            assert_eq!(written, rule());
-        }
-        assert_eq!(RuleField::from_name("colour"), None);
-    }
-
-    #[test]
-    fn each_setting_changes_its_own_value() {
-        let mut rule = rule();
-        let values = [
-            (RuleField::Ports, "tcp/25,tcp/587"),
-            (RuleField::Limit, "3/1m"),
-            (RuleField::Action, "drop"),
-            (RuleField::Ban, "10m"),
-            (RuleField::BanMax, "2d"),
-            (RuleField::Forget, "0s"),
-            (RuleField::Scope, "syn"),
-            (RuleField::Refresh, "true"),
-            (RuleField::Mode, "monitor"),
-            (RuleField::MaxConnections, "100"),
-            (RuleField::Close, "true"),
-        ];
-        for (field, value) in values {
-            field.assign(&mut rule, value).unwrap();
-        }
-        assert_eq!(values.map(|(field, _)| field.get(&rule)), values.map(|(_, value)| value));
-        assert_eq!((rule.spec.limit, rule.spec.window_ns), (3, 60_000_000_000));
-        check(&rule.spec).unwrap();
-    }
-
-    #[test]
-    fn a_bad_value_changes_nothing_and_says_what_is_accepted() {
-        let cases = [
-            (
-                RuleField::Limit,
-                "0/1s",
-                "limit `0/1s`: the count is zero\nhint: from 1 to 500000 SYNs, such as `100/1s`",
-            ),
-            (
-                RuleField::Ban,
-                "5",
-                "ban: duration `5` has no unit\nhint: a whole number and a unit: ns, us, ms, s, m, h or d, such as `10m`",
-            ),
-            (
-                RuleField::Ban,
-                "0s",
-                "ban `0s`: a ban cannot be zero\nhint: such as `10m`; action `drop` is the one without bans",
-            ),
-            (
-                RuleField::Action,
-                "Ban",
-                "no such action as `Ban`\nhint: `ban`, or `drop` for only the SYNs over the limit",
-            ),
-            (
-                RuleField::Scope,
-                "",
-                "no such scope as ``\nhint: `all` packets of the source, or only its `syn` to the rule's ports",
-            ),
-            (
-                RuleField::Refresh,
-                "yes",
-                "refresh cannot be `yes`\nhint: `true` if a SYN that arrives during a ban restarts its clock, or `false`",
-            ),
-            (
-                RuleField::Mode,
-                "off",
-                "no such mode as `off`\nhint: `enforce`, or `monitor` to count and report and drop nothing",
-            ),
-            (
-                RuleField::MaxConnections,
-                "0",
-                "max_connections cannot be `0`\nhint: from 1 to 10000000 established connections of one source, such as `100`, \
-                 or `none` for any number (in a file `\"none\"`)",
-            ),
-            (
-                RuleField::Close,
-                "2",
-                "close cannot be `2`\nhint: `true` if connections of a source that holds too many are closed, or `false`",
-            ),
-            (RuleField::Ports, "tcp/0", "`tcp/0`: there is no port `0`\nhint: from 1 to 65535"),
-        ];
-        for (field, value, message) in cases {
-            let mut written = rule();
-            assert_eq!(field.assign(&mut written, value).unwrap_err().to_string(), message);
-            assert_eq!(written, rule());
-        }
-    }
-
-    #[test]
-    fn settings_that_belong_together_are_looked_at_together() {
-        let mut rule = rule();
-        RuleField::Ban.assign(&mut rule, "2d").unwrap();
-        assert_eq!(
-            check(&rule.spec).unwrap_err().to_string(),
-            "ban_max `1d` is shorter than ban `2d`\nhint: a ban_max of `2d` or more, or a shorter ban"
-        );
-        RuleField::BanMax.assign(&mut rule, "4d").unwrap();
-        check(&rule.spec).unwrap();
-    }
-}
+mod tests;

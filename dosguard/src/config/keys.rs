@@ -10,11 +10,14 @@ use dosguard_common::abi::ABI_VERSION;
 use thiserror::Error;
 
 use super::field::{RuleField, parse_mode};
-use super::policy::{NamedRule, Policy, PolicyError, RuleName, parse_events_rate, parse_source_prefix};
+use super::policy::{
+    NamedRule, Policy, PolicyError, RuleName, parse_events_rate, parse_proof_age, parse_source_prefix,
+};
 use super::sizes::{Size, Sizes};
 
 /// The settings that are no rule's, in the order in which they are listed.
-const GLOBAL: [Key; 4] = [Key::Mode, Key::SourceIpv4Prefix, Key::SourceIpv6Prefix, Key::EventsRate];
+const GLOBAL: [Key; 5] =
+    [Key::Mode, Key::SourceIpv4Prefix, Key::SourceIpv6Prefix, Key::ProofAge, Key::EventsRate];
 
 /// The keys that are only for reading, which are listed next.
 const FIXED: [Key; 6] = [
@@ -35,6 +38,8 @@ pub enum Key {
     SourceIpv4Prefix,
     /// `core.ipv6_prefix`: how many bits of an IPv6 address make a source.
     SourceIpv6Prefix,
+    /// `core.proof_age`: how long a source counts as real that has completed a handshake.
+    ProofAge,
     /// `events.rate`: events of one kind that each CPU reports in a second.
     EventsRate,
     /// `core.abi`: the version of the layout that the program and its maps have. Only for reading.
@@ -96,6 +101,7 @@ impl Key {
             Self::Mode => Some(policy.mode.name().to_owned()),
             Self::SourceIpv4Prefix => Some(policy.prefixes.ipv4.to_string()),
             Self::SourceIpv6Prefix => Some(policy.prefixes.ipv6.to_string()),
+            Self::ProofAge => Some(policy.proof_age.to_string()),
             Self::EventsRate => Some(policy.events_rate.to_string()),
             Self::Rule { rule, field } => policy.rule(rule.as_str()).map(|rule| field.get(rule)),
         }
@@ -133,6 +139,7 @@ impl Key {
             Self::Mode => policy.mode = parse_mode(text)?,
             Self::SourceIpv4Prefix => policy.prefixes.ipv4 = parse_source_prefix("IPv4", 32, text)?,
             Self::SourceIpv6Prefix => policy.prefixes.ipv6 = parse_source_prefix("IPv6", 128, text)?,
+            Self::ProofAge => policy.proof_age = parse_proof_age(text)?,
             Self::EventsRate => policy.events_rate = parse_events_rate(text)?,
             Self::Rule { rule, field: RuleField::Ports } if rule.is_default() => {
                 return Err(PolicyError::DefaultWithPorts);
@@ -153,6 +160,7 @@ impl fmt::Display for Key {
             Self::Mode => f.pad("core.mode"),
             Self::SourceIpv4Prefix => f.pad("core.ipv4_prefix"),
             Self::SourceIpv6Prefix => f.pad("core.ipv6_prefix"),
+            Self::ProofAge => f.pad("core.proof_age"),
             Self::EventsRate => f.pad("events.rate"),
             Self::Abi => f.pad("core.abi"),
             Self::Size(size) => f.pad(&format!("size.{}", size.name())),

@@ -8,6 +8,8 @@ use std::str::FromStr;
 use dosguard_common::abi;
 use dosguard_common::address::SourceMask;
 use dosguard_common::config::{EVENTS_RATE, Mode};
+use dosguard_common::flood::FloodLimit;
+use dosguard_common::proof::{PROOF_AGE_NS, ProofDemand};
 use dosguard_common::rule::{Action, ConnectionLimit, MAX_NAME, RuleSpec, Scope};
 
 pub use error::PolicyError;
@@ -42,6 +44,8 @@ pub struct Policy {
     pub deny: Vec<Cidr>,
     /// Events of one kind that each CPU reports in a second, up to [`MAX_EVENTS_RATE`].
     pub events_rate: u32,
+    /// How long a source counts as real that has completed a handshake.
+    pub proof_age: Span,
     /// How much of an address makes a source.
     pub prefixes: SourcePrefixes,
     /// The rules. The first is always `default`; the others are in the order of the file.
@@ -66,6 +70,13 @@ pub struct NamedRule {
     pub ports: Ports,
     /// What it demands.
     pub spec: RuleSpec,
+}
+
+impl NamedRule {
+    /// Whether its SYNs alone, which anybody can forge, ban a source as far as the rule says.
+    pub fn bans_without_proof(&self) -> bool {
+        self.spec.action == Action::Ban && !self.spec.proof.required
+    }
 }
 
 /// A rule's name: 1 to 15 bytes of `a-z`, `0-9`, `_` and `-`, the first a letter. So it needs no quotes anywhere, and
@@ -164,6 +175,19 @@ pub fn parse_events_rate(text: &str) -> Result<u32, PolicyError> {
     rate.ok_or_else(|| PolicyError::EventsRate { text: text.to_owned() })
 }
 
+/// How long a source counts as real that has completed a handshake.
+///
+/// # Errors
+///
+/// It is no duration, or a shorter one than a second.
+pub fn parse_proof_age(text: &str) -> Result<Span, PolicyError> {
+    const SHORTEST: Span = Span::from_secs(1);
+    let age: Result<Span, _> = text.parse();
+    age.ok()
+        .filter(|age| age.ns() >= SHORTEST.ns())
+        .ok_or_else(|| PolicyError::ProofAge { text: text.to_owned() })
+}
+
 /// How many bits of an address of the family make a source.
 ///
 /// # Errors
@@ -190,6 +214,7 @@ impl Default for Policy {
             allow: Vec::new(),
             deny: Vec::new(),
             events_rate: EVENTS_RATE,
+            proof_age: Span::from_ns(PROOF_AGE_NS),
             prefixes: SourcePrefixes::default(),
             rules: vec![default],
         }
@@ -215,6 +240,8 @@ pub const fn default_spec() -> RuleSpec {
         refresh: false,
         mode: Mode::Enforce,
         connections: ConnectionLimit::NONE,
+        proof: ProofDemand::DEFAULT,
+        flood: FloodLimit::NONE,
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::cidr::Cidr;
 use super::file::Configuration;
-use super::policy::Policy;
+use super::policy::{NamedRule, Policy};
 
 /// A network of fewer bits is a large part of all addresses.
 const WIDE_IPV4: u8 = 8;
@@ -17,6 +17,7 @@ pub fn warnings(configuration: &Configuration) -> Vec<String> {
     lists(&configuration.policy, &mut found);
     for rule in &configuration.policy.rules {
         let name = &rule.name;
+        found.extend(ban_without_proof(rule));
         if rule.spec.connections.close && rule.spec.connections.max == 0 {
             found.push(format!("rule `{name}` has `close` and no `max_connections`: it closes nothing"));
         }
@@ -60,6 +61,16 @@ fn part(network: &Cidr) -> String {
     }
 }
 
+/// What is to be said of a rule by which SYNs alone ban.
+pub fn ban_without_proof(rule: &NamedRule) -> Option<String> {
+    let name = &rule.name;
+    rule.bans_without_proof().then(|| {
+        format!(
+            "rule `{name}` has `require_proof = false`: whoever forges the address of a client has it banned"
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -99,6 +110,10 @@ mod tests {
             (
                 "rule.default.close = true",
                 "rule `default` has `close` and no `max_connections`: it closes nothing",
+            ),
+            (
+                "rule.default.require_proof = false",
+                "rule `default` has `require_proof = false`: whoever forges the address of a client has it banned",
             ),
             (
                 "metrics.listen = '0.0.0.0:9741'",

@@ -50,7 +50,7 @@ impl SocketLayout {
 }
 
 /// What is kept of a listener's cookies, each at so many bytes from the beginning of its structure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ListenerLayout {
     /// When it last sent one (`rx_opt.ts_recent_stamp` of `struct tcp_sock`).
     pub(crate) sent: u32,
@@ -84,6 +84,31 @@ impl ListenerLayout {
             group_sent: btf.offset(btf.structure("sock_reuseport")?, "synq_overflow_ts", 0)?,
             locks: locks / 8,
             locks_shift: locks % 8,
+        })
+    }
+}
+
+/// What is kept of a connection that is being made (`struct tcp_request_sock`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestLayout {
+    /// The sequence number of the SYN-ACK.
+    pub(crate) sent: u32,
+}
+
+impl RequestLayout {
+    /// Of the running kernel.
+    ///
+    /// # Errors
+    ///
+    /// As of [`SocketLayout::of_kernel`].
+    pub fn of_kernel() -> io::Result<Self> {
+        let bytes = fs::read(KERNEL)?;
+        let layout = Btf::parse(&bytes).and_then(|btf| {
+            let request = btf.structure("tcp_request_sock")?;
+            Some(Self { sent: btf.offset(request, "snt_isn", 0)? })
+        });
+        layout.ok_or_else(|| {
+            io::Error::other(format!("`{KERNEL}` has no `struct tcp_request_sock` as expected"))
         })
     }
 }

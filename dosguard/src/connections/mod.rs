@@ -22,7 +22,7 @@ pub use census::{Census, Limits, Pace, Passed};
 pub use closing::Closed;
 pub use diag::{DiagError, SockDiag, States, TcpSocket, TcpState};
 pub use elsewhere::Place;
-pub use layout::{ListenerLayout, SocketLayout};
+pub use layout::{ListenerLayout, RequestLayout, SocketLayout};
 
 use crate::config::cidr::to_address;
 use crate::config::services::CountBy;

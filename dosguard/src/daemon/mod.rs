@@ -9,6 +9,7 @@ mod client;
 mod connections;
 mod events;
 mod export;
+mod floods;
 pub mod health;
 mod interfaces;
 pub mod metrics;
@@ -266,6 +267,7 @@ impl Daemon<'_> {
                 }
                 () = sleep_until(sample_at) => {
                     self.pump.measure();
+                    self.pump.look_at_floods();
                     sample_at = tokio::time::Instant::now() + SAMPLE_INTERVAL;
                 }
                 () = sleep_until(alive_at), if alive_every.is_some() => {

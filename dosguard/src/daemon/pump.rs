@@ -10,6 +10,7 @@ use dosguard_common::reason::Tally;
 use tokio::task::yield_now;
 
 use super::events::{EventHub, Recorder};
+use super::floods::{self, Floods};
 use super::health::Health;
 use super::report::{Sampler, Totals};
 use super::services::RunningServices;
@@ -19,10 +20,13 @@ use crate::lock::StateLock;
 use crate::output::EventRecord;
 use crate::paths::Paths;
 use crate::store::{EventFilter, Store, Writer};
+use crate::system::boot_now_ns;
 
 /// Batches that are read at the end, or before a sweep: more than the ring buffer holds, so that a flood that goes on
 /// does not keep the daemon from stopping.
 const DRAIN_BATCHES: usize = 512;
+/// What warnings are about.
+const FLOODS: &str = "looking at floods";
 /// Events that are read from the history at once.
 const CHUNK: usize = 1_000;
 
@@ -35,6 +39,7 @@ pub(super) struct Pump {
     writer: Writer,
     health: Health,
     sampler: Sampler,
+    floods: Floods,
     /// How many bans held at the last walk.
     bans: usize,
     lost: u64,
@@ -64,6 +69,7 @@ impl Pump {
             writer,
             health,
             sampler: Sampler::default(),
+            floods: Floods::default(),
             bans: 0,
             lost,
             imposed: Vec::new(),
@@ -100,7 +106,7 @@ impl Pump {
         Ok(())
     }
 
-    /// Publishes what neither the history nor the ring buffer had of bans and their ends. What is told already is read from the
+    /// Publishes what neither the history nor the ring buffer had of bans and their ends, and of ends of floods. What is told already is read from the
     /// history, and from memory, where it may be only as yet.
     pub(super) fn catch_up(&mut self, known: &Known, paths: &Paths) -> Result<(), DaemonError> {
         let Self { datapath, recorder, hub, .. } = self;
@@ -117,9 +123,11 @@ impl Pump {
                 }
             }
         };
-        for record in catch_up::untold(known, datapath, recorder, each_told)? {
-            self.publish(record);
-        }
+        let mut untold = catch_up::untold(known, datapath, recorder, each_told)?;
+        let ended = floods::ended(&floods::seen(datapath.maps())?, recorder.clock().boot_now_ns());
+        let ended = ended.iter().map(|event| recorder.record(datapath, event)).collect();
+        untold.extend(floods::untold(ended, each_told));
+        untold.into_iter().for_each(|record| self.publish(record));
         Ok(())
     }
 
@@ -200,8 +208,31 @@ impl Pump {
             let source = event.source();
             self.imposed.extend([SourceKey::everywhere(source), SourceKey::for_rule(source, event.rule())]);
         }
+        if event.kind() == Kind::Flood
+            && let Some(over) = self.floods.begins(event.rule(), event.at_ns())
+        {
+            self.publish_event(&over);
+        }
         let record = self.recorder.record(&self.datapath, event);
         self.publish(record);
+    }
+
+    /// Tells which floods are over.
+    pub(super) fn look_at_floods(&mut self) {
+        if let Err(error) = self.tell_of_floods() {
+            return self.health.warn(FLOODS, format!("the ends of floods are not told: {error}"));
+        }
+        self.health.recovered(FLOODS);
+    }
+
+    fn tell_of_floods(&mut self) -> Result<(), DaemonError> {
+        let seen = floods::seen(self.datapath.maps())?;
+        let over = self.floods.look(&seen, boot_now_ns()?);
+        if !over.is_empty() {
+            self.recorder.refresh(&self.datapath)?;
+        }
+        over.iter().for_each(|event| self.publish_event(event));
+        Ok(())
     }
 
     /// Measures how fast things happen, and tries again what could not be had. Nothing depends on it.

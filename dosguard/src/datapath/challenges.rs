@@ -1,4 +1,4 @@
-//! The programs that answer SYNs and look at answers: where the program that judges goes on.
+//! The programs that answer SYNs and look at segments that may prove their source: where the program that judges goes on.
 
 use std::path::Path;
 
@@ -9,24 +9,27 @@ use dosguard_common::abi;
 use dosguard_common::challenge::SynAck;
 
 use super::attach::network_namespace;
-use super::object::{CHALLENGES, makes_cookies};
+use super::object::{CHALLENGES, looks_at_segments, makes_cookies};
 use super::{Datapath, Error, LoadOptions, Maps, interfaces, pinned_map};
-use crate::connections::ListenerLayout;
+use crate::connections::{ListenerLayout, RequestLayout};
 
-/// Loads the programs onto the maps that are pinned in a folder, and puts them in their places. An earlier kernel has none; one
-/// that refuses them has none either, and the log says why.
+/// Loads the programs onto the maps that are pinned in a folder, and puts them in their places. A kernel that makes no cookies
+/// has the one that looks at segments alone; one that refuses them has none, and the log says why.
 pub(super) fn install(pins: &Path, maps: &mut Maps, options: &LoadOptions) -> Result<(), Error> {
     // Not before it is looked what the host can do.
     let config = maps.config()?;
     maps.set_config(config.with_challenge(false))?;
-    if !makes_cookies() {
+    if !looks_at_segments() {
         return maps.set_synack(SynAck::default());
     }
     match load(pins, options) {
         // That there is one says that the programs are there.
-        Ok(()) => maps.set_synack(SynAck { ttl: 64, ..SynAck::default() }),
+        Ok(()) if makes_cookies() => maps.set_synack(SynAck { ttl: 64, ..SynAck::default() }),
+        Ok(()) => maps.set_synack(SynAck::default()),
         Err(error) => {
-            log::warn!("there are no challenges: {error}");
+            log::warn!(
+                "there are no challenges, and no proof but by the connections that are counted: {error}"
+            );
             let why = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
             log::debug!("{why}");
             maps.set_synack(SynAck::default())
@@ -39,18 +42,26 @@ fn load(pins: &Path, options: &LoadOptions) -> Result<(), Error> {
         return Err(Error::StubObject);
     }
     let (cpus, peers) = (options.cpus()?, u32::from(options.peers()));
-    let layout = ListenerLayout::of_kernel().map_err(Error::path("read", "/sys/kernel/btf/vmlinux"))?;
+    let challenges = u32::from(makes_cookies());
+    let layout = match challenges {
+        // Nobody asks for it.
+        0 => ListenerLayout::default(),
+        _ => ListenerLayout::of_kernel().map_err(Error::path("read", "/sys/kernel/btf/vmlinux"))?,
+    };
+    let request = RequestLayout::of_kernel().map_err(Error::path("read", "/sys/kernel/btf/vmlinux"))?;
     let mut loader = EbpfLoader::new();
     // The object has no relocations for which the kernel's types would be read, which takes long.
     loader.btf(None);
     let globals = [
         (abi::CPUS_GLOBAL, &cpus),
         (abi::PEERS_GLOBAL, &peers),
+        (abi::CHALLENGES_GLOBAL, &challenges),
         ("SENT", &layout.sent),
         ("GROUP_OF", &layout.group),
         ("GROUP_SENT", &layout.group_sent),
         ("LOCKS", &layout.locks),
         ("LOCKS_SHIFT", &layout.locks_shift),
+        ("ANSWERED", &request.sent),
     ];
     for (name, value) in globals {
         loader.override_global(name, value, true);
@@ -62,7 +73,11 @@ fn load(pins: &Path, options: &LoadOptions) -> Result<(), Error> {
     let steps: MapData = pinned_map(&pins.join(abi::STEPS.name), abi::STEPS.name)?;
     let steps = Map::from_map_data(steps).and_then(ProgramArray::try_from);
     let mut steps = steps.map_err(Error::map(abi::STEPS.name, "use"))?;
-    for (name, place) in [(abi::REPLY_PROGRAM, abi::REPLY_STEP), (abi::ANSWER_PROGRAM, abi::ANSWER_STEP)] {
+    let mut programs = vec![(abi::ANSWER_PROGRAM, abi::ANSWER_STEP)];
+    if challenges != 0 {
+        programs.push((abi::REPLY_PROGRAM, abi::REPLY_STEP));
+    }
+    for (name, place) in programs {
         let program = program(&mut ebpf, name).and_then(|program| program.load().map(|()| program));
         let program = program.map_err(|error| Error::Verifier(Box::new(error)))?;
         let fd = program.fd().map_err(|error| Error::Verifier(Box::new(error)))?;

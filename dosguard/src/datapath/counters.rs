@@ -6,7 +6,7 @@ use dosguard_common::abi::{self, MapSpec};
 use dosguard_common::reason::{Count, Place, Reason, Tally};
 use dosguard_common::rule::RuleIndex;
 
-use super::maps::typed;
+use super::maps::{capacity, typed};
 use super::wire::Wire;
 use super::{Error, Maps};
 
@@ -27,6 +27,18 @@ impl Counters {
             first_of_rules: typed(abi::RULE_COUNTERS, take(abi::RULE_COUNTERS.name)?)?,
             more_of_rules: typed(abi::MORE_RULE_COUNTERS, take(abi::MORE_RULE_COUNTERS.name)?)?,
         })
+    }
+
+    /// Goes on counting from what an earlier `MORE_COUNTERS` has, which had fewer entries, each in its place.
+    pub(super) fn go_on_from(&mut self, earlier: MapData) -> Result<(), Error> {
+        let spec = abi::MORE_COUNTERS;
+        let entries = capacity(&earlier, spec)?.min(spec.entries);
+        let earlier: PerCpuArray<MapData, Wire<Count>> = typed(spec, earlier)?;
+        for index in 0..entries {
+            let counts = earlier.get(&index, 0).map_err(Error::map(spec.name, "read"))?;
+            self.more.set(index, counts, 0).map_err(Error::map(spec.name, "write"))?;
+        }
+        Ok(())
     }
 
     fn count(&self, place: Place) -> Result<Count, Error> {

@@ -16,6 +16,7 @@ use dosguard_common::window::Window;
 
 use super::counters::Counters;
 use super::lists::{List, PrefixList};
+use super::proofs::Proofs;
 use super::sources::AtOnce;
 use super::wire::Wire;
 use super::{Error, batch};
@@ -39,6 +40,7 @@ pub struct Maps {
     allow: PrefixList,
     deny: PrefixList,
     pub(super) counters: Counters,
+    pub(super) proofs: Proofs,
     synack: Array<MapData, Wire<SynAck>>,
     host: HashMap<MapData, Wire<Address>, u8>,
     sources_capacity: u32,
@@ -87,6 +89,7 @@ impl Maps {
             allow: PrefixList::new(abi::ALLOW, take(abi::ALLOW.name)?)?,
             deny: PrefixList::new(abi::DENY, take(abi::DENY.name)?)?,
             counters: Counters::new(&mut take)?,
+            proofs: Proofs::new(&mut take)?,
             synack: typed(abi::SYNACK, take(abi::SYNACK.name)?)?,
             host: typed(abi::HOST, take(abi::HOST.name)?)?,
         })
@@ -340,7 +343,7 @@ impl Maps {
 }
 
 /// The keys of a map that changes under the walk: more steps than it has room for mean that the walk began again.
-fn keys<T>(
+pub(super) fn keys<T>(
     walk: impl Iterator<Item = Result<Wire<T>, MapError>>,
     capacity: u32,
     spec: MapSpec,

@@ -13,8 +13,8 @@ use std::path::Path;
 use aya::maps::{Array, MapData};
 use aya::programs::links::{FdLink, PinnedLink};
 use dosguard_common::abi::{self, ABI_VERSION, MAPS, MapSpec};
-use dosguard_common::config::{CONFIG_BYTES_V2, Config};
-use dosguard_common::rule::{RULE_BYTES_V3, Rule, RuleIndex};
+use dosguard_common::config::{CONFIG_BYTES_V2, CONFIG_BYTES_V5, Config};
+use dosguard_common::rule::{RULE_BYTES_V3, RULE_BYTES_V5, Rule, RuleIndex};
 
 use super::challenges;
 use super::maps::typed;
@@ -30,12 +30,16 @@ const EARLIEST: u32 = 2;
 /// What [`stage`] converts, from every version that can be migrated.
 const CONVERTED: [MapSpec; 2] = [abi::CONFIG, abi::RULES];
 /// What holds nothing that anybody would miss: work in progress, and how many events came in this second.
-const ANEW_OF_NO_LOSS: [MapSpec; 12] = [
+const ANEW_OF_NO_LOSS: [MapSpec; 16] = [
     abi::MORE_COUNTERS,
     abi::MORE_RULE_COUNTERS,
     abi::SCRATCH,
     abi::WATCH,
     abi::DROPS,
+    abi::PROOFS,
+    abi::SPENT,
+    abi::LOADS,
+    abi::FLOODS,
     abi::GATES,
     abi::SYNACK,
     abi::CHALLENGED,
@@ -175,13 +179,20 @@ fn stage(paths: &Paths, plan: &Plan, options: &LoadOptions, old: &Path, staging:
     pin_maps(&loaded, staging)?;
     let mut maps = loaded.take_maps()?;
     let config = match plan.from {
-        2 => config_of_v2(old)?,
+        2 => earlier_config::<CONFIG_BYTES_V2>(old)?,
+        3..=5 => earlier_config::<CONFIG_BYTES_V5>(old)?,
         _ => maps.config()?,
     };
-    if plan.from <= 3 {
-        for (index, rule) in rules_of_v3(old)? {
-            maps.set_rule(index, rule)?;
-        }
+    let rules = match plan.from {
+        ..=3 => earlier_rules::<RULE_BYTES_V3>(old, Rule::from_v3)?,
+        4 | 5 => earlier_rules::<RULE_BYTES_V5>(old, Rule::from_v5)?,
+        _ => Vec::new(),
+    };
+    for (index, rule) in rules {
+        maps.set_rule(index, rule)?;
+    }
+    if plan.from == 5 {
+        maps.counters.go_on_from(pinned_map(&old.join(abi::MORE_COUNTERS.name), abi::MORE_COUNTERS.name)?)?;
     }
     maps.set_config(config.with_build(options.build(SHIPPED)?.number()))?;
     challenges::install(staging, &mut maps, options)?;
@@ -200,19 +211,28 @@ fn stage(paths: &Paths, plan: &Plan, options: &LoadOptions, old: &Path, staging:
     Ok(())
 }
 
-fn config_of_v2(old: &Path) -> Result<Config, Error> {
+fn earlier_config<const N: usize>(old: &Path) -> Result<Config, Error>
+where
+    [u8; N]: aya::Pod,
+{
     let data = pinned_map(&old.join(abi::CONFIG.name), abi::CONFIG.name)?;
-    let map: Array<MapData, [u8; CONFIG_BYTES_V2]> = typed(abi::CONFIG, data)?;
-    map.get(&0, 0).map(|bytes| Config::from_v2(&bytes)).map_err(Error::map(abi::CONFIG.name, "read"))
+    let map: Array<MapData, [u8; N]> = typed(abi::CONFIG, data)?;
+    map.get(&0, 0).map(|bytes| Config::from_earlier(&bytes)).map_err(Error::map(abi::CONFIG.name, "read"))
 }
 
 /// What was at each place in the map of rules, rules that are gone included: their generations count on.
-fn rules_of_v3(old: &Path) -> Result<Vec<(RuleIndex, Rule)>, Error> {
+fn earlier_rules<const N: usize>(
+    old: &Path,
+    read: impl Fn(&[u8; N]) -> Rule,
+) -> Result<Vec<(RuleIndex, Rule)>, Error>
+where
+    [u8; N]: aya::Pod,
+{
     let data = pinned_map(&old.join(abi::RULES.name), abi::RULES.name)?;
-    let map: Array<MapData, [u8; RULE_BYTES_V3]> = typed(abi::RULES, data)?;
+    let map: Array<MapData, [u8; N]> = typed(abi::RULES, data)?;
     let rule = |index: u8| {
         let bytes = map.get(&u32::from(index), 0).map_err(Error::map(abi::RULES.name, "read"))?;
-        Ok((RuleIndex(index), Rule::from_v3(&bytes)))
+        Ok((RuleIndex(index), read(&bytes)))
     };
     (0..=u8::MAX).map(rule).collect()
 }
@@ -227,23 +247,21 @@ mod tests {
 
     #[test]
     fn from_earlier_versions_nothing_is_lost() {
-        for (from, carried, converted) in
-            [(2, 10, &["CONFIG", "RULES"][..]), (3, 11, &["RULES"]), (4, 15, &[])]
-        {
+        for (from, carried) in [(2, 10), (3, 10), (4, 13), (5, 19)] {
             let plan = Plan::new(&paths(), from).unwrap();
             assert_eq!(plan.lost(), Vec::<&str>::new());
             let of = |wanted| {
                 let maps = plan.maps.iter().filter(move |(_, fate)| *fate == wanted);
                 maps.map(|(map, _)| map.name).collect::<Vec<_>>()
             };
-            assert_eq!(of(Fate::Converted), converted);
-            let mut anew = ANEW_OF_NO_LOSS.map(|map| map.name).to_vec();
-            anew.retain(|name| from < 4 || !["SCRATCH", "WATCH", "DROPS"].contains(name));
+            assert_eq!(of(Fate::Converted), ["CONFIG", "RULES"]);
+            let anew = ANEW_OF_NO_LOSS.iter().filter(|map| map.since > from);
+            let mut anew: Vec<_> = anew.map(|map| map.name).collect();
             let (mut new, said) = (of(Fate::New), plan.to_string());
             new.sort_unstable();
             anew.sort_unstable();
             assert_eq!(new, anew);
-            let carried = format!("{carried} of 24 maps");
+            let carried = format!("{carried} of 28 maps");
             assert!(said.contains(&carried) && said.ends_with("and loses nothing"), "{said}");
         }
     }

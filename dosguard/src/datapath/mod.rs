@@ -15,6 +15,7 @@ mod maps;
 mod migrate;
 mod object;
 mod policy;
+mod proofs;
 mod sources;
 mod start;
 mod sweep;

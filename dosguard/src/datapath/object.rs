@@ -88,12 +88,13 @@ impl Loaded {
         let cpus = options.cpus()?;
         let peers = u32::from(options.peers());
         let log_level = options.log_level.unwrap_or_default();
-        let challenges = u32::from(makes_cookies());
+        let (challenges, segments) = (u32::from(makes_cookies()), u32::from(looks_at_segments()));
         let mut loader = EbpfLoader::new();
         loader
             .override_global(abi::CPUS_GLOBAL, &cpus, true)
             .override_global(abi::PEERS_GLOBAL, &peers, true)
             .override_global(abi::CHALLENGES_GLOBAL, &challenges, true)
+            .override_global(abi::SEGMENTS_GLOBAL, &segments, true)
             .override_global(abi::LOG_LEVEL_GLOBAL, &log_level, false);
         for (map, entries) in &options.sizes {
             loader.map_max_entries(map, *entries);
@@ -152,6 +153,14 @@ fn missing(name: &str) -> Error {
 /// Whether the kernel makes SYN cookies for programs. One that cannot be asked counts as one that does not.
 pub(super) fn makes_cookies() -> bool {
     is_helper_supported(ProgramType::Xdp, BpfHelper::BPF_FUNC_tcp_raw_gen_syncookie_ipv4).unwrap_or(false)
+}
+
+/// Whether segments can be looked at that may prove their source.
+pub(super) fn looks_at_segments() -> bool {
+    // On x86 the JIT can since 5.10, the interpreter not.
+    let has_jit =
+        || std::fs::read_to_string("/proc/sys/net/core/bpf_jit_enable").is_ok_and(|on| on.trim() != "0");
+    makes_cookies() || (cfg!(target_arch = "x86_64") && has_jit())
 }
 
 /// Up to so many CPUs the verifier follows the loop over all of them: some 3,200 instructions each of a million.

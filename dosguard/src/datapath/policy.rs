@@ -14,6 +14,7 @@ use super::transition::{Transition, both, next_generation};
 use super::{Datapath, Error, Maps};
 use crate::config::cidr::Cidr;
 use crate::config::policy::{NamedRule, Policy, SourcePrefixes};
+use crate::config::units::Span;
 use crate::system;
 
 /// Bans that a change has ended.
@@ -26,6 +27,7 @@ impl Datapath {
         Ok(Policy {
             mode: config.mode(),
             events_rate: config.events_rate(),
+            proof_age: Span::from_ns(config.proof_age_ns()),
             prefixes: (*config.mask()).into(),
             rules: self.rules()?.into_iter().map(|(_, rule)| rule).collect(),
             ..Policy::default()
@@ -49,7 +51,7 @@ impl Datapath {
             rules.sort_by(|one, other| one.name.as_str().cmp(other.name.as_str()));
             let lists =
                 listed(policy).map(|(_, list)| list.iter().map(Cidr::to_prefix).collect::<BTreeSet<_>>());
-            (policy.mode, policy.events_rate, policy.prefixes, rules, lists)
+            (policy.mode, policy.events_rate, policy.proof_age, policy.prefixes, rules, lists)
         };
         Ok(sorted(&self.policy()?) != sorted(policy))
     }
@@ -137,6 +139,7 @@ impl Datapath {
         for key in maps.offenders()? {
             maps.forget(&key)?;
         }
+        maps.forget_proofs()?;
         let ended = remove_bans(maps, |_, _| true)?;
         let done = maps.config()?.with_resetting(false);
         maps.set_config(done)?;
@@ -176,6 +179,7 @@ pub(super) fn write(maps: &mut Maps, policy: &Policy) -> Result<Ended, Error> {
 fn set_mode(maps: &mut Maps, policy: &Policy) -> Result<(), Error> {
     let live = maps.config()?;
     let config = live.with_mode(policy.mode).with_events_rate(policy.events_rate);
+    let config = config.with_proof_age_ns(policy.proof_age.ns());
     if config == live {
         return Ok(());
     }
@@ -225,6 +229,12 @@ fn write_settings(maps: &mut Maps, policy: &Policy) -> Result<Ended, Error> {
     }
     for (index, rule) in transition.last {
         maps.set_rule(index, rule)?;
+    }
+    for (index, named) in &wanted {
+        // A flood by another measure is none.
+        if places.get(index).is_some_and(|rule| rule.flood() != named.spec.flood) {
+            maps.forget_flood(*index)?;
+        }
     }
     ended.extend(retire(maps, &gone)?);
     // Also if it was watched before: whoever changed that may have been interrupted.
@@ -300,6 +310,7 @@ fn retire(maps: &mut Maps, gone: &[RuleIndex]) -> Result<Ended, Error> {
     // The rule itself goes last: as long as it is there, whoever is interrupted is followed by one who begins again.
     for index in &gone {
         maps.reset_rule_packets(*index)?;
+        maps.forget_flood(*index)?;
         let old = maps.rule(*index)?;
         maps.set_rule(*index, old.removed())?;
     }

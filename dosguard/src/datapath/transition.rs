@@ -9,6 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytemuck::Zeroable as _;
 use dosguard_common::config::Mode;
+use dosguard_common::flood::FloodLimit;
+use dosguard_common::proof::ProofDemand;
 use dosguard_common::rule::{Action, ConnectionLimit, MAX_LIMIT, Rule, RuleIndex, RuleSpec, Scope};
 
 use crate::config::policy::NamedRule;
@@ -94,6 +96,17 @@ pub(super) fn looser(one: &RuleSpec, other: &RuleSpec) -> RuleSpec {
             },
             close: one.connections.close && other.connections.close,
         },
+        proof: ProofDemand {
+            required: one.proof.required || other.proof.required,
+            unproven_ban_ns: one.proof.unproven_ban_ns.min(other.proof.unproven_ban_ns),
+        },
+        flood: match either(|spec| spec.flood.max == 0) {
+            true => FloodLimit::NONE,
+            false => FloodLimit {
+                max: one.flood.max.max(other.flood.max),
+                window_ns: one.flood.window_ns.min(other.flood.window_ns),
+            },
+        },
     }
 }
 
@@ -105,7 +118,9 @@ pub(super) fn both(one: &RuleSpec, other: &RuleSpec) -> RuleSpec {
         // Also above what a rule may have: it is for a moment only.
         limit => ConnectionLimit { max: one.connections.max.saturating_add(other.connections.max), ..limit },
     };
-    RuleSpec { limit: one.limit.saturating_add(other.limit).min(MAX_LIMIT), connections, ..spec }
+    let max = if spec.flood.max == 0 { 0 } else { one.flood.max.saturating_add(other.flood.max) };
+    let flood = FloodLimit { max, ..spec.flood };
+    RuleSpec { limit: one.limit.saturating_add(other.limit).min(MAX_LIMIT), connections, flood, ..spec }
 }
 
 /// The rule that takes another's place. As long as both count the same, so do the counters.
@@ -141,21 +156,25 @@ mod tests {
 
     fn spec() -> impl Strategy<Value = RuleSpec> {
         let numbers = (1..9_u32, 1..4_u64, 1..4_u64, 1..4_u64, 0..3_u64, 0..4_u32);
-        (numbers, prop::array::uniform5(any::<bool>())).prop_map(|(numbers, flags)| {
-            let (limit, window_ns, ban_ns, ban_max_ns, forget_ns, max) = numbers;
-            RuleSpec {
-                limit,
-                window_ns: window_ns * 1_000_000_000,
-                action: if flags[0] { Action::Ban } else { Action::Drop },
-                scope: if flags[1] { Scope::All } else { Scope::Syn },
-                ban_ns,
-                ban_max_ns,
-                forget_ns,
-                refresh: flags[2],
-                mode: if flags[3] { Mode::Enforce } else { Mode::Monitor },
-                connections: ConnectionLimit { max, close: flags[4] },
-            }
-        })
+        (numbers, prop::array::uniform6(any::<bool>()), 1..3_u64, 0..3_u32).prop_map(
+            |(numbers, flags, unproven_ban_ns, max_flood)| {
+                let (limit, window_ns, ban_ns, ban_max_ns, forget_ns, max) = numbers;
+                RuleSpec {
+                    limit,
+                    window_ns: window_ns * 1_000_000_000,
+                    action: if flags[0] { Action::Ban } else { Action::Drop },
+                    scope: if flags[1] { Scope::All } else { Scope::Syn },
+                    ban_ns,
+                    ban_max_ns,
+                    forget_ns,
+                    refresh: flags[2],
+                    mode: if flags[3] { Mode::Enforce } else { Mode::Monitor },
+                    connections: ConnectionLimit { max, close: flags[4] },
+                    proof: ProofDemand { required: flags[5], unproven_ban_ns },
+                    flood: FloodLimit { max: max_flood, window_ns: max_flood.min(1).into() },
+                }
+            },
+        )
     }
 
     fn rules() -> impl Strategy<Value = Rules> {

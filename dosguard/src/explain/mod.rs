@@ -11,7 +11,9 @@ use dosguard_common::address::Address;
 use dosguard_common::ban::Ban;
 use dosguard_common::engine;
 use dosguard_common::event::Event;
+use dosguard_common::flood::Tide;
 use dosguard_common::key::SourceKey;
+use dosguard_common::proof::{Evidence, Proof};
 use dosguard_common::reason::Reason;
 use dosguard_common::rule::{Rule, RuleIndex};
 use dosguard_common::window::share_of_limit;
@@ -64,6 +66,12 @@ impl Standing {
 pub struct Explanation {
     /// The source that the address belongs to.
     pub source: Address,
+    /// When it was last seen to be real; none if it was not.
+    pub proof: Option<Proof>,
+    /// What that says now.
+    pub evidence: Evidence,
+    /// When the flood of the port's rule began, in nanoseconds of boot time; none if it is not flooded.
+    pub flooded_since_ns: Option<u64>,
     /// The port.
     pub port: u16,
     /// Why it would get its verdict.
@@ -87,7 +95,15 @@ impl Explanation {
         let mut tables = LiveTables::new(maps, to_address(address), now_ns)?;
         let reason = engine::decide(syn(address, port).as_slice(), &mut tables, || now_ns);
         let (steps, events) = tables.finish()?;
-        Ok(Self { source, port, reason, steps, events })
+        let (proof, evidence) = (maps.proof(&source)?, maps.evidence(&source, now_ns)?);
+        let of_rule = steps.iter().find_map(|step| match step {
+            Step::Rule(index, rule) if rule.flood().max != 0 => Some(*index),
+            _ => None,
+        });
+        let flood = of_rule.map(|index| maps.flood(index)).transpose()?;
+        let flood = flood.filter(|flood| flood.tide(now_ns) != Tide::Out);
+        let flooded_since_ns = flood.map(|flood| flood.since_ns);
+        Ok(Self { source, proof, evidence, flooded_since_ns, port, reason, steps, events })
     }
 
     /// The ban that would drop the SYN, or would in monitor mode.

@@ -9,8 +9,10 @@ use dosguard_common::claim::Claim;
 use dosguard_common::config::Config;
 use dosguard_common::engine;
 use dosguard_common::event::{Event, Gate, Kind};
+use dosguard_common::flood::{Flood, Load};
 use dosguard_common::key::SourceKey;
 use dosguard_common::offender::Offender;
+use dosguard_common::proof::{Proof, Spent};
 use dosguard_common::reason::{Reason, Tally};
 use dosguard_common::rule::{Rule, RuleIndex};
 use dosguard_common::tables::{Refused, Scratch, Tables};
@@ -208,6 +210,30 @@ impl Tables for LiveTables<'_> {
         true
     }
 
+    fn proof(&self, source: &Address) -> Option<Proof> {
+        self.seen.borrow_mut().read(self.maps.proof(source))
+    }
+
+    fn keep_proof(&mut self, _source: &Address, _proof: Proof) -> bool {
+        true
+    }
+
+    fn spent(&self, key: &SourceKey) -> Option<Spent> {
+        self.seen.borrow_mut().read(self.maps.spent(key))
+    }
+
+    fn keep_spent(&mut self, _key: &SourceKey, _spent: Spent) -> bool {
+        true
+    }
+
+    fn with_load<R>(&mut self, _rule: RuleIndex, work: impl FnOnce(&mut Load) -> R) -> Option<R> {
+        Some(work(&mut Load::default()))
+    }
+
+    fn with_flood<R>(&mut self, rule: RuleIndex, work: impl FnOnce(&mut Flood) -> R) -> Option<R> {
+        Some(work(&mut self.seen.borrow_mut().read(self.maps.flood(rule))))
+    }
+
     fn with_scratch<R>(&mut self, work: impl FnOnce(&mut Self, &mut Scratch) -> R) -> Option<R> {
         Some(work(self, &mut bytemuck::Zeroable::zeroed()))
     }
@@ -237,11 +263,15 @@ impl Tables for LiveTables<'_> {
         Ok(())
     }
 
+    fn remove_window(&mut self, _key: &SourceKey) {}
+
     fn count(&mut self, _reason: Reason, _rule: Option<RuleIndex>, _bytes: u64) {}
 
     fn answers_until_ns(&self) -> u64 {
-        0 // it is asked about a SYN
+        0 // nothing comes between the look at the bans and the counting
     }
+
+    fn look_for_answers(&mut self, _until_ns: u64) {}
 
     fn drops_watched_until_ns(&self) -> u64 {
         0

@@ -7,6 +7,7 @@ use dosguard_common::event::Kind;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
+use super::record::ALL_SOURCES;
 use super::{BanFields, EventRecord, GREEN, RED, YELLOW, approx, local};
 
 impl EventRecord {
@@ -18,8 +19,8 @@ impl EventRecord {
     /// One line for people who watch: the time of day, and colour that says the kind once more, and nothing else.
     pub fn line(&self) -> String {
         let style = match self.known_kind() {
-            Some(Kind::Ban | Kind::Extend | Kind::TableFull | Kind::Closed) => RED,
-            Some(Kind::Unban | Kind::Probation) => GREEN,
+            Some(Kind::Ban | Kind::Extend | Kind::TableFull | Kind::Closed | Kind::Flood) => RED,
+            Some(Kind::Unban | Kind::Probation | Kind::FloodOver) => GREEN,
             Some(Kind::WouldBan | Kind::Limited | Kind::Challenge | Kind::Malformed) | None => YELLOW,
         };
         let kind = printable(&self.kind);
@@ -39,7 +40,7 @@ impl EventRecord {
     /// All that there is to say after the kind.
     fn what(&self) -> String {
         let kind = self.known_kind();
-        let mut line = self.ban.source.clone();
+        let mut line = if self.ban.source == ALL_SOURCES { String::new() } else { self.ban.source.clone() };
         line += &self.story(kind);
         if self.ban.monitor && kind != Some(Kind::WouldBan) {
             line += " (monitor: nothing was dropped)";
@@ -58,11 +59,29 @@ impl EventRecord {
 
     /// What there is to say between the source and the packet.
     fn story(&self, kind: Option<Kind>) -> String {
-        let BanFields { rule, scope, reason, count, limit, window, offences, since, until, note, .. } =
-            &self.ban;
+        let BanFields {
+            rule,
+            scope,
+            reason,
+            count,
+            limit,
+            window,
+            offences,
+            since,
+            until,
+            note,
+            evidence,
+            ..
+        } = &self.ban;
         let said = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
         let (rule, scope, reason) = (said(rule), said(scope), said(reason));
         let noted = note.as_ref().map(|note| format!(": {note}")).unwrap_or_default();
+        // What is known of the source decides how far the ban may go; whether it counts as an offence, too.
+        let proof = match (evidence, offences) {
+            (None, _) => String::new(),
+            (Some(evidence), 0) => format!(", evidence {evidence}"),
+            (Some(evidence), _) => format!(", offence {offences}, evidence {evidence}"),
+        };
         let remaining = until.map(|until| approx(self.at, until)).unwrap_or_default();
         let measure = match window {
             Some(window) if reason == BanReason::Handshakes.name() => {
@@ -76,7 +95,7 @@ impl EventRecord {
         };
         match (kind, measure) {
             (Some(Kind::Ban | Kind::WouldBan), Some(measure)) => {
-                format!(" for {remaining}: {measure} (rule {rule}, scope {scope}, offence {offences})")
+                format!(" for {remaining}: {measure} (rule {rule}, scope {scope}{proof})")
             }
             (Some(Kind::Ban | Kind::WouldBan), None) => {
                 format!(" for {remaining}: {reason}{noted} (scope {scope})")
@@ -108,6 +127,13 @@ impl EventRecord {
                 format!(" is on probation: {held}, limit {limit} (rule {rule})")
             }
             (Some(Kind::Closed), _) => format!(": {} closed (rule {rule})", connections(*count)),
+            (Some(Kind::Flood), measure) => {
+                format!("rule {rule}: {} from all sources", measure.unwrap_or_default())
+            }
+            (Some(Kind::FloodOver), _) => {
+                let lasted = since.zip(*until).map(|(since, until)| approx(since, until)).unwrap_or_default();
+                format!("rule {rule}: over after {lasted}")
+            }
             (Some(Kind::Malformed), _) => " sent a packet that hides what it carries".to_owned(),
             (None, _) => String::new(),
         }

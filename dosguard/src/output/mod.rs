@@ -79,7 +79,8 @@ pub fn local(at: Timestamp) -> String {
     at.strftime(format).to_string()
 }
 
-fn approx(from: Timestamp, until: Timestamp) -> String {
+/// How much time there is between the two, for people.
+pub fn approx(from: Timestamp, until: Timestamp) -> String {
     let ns = u64::try_from(until.duration_since(from).as_nanos()).unwrap_or(0);
     Span::from_ns(ns).approx()
 }

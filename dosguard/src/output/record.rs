@@ -11,10 +11,13 @@ use super::{SCHEMA, WallClock, source_text};
 use crate::config::policy::SourcePrefixes;
 use crate::config::units::Span;
 
+/// Stands for all sources together.
+pub(super) const ALL_SOURCES: &str = "*";
+
 /// What records of bans and of events have in common.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BanFields {
-    /// Who it is about: an address, or a network where sources are wider.
+    /// Who it is about: an address, or a network where sources are wider; `*` for all sources together.
     pub source: String,
     /// The rule that imposed the ban or whose limit it is, as it was called then; absent if no rule was involved.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -22,7 +25,7 @@ pub struct BanFields {
     /// `all` or `syn`; absent if no ban and no rule was involved.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub scope: Option<String>,
-    /// `syn-limit`, `connections` or `admin`; absent if no ban and no rule was involved.
+    /// `syn-limit`, `connections`, `handshakes` or `admin`; absent if no ban and no rule was involved.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub reason: Option<String>,
     /// Whether it is of monitor mode: nothing was dropped.
@@ -35,8 +38,12 @@ pub struct BanFields {
     /// The window at that time, such as `1s`; absent if no rule was involved.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub window: Option<String>,
-    /// Which offence of the source this is; 0 for an administrator's ban.
+    /// Which offence of the source this is; 0 for an administrator's ban, and for one without proof.
     pub offences: u32,
+    /// What was known of the source when a rule banned it: `none`, or `handshake` if it had completed one; absent if no rule
+    /// did.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub evidence: Option<String>,
     /// When the ban began; absent if there is none.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub since: Option<Timestamp>,
@@ -97,10 +104,15 @@ impl BanFields {
         let (rule, note) = match event.reason() {
             Some(BanReason::SynLimit | BanReason::Connections | BanReason::Handshakes) => (label, None),
             Some(BanReason::Admin) => (Some(rule(event.rule())), label),
+            None if matches!(event.kind(), Kind::Flood | Kind::FloodOver) => (label, None),
             None => (None, label),
         };
+        let source = match event.kind() {
+            Kind::Flood | Kind::FloodOver => ALL_SOURCES.to_owned(),
+            _ => source_text(event.source(), prefixes),
+        };
         Self {
-            source: source_text(event.source(), prefixes),
+            source,
             rule,
             scope: event.reason().map(|_| event.scope().name().to_owned()),
             reason: event.reason().map(|reason| reason.name().to_owned()),
@@ -109,6 +121,7 @@ impl BanFields {
             limit,
             window: (window_ns != 0).then(|| Span::from_ns(window_ns).to_string()),
             offences: event.offence(),
+            evidence: event.evidence().map(|evidence| evidence.name().to_owned()),
             since,
             until,
             note,
@@ -188,7 +201,9 @@ mod tests {
     use super::*;
     use dosguard_common::address::Address;
     use dosguard_common::config::Mode;
+    use dosguard_common::flood::FloodLimit;
     use dosguard_common::frame::Arrival;
+    use dosguard_common::proof::ProofDemand;
     use dosguard_common::rule::{Action, ConnectionLimit, Rule, RuleSpec, Scope};
 
     const SECOND: u64 = 1_000_000_000;
@@ -205,6 +220,8 @@ mod tests {
             refresh: false,
             mode: Mode::Enforce,
             connections: ConnectionLimit::NONE,
+            proof: ProofDemand::NONE,
+            flood: FloodLimit::NONE,
         };
         Rule::new("smtp", &spec, 1)
     }
@@ -266,12 +283,12 @@ mod tests {
             (
                 of(Kind::Ban, &ban, &cause(25), SECOND),
                 format!(
-                    "ban   198.51.100.66 for 1m: 4 SYNs in 1m, limit 3 (rule smtp, scope all, offence 1); port 25; {packet}"
+                    "ban   198.51.100.66 for 1m: 4 SYNs in 1m, limit 3 (rule smtp, scope all, offence 1, evidence none); port 25; {packet}"
                 ),
             ),
             (
                 of(Kind::WouldBan, &noted, &nobody, SECOND),
-                "would-ban 198.51.100.66 for 1m: 4 SYNs in 1m, limit 3 (rule smtp, scope all, offence 1)"
+                "would-ban 198.51.100.66 for 1m: 4 SYNs in 1m, limit 3 (rule smtp, scope all, offence 1, evidence none)"
                     .to_owned(),
             ),
             (

@@ -2,10 +2,15 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use bytemuck::Zeroable as _;
+use dosguard_common::abi;
 use dosguard_common::address::{Address, SourceMask};
+use dosguard_common::challenge::Segment;
 use dosguard_common::config::{Config, Mode};
-use dosguard_common::engine::decide;
+use dosguard_common::engine::{Completed, decide, judge_answer, judge_established};
 use dosguard_common::event::{Event, Kind};
+use dosguard_common::frame::Frame as _;
+use dosguard_common::key::SourceKey;
 use dosguard_common::memory::{MemoryTables, Prefixes};
 use dosguard_common::parse::{self, Payload, parse};
 use dosguard_common::reason::Reason;
@@ -16,6 +21,7 @@ use super::capture::Packet;
 use super::capture::link::{Link, LinkFrame};
 use super::clock::Clock;
 use super::direction::{BothWays, destination};
+use super::handshakes::Handshakes;
 use super::offered::{MAX_FOLLOWED, Offered};
 use crate::config::cidr::Cidr;
 use crate::config::policy::{NamedRule, Policy};
@@ -46,7 +52,14 @@ pub struct Judge<'a> {
     pub(super) bytes: u64,
     pub(super) left_out: LeftOut,
     pub(super) ways: BothWays,
+    /// Whether there are answers of the host, without which nobody can be proven.
+    pub(super) has_answers: bool,
+    handshakes: Handshakes,
+    /// Room for the one that is being looked at.
+    segment: Segment,
     pub(super) bans: Vec<Event>,
+    /// Bans without proof.
+    pub(super) unproven: u64,
     /// The sources that were banned; there is room for as many as are followed.
     pub(super) banned: HashSet<Address>,
     /// Events of each kind.
@@ -87,7 +100,11 @@ impl<'a> Judge<'a> {
             bytes: 0,
             left_out: LeftOut::default(),
             ways: BothWays::default(),
+            has_answers: false,
+            handshakes: Handshakes::default(),
+            segment: Segment::zeroed(),
             bans: Vec::new(),
+            unproven: 0,
             banned: HashSet::new(),
             events: BTreeMap::new(),
             offered: BTreeMap::new(),
@@ -109,9 +126,11 @@ impl<'a> Judge<'a> {
         };
         if frame.is_outgoing() {
             self.left_out.outgoing += 1;
+            self.look_for_answer(&frame, true);
             return;
         }
         if !self.is_wanted(&frame) {
+            self.look_for_answer(&frame, false);
             return;
         }
         if self.to.is_none() && packet.link == Link::Ethernet {
@@ -125,10 +144,27 @@ impl<'a> Judge<'a> {
         }
         self.tables.pass_time(now_ns);
         let reason = decide(&frame, &mut self.tables, || now_ns);
-        if let Ok(parse::Packet { address, payload: Payload::Syn { port }, .. }) = parsed
-            && !matches!(reason, Reason::Allowed | Reason::Denied)
-        {
-            self.offer(address, port, now_ns);
+        match parsed {
+            Ok(parse::Packet { address, payload: Payload::Syn { port }, .. })
+                if !matches!(reason, Reason::Allowed | Reason::Denied) =>
+            {
+                self.offer(address, port, now_ns);
+            }
+            // What is dropped proves nothing to the host, and what completes a handshake is counted while it is looked at.
+            Ok(parse::Packet { mac, payload: Payload::Segment | Payload::Ending, .. })
+                if self.completes_handshake(&frame) =>
+            {
+                let Self { tables, segment, .. } = self;
+                match reason {
+                    Reason::MayAnswer => {
+                        let completed = Completed::Handshake;
+                        judge_answer(tables, segment, completed, mac, frame.arrival(), now_ns);
+                    }
+                    Reason::NotSyn => judge_established(tables, segment, now_ns),
+                    _ => {}
+                }
+            }
+            _ => {}
         }
         if !self.tables.events.is_empty() {
             self.report();
@@ -147,6 +183,45 @@ impl<'a> Judge<'a> {
         wanted
     }
 
+    /// Looks at a frame that is not judged, for it may answer a SYN that was.
+    #[inline]
+    fn look_for_answer(&mut self, frame: &LinkFrame<'_>, outgoing: bool) {
+        if self.segment.read(frame) && self.segment.is_syn_ack() {
+            self.answer(outgoing);
+        }
+    }
+
+    /// Whether a segment that was judged completes a handshake. Where nothing says what was sent, it may be an answer, too.
+    #[inline]
+    fn completes_handshake(&mut self, frame: &LinkFrame<'_>) -> bool {
+        if !self.segment.read(frame) {
+            return false;
+        }
+        if self.segment.is_syn_ack() {
+            self.answer(false);
+            return false;
+        }
+        self.segment.may_answer() && self.handshakes.are_completed_by(&self.segment)
+    }
+
+    /// Remembers that a SYN was answered.
+    fn answer(&mut self, outgoing: bool) {
+        let Self { segment, tables, mask, to, .. } = self;
+        // The host takes SYNs up, and so do those that it connects to.
+        let of_the_host = match to {
+            Some(to) if !to.contains(&segment.source()) => return,
+            Some(_) => true,
+            None if outgoing || self.has_answers => true,
+            None => {
+                let index = tables.rule_of(segment.source_port());
+                let asked = SourceKey::for_rule(mask.source(segment.destination()), index);
+                tables.windows.get(&asked).is_some()
+            }
+        };
+        self.has_answers |= of_the_host;
+        self.handshakes.answered(segment);
+    }
+
     fn offer(&mut self, address: Address, port: u16, now_ns: u64) {
         let index = self.tables.rule_of(port);
         let Some(rule) = self.tables.rules.get(index) else { return };
@@ -159,6 +234,7 @@ impl<'a> Judge<'a> {
         for event in self.tables.events.drain(..) {
             *self.events.entry(event.kind().name()).or_default() += 1;
             if event.kind() == Kind::Ban {
+                self.unproven += u64::from(event.offence() == 0);
                 if self.banned.len() < MAX_FOLLOWED {
                     self.banned.insert(event.source());
                 }
@@ -183,6 +259,7 @@ fn tables(policy: &Policy, sizes: &Sizes, mask: SourceMask) -> MemoryTables {
         .with_deny_list(!policy.deny.is_empty())
         // As if enforced, whatever the mode: what is only watched would drop less than what it would do.
         .with_mode(Mode::Enforce)
+        .with_proof_age_ns(policy.proof_age.ns())
         // Every ban is wanted here.
         .with_events_rate(u32::MAX);
     let mut tables = MemoryTables::new(1, config, &[]);
@@ -196,6 +273,7 @@ fn tables(policy: &Policy, sizes: &Sizes, mask: SourceMask) -> MemoryTables {
     tables.source_capacity = sizes.get(Size::Sources) as usize;
     tables.ban_capacity = sizes.get(Size::Bans) as usize;
     tables.offender_capacity = sizes.get(Size::Offenders) as usize;
+    tables.proof_capacity = abi::PROOFS.entries as usize;
     tables
 }
 

@@ -2,9 +2,10 @@
 //!
 //! ```text
 //! input ──► capture ──► direction ──► engine, on tables in memory ──► report ──► text, JSON
-//! file,     pcap and    what came         │                             ▲
-//! gzip      pcapng      in                └──► offered: what each ──────┘
-//!                                              source asked for
+//! file,     pcap and    what came     ▲   │                             ▲
+//! gzip      pcapng      in            │   └──► offered: what each ──────┘
+//!                          │          │        source asked for
+//!                          └──► handshakes: who is real
 //! ```
 //!
 //! Nothing here needs privileges or the kernel, and memory does not grow with the capture, but for a list of all bans if
@@ -13,6 +14,7 @@
 pub mod capture;
 pub mod clock;
 pub mod direction;
+pub mod handshakes;
 pub mod input;
 pub mod judge;
 pub mod offered;

@@ -291,6 +291,8 @@ fn percentile(counted: &BTreeMap<u32, u64>, thousandths: u32) -> u32 {
 mod tests {
     use super::*;
     use dosguard_common::config::Mode;
+    use dosguard_common::flood::FloodLimit;
+    use dosguard_common::proof::ProofDemand;
     use dosguard_common::rule::{Action, ConnectionLimit, RuleSpec, Scope};
 
     const SECOND: u64 = 1_000_000_000;
@@ -308,6 +310,8 @@ mod tests {
             refresh: false,
             mode: Mode::Enforce,
             connections: ConnectionLimit::NONE,
+            proof: ProofDemand::NONE,
+            flood: FloodLimit::NONE,
         };
         Offered::new(Rule::new("r", &spec, 1), START)
     }

@@ -48,8 +48,12 @@ pub struct Report {
     pub forgotten_idle_s: Option<f64>,
     /// How many events of each kind there were.
     pub events: Vec<EventsRecord>,
+    /// Whether the capture has answers of the host, without which nobody can be proven.
+    pub has_answers: bool,
     /// How many sources were banned.
     pub sources_banned: usize,
+    /// How many bans were by SYNs alone, and reach no further therefore.
+    pub bans_unproven: u64,
     /// The first bans, or all.
     pub bans: Vec<BanRecord>,
     /// The rules.
@@ -251,7 +255,9 @@ impl Report {
             tallies: Tally::ALL.iter().map(tally).collect(),
             forgotten_idle_s: judge.tables.forgotten_idle_ns().map(seconds),
             events: judge.events.iter().map(|(kind, count)| EventsRecord { kind, count: *count }).collect(),
+            has_answers: judge.has_answers,
             sources_banned: judge.banned.len(),
+            bans_unproven: judge.unproven,
             bans,
             rules,
         }

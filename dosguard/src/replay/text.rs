@@ -86,22 +86,31 @@ fn counters(report: &Report, out: &mut dyn Write) -> io::Result<()> {
 }
 
 fn bans(report: &Report, out: &mut dyn Write) -> io::Result<()> {
+    let floods = report.events_of(Kind::Flood.name());
+    if floods > 0 {
+        writeln!(out, "{YELLOW}{} would have been told{YELLOW:#}", counted(floods, "flood"))?;
+    }
     let imposed = report.events_of(Kind::Ban.name());
     if imposed == 0 {
         return writeln!(out, "nobody would have been banned");
     }
-    let ended = report.events_of(Kind::Unban.name());
-    writeln!(
-        out,
-        "{RED}{} of {} would have been imposed{RED:#}; {} ended within the capture",
-        counted(imposed, "ban"),
-        counted(report.sources_banned as u64, "source"),
-        grouped(ended)
-    )?;
+    let (bans, sources) = (counted(imposed, "ban"), counted(report.sources_banned as u64, "source"));
+    write!(out, "{RED}{bans} of {sources} would have been imposed{RED:#}")?;
+    if report.bans_unproven > 0 {
+        write!(out, ", {} by SYNs alone", grouped(report.bans_unproven))?;
+    }
+    writeln!(out, "; {} ended within the capture", grouped(report.events_of(Kind::Unban.name())))?;
+    if report.bans_unproven > 0 && !report.has_answers {
+        writeln!(
+            out,
+            "{YELLOW}the capture has no answers of the host: nobody is proven; with `require_proof = false` SYNs alone \
+             ban{YELLOW:#}"
+        )?;
+    }
     if report.bans.is_empty() {
         return Ok(());
     }
-    let mut lines = table(&["AT", "SOURCE", "RULE", "FOR", "SYNS", "LIMIT", "OFFENCE"]);
+    let mut lines = table(&["AT", "SOURCE", "RULE", "FOR", "SYNS", "LIMIT", "OFFENCE", "EVIDENCE"]);
     for record in &report.bans {
         let ban = &record.ban;
         // Both are there with every ban.
@@ -120,6 +129,7 @@ fn bans(report: &Report, out: &mut dyn Write) -> io::Result<()> {
             ban.count.to_string(),
             limit,
             ban.offences.to_string(),
+            ban.evidence.clone().unwrap_or_default(),
         ]);
     }
     write_table(out, &lines)?;
@@ -204,8 +214,7 @@ pub fn warnings(report: &Report) -> Vec<String> {
     let mut warnings = Vec::new();
     if let Some(mac) = &report.both_ways {
         warnings.push(format!(
-            "{mac} both sends and receives here, so what the machine sent was judged, too; `--to ADDRESS` leaves it out, \
-             `tcpdump -Q in` does not capture it"
+            "{mac} both sends and receives here, so what the machine sent was judged, too; `--to ADDRESS` leaves it out"
         ));
     }
     let stamps = &report.stamps;

@@ -139,8 +139,8 @@ impl Contender {
         let Scale { window_s, ban_s } = scale;
         let action = match self {
             Self::Drop => "action = \"drop\"\n".to_owned(),
-            Self::Ban => format!("ban = \"{ban_s}s\"\n"),
-            Self::Refresh => format!("ban = \"{ban_s}s\"\nrefresh = true\n"),
+            Self::Ban => format!("require_proof = false\nban = \"{ban_s}s\"\n"),
+            Self::Refresh => format!("require_proof = false\nban = \"{ban_s}s\"\nrefresh = true\n"),
             _ => return String::new(),
         };
         format!(

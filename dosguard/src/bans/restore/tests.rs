@@ -1,6 +1,7 @@
 use dosguard_common::address::SourceMask;
 use dosguard_common::ban::BanReason;
 use dosguard_common::config::Mode;
+use dosguard_common::proof::Evidence;
 use dosguard_common::rule::{RuleIndex, Scope};
 
 use super::super::changes::{Naming, saved_ban, saved_offender};
@@ -219,4 +220,25 @@ fn after_a_ban_that_was_put_back_counting_begins_anew_and_the_next_one_is_longer
             "one that reaches a rule's ports ends no other era"
         );
     }
+}
+
+#[test]
+fn without_proof_a_ban_stays_one() {
+    let live = live();
+    let (_, rule) = live.rules().iter().find(|(index, _)| *index == SMTP).unwrap();
+    let mut unproven = Ban::for_limit(rule, SMTP, 4, 0, Mode::Enforce, UP_NS);
+    unproven.limit_to_unproven(rule);
+    let mut proven = Ban::for_limit(rule, SMTP, 4, 0, Mode::Enforce, UP_NS);
+    proven.note_evidence(Evidence::Handshake as u32);
+    let bans = [(SourceKey::for_rule(source(1), SMTP), unproven), (SourceKey::everywhere(source(2)), proven)];
+    let after = plan(&saved(&live, &bans, &[]), &live, "2026-01-01T12:00:04Z");
+    assert_eq!((after.bans.len(), after.restored.warnings), (2, Vec::new()));
+    for (key, old) in &bans {
+        let (_, new) = after.bans.iter().find(|(found, _)| found == key).unwrap();
+        assert_eq!(new.until_ns - NEXT_UP_NS, old.length_ns - 4 * SECOND);
+        assert_eq!((new.evidence(), new.is_unproven()), (old.evidence(), old.is_unproven()));
+        assert_eq!((new.scope(), new.offence, new.refreshes()), (old.scope(), old.offence, old.refreshes()));
+    }
+    let whole = after.offenders.get(&SourceKey::everywhere(source(1)));
+    assert!(whole.is_none_or(|offender| offender.offences == 0), "it is held against nobody");
 }

@@ -106,7 +106,8 @@ fn list(paths: &Paths, args: &ListArgs, out: &mut dyn Write) -> anyhow::Result<A
     bans.retain(|(_, ban)| ban.is_active(clock.boot_now_ns()));
     // The latest first: that is what one looks for.
     bans.sort_by_key(|(_, ban)| std::cmp::Reverse(ban.since_ns));
-    let mut lines = table(&["SOURCE", "REMAINING", "REASON", "RULE", "SCOPE", "COUNT", "LIMIT", "OFFENCE"]);
+    let mut lines =
+        table(&["SOURCE", "REMAINING", "REASON", "RULE", "SCOPE", "COUNT", "LIMIT", "OFFENCE", "EVIDENCE"]);
     for (key, ban) in &bans {
         let rule = |index| datapath.rule_name(index);
         let record = BanRecord::new(key, ban, rule, prefixes, &clock);
@@ -136,7 +137,8 @@ fn list(paths: &Paths, args: &ListArgs, out: &mut dyn Write) -> anyhow::Result<A
         if fields.monitor {
             reason += " (monitor)";
         }
-        lines.add_row([fields.source, remaining, reason, rule, said(fields.scope), count, limit, offence]);
+        let (scope, evidence) = (said(fields.scope), said(fields.evidence));
+        lines.add_row([fields.source, remaining, reason, rule, scope, count, limit, offence, evidence]);
     }
     if args.json {
         return Ok(Answer::Done);

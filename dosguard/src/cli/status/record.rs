@@ -1,19 +1,20 @@
 //! What `status` finds out.
 
 use dosguard_common::config::Mode;
+use dosguard_common::flood::{Flood, Tide};
 use dosguard_common::reason::{Reason, Tally};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::challenge::{self, Look};
+use crate::challenge::{self, Look, Need, Obstacle};
 use crate::cli::changes::UNCOUNTED;
-use crate::config::field::RuleField;
+use crate::config::field::{NO_LIMIT, RuleField};
 use crate::confirm::{Pending, Waiter};
 use crate::daemon::report::{ConnectionReport, Rates};
 use crate::daemon::{SubscriptionError, ask_status};
 use crate::datapath::{Datapath, Guarded, List};
 use crate::lock::running_daemon;
-use crate::output::{SCHEMA, grouped};
+use crate::output::{SCHEMA, WallClock, approx, grouped};
 use crate::paths::Paths;
 use crate::system;
 
@@ -57,6 +58,7 @@ pub(super) struct StateRecord {
     events_rate: u32,
     pub(super) program: ProgramRecord,
     pub(super) interfaces: Vec<InterfaceRecord>,
+    pub(super) challenges: ChallengesRecord,
     pub(super) rules: Vec<RuleRecord>,
     pub(super) bans: FillRecord,
     pub(super) bans_monitored: usize,
@@ -84,6 +86,21 @@ pub(super) struct InterfaceRecord {
     pub(super) detaches_in_s: Option<f64>,
 }
 
+/// Whether SYNs can be challenged.
+#[derive(Serialize)]
+pub(super) struct ChallengesRecord {
+    on: bool,
+    obstacles: Vec<Obstacle>,
+    notes: Vec<String>,
+    /// The same in a line; none where no rule has a use for it, or a warning says it.
+    #[serde(skip)]
+    pub(super) line: Option<String>,
+    #[serde(skip)]
+    warnings: Vec<String>,
+    #[serde(skip)]
+    is_stale: bool,
+}
+
 #[derive(Serialize)]
 pub(super) struct RuleRecord {
     pub(super) name: String,
@@ -91,6 +108,9 @@ pub(super) struct RuleRecord {
     pub(super) limit: String,
     pub(super) action: &'static str,
     pub(super) max_connections: Option<u32>,
+    pub(super) flood_limit: Option<String>,
+    pub(super) flooded: bool,
+    pub(super) flooded_since: Option<Timestamp>,
     pub(super) mode: &'static str,
     pub(super) under_limit: u64,
     pub(super) over_limit: u64,
@@ -155,19 +175,16 @@ impl StatusRecord {
         if let Some(state) = &state {
             warnings.extend(state.warnings(daemon.running));
         }
-        if let Some(datapath) = datapath
-            && challenge::is_wanted(datapath)?
-        {
-            let look = Look::at(datapath)?;
-            if look.is_live && look.differs && !daemon.running {
+        if let Some(state) = &state {
+            if state.challenges.is_stale && !daemon.running {
                 warnings.push(format!(
                     "SYNs are challenged as the host was when this was loaded, which has changed: `{} attach` of an interface \
                      looks again, a daemon does each second",
                     paths.command()
                 ));
             }
-            let found = look.readiness.sentences();
-            warnings.extend(found.into_iter().filter(|text| !warnings.contains(text)).collect::<Vec<_>>());
+            let found = state.challenges.warnings.iter();
+            warnings.extend(found.filter(|text| !warnings.contains(text)).cloned().collect::<Vec<_>>());
         }
         let (instance, loaded) = (paths.instance().to_owned(), state.is_some());
         Ok(Self { version: SCHEMA, instance, loaded, daemon, warnings, state })
@@ -189,14 +206,22 @@ impl StateRecord {
             mode: on.mode.map(str::to_owned),
             detaches_in_s: None,
         };
+        let now_ns = system::boot_now_ns()?;
+        let clock = WallClock::new(Timestamp::now(), now_ns);
         let mut rules = Vec::new();
         for (index, rule) in datapath.rules()? {
+            let flood_limit = Some(RuleField::FloodLimit.get(&rule)).filter(|limit| limit != NO_LIMIT);
+            let flood = if flood_limit.is_some() { maps.flood(index)? } else { Flood::default() };
+            let flooded = flood.tide(now_ns) != Tide::Out;
             rules.push(RuleRecord {
                 name: rule.name.to_string(),
                 ports: RuleField::Ports.get(&rule),
                 limit: RuleField::Limit.get(&rule),
                 action: rule.spec.action.name(),
                 max_connections: Some(rule.spec.connections.max).filter(|max| *max != 0),
+                flood_limit,
+                flooded,
+                flooded_since: flooded.then(|| clock.at(flood.since_ns)),
                 mode: rule.spec.mode.name(),
                 under_limit: maps.rule_packets(index, Reason::UnderLimit)?,
                 over_limit: maps.rule_packets(index, Reason::OverLimit)?,
@@ -205,7 +230,6 @@ impl StateRecord {
                 monitored_banned: maps.rule_packets(index, Reason::MonitoredBanned)?,
             });
         }
-        let now_ns = system::boot_now_ns()?;
         let mut bans: Vec<_> = maps.bans()?.into_values().collect();
         bans.retain(|ban| ban.is_active(now_ns));
         let sources = maps.sources_fill();
@@ -233,6 +257,7 @@ impl StateRecord {
                 exact_over_cpus: crate::datapath::sees_peers(),
             },
             interfaces: datapath.guarded()?.into_iter().map(interface).collect(),
+            challenges: ChallengesRecord::read(datapath)?,
             rules,
             bans: FillRecord { used: bans.len(), capacity: maps.bans_capacity() },
             bans_monitored: bans.iter().filter(|ban| ban.is_monitored()).count(),
@@ -291,6 +316,21 @@ impl StateRecord {
         if self.resetting {
             warnings.push("a change of source prefixes was interrupted: the next command ends it".to_owned());
         }
+        for rule in &self.rules {
+            if let Some(since) = rule.flooded_since {
+                let limit = rule.flood_limit.as_deref().unwrap_or(NO_LIMIT);
+                let name = &rule.name;
+                let then = if self.is_monitored() || rule.mode == Mode::Monitor.name() {
+                    "monitor mode: nothing comes of it"
+                } else if self.challenges.on {
+                    "sources without proof are challenged"
+                } else {
+                    "SYNs cannot be challenged here, and each source is counted for itself"
+                };
+                let lasts = approx(since, Timestamp::now());
+                warnings.push(format!("rule `{name}` has been flooded for {lasts} (limit {limit}): {then}"));
+            }
+        }
         if self.bans.percent() >= FULL_PERCENT {
             warnings.push(format!("the map of bans is {} % full", self.bans.percent()));
         }
@@ -316,6 +356,23 @@ impl StateRecord {
             Tally::EventSuppressed,
         ];
         self.tallies.iter().filter(|tally| LOSSES.iter().any(|loss| loss.name() == tally.name))
+    }
+}
+
+impl ChallengesRecord {
+    fn read(datapath: &Datapath) -> anyhow::Result<Self> {
+        let need = challenge::need(datapath)?;
+        let Look { readiness, differs, is_live, .. } = Look::at(datapath)?;
+        let warnings = readiness.warnings(need);
+        let says = need != Need::None && warnings.is_empty();
+        Ok(Self {
+            on: is_live,
+            line: says.then(|| readiness.line()),
+            warnings,
+            is_stale: need != Need::None && is_live && differs,
+            obstacles: readiness.obstacles,
+            notes: readiness.notes,
+        })
     }
 }
 

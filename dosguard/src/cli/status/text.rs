@@ -11,7 +11,7 @@ use crate::config::field::NO_LIMIT;
 use crate::config::services::CountBy;
 use crate::config::units::Span;
 use crate::daemon::report::{ConnectionReport, Holder, Rates};
-use crate::output::{BOLD, YELLOW, grouped, table, write_table};
+use crate::output::{BOLD, YELLOW, approx, grouped, table, write_table};
 
 /// Writes it: what is guarded, what is wrong, how fast things happen, and what became of the packets.
 pub(super) fn write(
@@ -28,6 +28,9 @@ pub(super) fn write(
     }
     for warning in &record.warnings {
         writeln!(out, "{YELLOW}warning:{YELLOW:#} {warning}")?;
+    }
+    if let Some(line) = &state.challenges.line {
+        writeln!(out, "{line}")?;
     }
     if let Some(rates) = rates {
         writeln!(out, "{}", rates_text(&rates))?;
@@ -168,9 +171,13 @@ fn rules_table(state: &StateRecord) -> Table {
             rule.mode == Mode::Monitor.name() || rule.monitored_over_limit + rule.monitored_banned > 0
         });
     let limited = state.rules.iter().any(|rule| rule.max_connections.is_some());
+    let has_floods = state.rules.iter().any(|rule| rule.flood_limit.is_some());
     let mut header = vec!["RULE", "PORTS", "LIMIT"];
     if limited {
         header.push("MAX CONNECTIONS");
+    }
+    if has_floods {
+        header.extend(["FLOOD LIMIT", "FLOODED"]);
     }
     header.extend(["ACTION", "SYNS PASSED", "OVER LIMIT", "BANNED"]);
     if watched {
@@ -181,6 +188,16 @@ fn rules_table(state: &StateRecord) -> Table {
         let mut row = vec![rule.name.clone(), rule.ports.clone(), rule.limit.clone()];
         if limited {
             row.push(rule.max_connections.map_or_else(|| NO_LIMIT.to_owned(), |max| max.to_string()));
+        }
+        if has_floods {
+            let since = rule.flooded_since;
+            row.push(rule.flood_limit.clone().unwrap_or_else(|| NO_LIMIT.to_owned()));
+            row.push(
+                since.map_or_else(
+                    || "-".to_owned(),
+                    |since| format!("for {}", approx(since, Timestamp::now())),
+                ),
+            );
         }
         row.push(rule.action.to_owned());
         row.extend([rule.under_limit, rule.over_limit, rule.banned].map(grouped));

@@ -19,7 +19,7 @@ use super::cidr::Cidr;
 use super::duplicate;
 use super::field::parse_mode;
 use super::file::{Problem, position};
-use super::policy::{Policy, PolicyError, parse_events_rate, parse_source_prefix};
+use super::policy::{Policy, PolicyError, parse_events_rate, parse_proof_age, parse_source_prefix};
 use super::services::Services;
 use super::sizes::{Size, Sizes};
 use rules::Rules;
@@ -164,7 +164,11 @@ fn source(policy: &mut Policy, entry: &Entry<'_>) -> Result<(), Located> {
         match entry.key {
             "ipv4_prefix" => policy.prefixes.ipv4 = prefix(&entry, "IPv4", 32, "ipv4_prefix = 32")?,
             "ipv6_prefix" => policy.prefixes.ipv6 = prefix(&entry, "IPv6", 128, "ipv6_prefix = 64")?,
-            _ => return Err(entry.unknown("`[source]`", &["ipv4_prefix", "ipv6_prefix"])),
+            "proof_age" => {
+                let (text, at) = entry.text(r#"proof_age = "1h""#)?;
+                policy.proof_age = parse_proof_age(text).map_err(located(at))?;
+            }
+            _ => return Err(entry.unknown("`[source]`", &["ipv4_prefix", "ipv6_prefix", "proof_age"])),
         }
     }
     Ok(())

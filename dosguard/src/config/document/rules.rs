@@ -93,6 +93,7 @@ impl Draft {
             }
             RuleField::Refresh => self.rule.spec.refresh = entry.boolean(field.example())?,
             RuleField::Close => self.rule.spec.connections.close = entry.boolean(field.example())?,
+            RuleField::RequireProof => self.rule.spec.proof.required = entry.boolean(field.example())?,
             RuleField::MaxConnections => {
                 let text = entry.integer_or_text(field.example())?;
                 field.assign(&mut self.rule, &text).map_err(located(entry.at))?;

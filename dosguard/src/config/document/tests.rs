@@ -18,6 +18,7 @@ deny = ["203.0.113.0/24"]
 [source]
 ipv4_prefix = 24
 ipv6_prefix = 0x38
+proof_age = "30m"
 
 [events]
 rate = 1_0
@@ -34,6 +35,9 @@ refresh = true
 mode    = "monitor"
 max_connections = 7
 close   = true
+require_proof = false
+unproven_ban = "5s"
+flood_limit = "20000/1s"
 
 [rule.default]
 ban = "2d"
@@ -57,10 +61,17 @@ fn everything_that_can_be_said_is_understood() {
     assert_eq!(policy.deny, ["203.0.113.0/24".parse().unwrap()]);
     assert_eq!((policy.mode, policy.events_rate), (Mode::Monitor, 10));
     assert_eq!((policy.prefixes.ipv4, policy.prefixes.ipv6), (24, 56));
+    assert_eq!(policy.proof_age.to_string(), "30m");
     let values = |name: &str| RuleField::ALL.map(|field| field.get(policy.rule(name).unwrap())).join(" ");
-    assert_eq!(values("smtp"), "tcp/25,tcp/587 3/1m drop 10m 12h 0s syn true monitor 7 true");
-    assert_eq!(values("default"), "every other 100/1s ban 2d 2d 1d all false enforce none false");
-    assert_eq!(values("game"), "tcp/8000-8100 5/1s ban 1m 1d 1d all false enforce none false");
+    assert_eq!(
+        values("smtp"),
+        "tcp/25,tcp/587 3/1m drop 10m 12h 0s syn true monitor 7 true false 5s 20000/1s"
+    );
+    assert_eq!(
+        values("default"),
+        "every other 100/1s ban 2d 2d 1d all false enforce none false true 10s none"
+    );
+    assert_eq!(values("game"), "tcp/8000-8100 5/1s ban 1m 1d 1d all false enforce none false true 10s none");
     let names: Vec<_> = policy.rules.iter().map(|rule| rule.name.as_str()).collect();
     assert_eq!(names, ["default", "smtp", "game"], "default first, then as in the file");
 }
@@ -88,6 +99,7 @@ fn the_documented_example_says_everything_that_can_be_said() {
         "interval",
         "namespaces",
         "method",
+        "proof_age",
     ]) {
         assert!(example.contains(key), "`{key}` is missing");
     }
@@ -196,6 +208,26 @@ const WRONG: &[(&str, &str, &str)] = &[
         "[source]\nipv6_prefix = \"64\"",
         "2, column 15: `ipv6_prefix` cannot be a string",
         "such as `ipv6_prefix = 64`",
+    ),
+    (
+        "[source]\nproof_age = \"999ms\"",
+        "2, column 13: proof_age cannot be `999ms`",
+        "`1s` or more, such as `1h`",
+    ),
+    (
+        "[rule.default]\nunproven_ban = \"0s\"",
+        "2, column 16: unproven_ban `0s`: a ban cannot be zero",
+        "such as",
+    ),
+    (
+        "[rule.default]\nflood_limit = \"0/1s\"",
+        "2, column 15: flood_limit: limit `0/1s`: the count is zero",
+        "from 1 to 500000 SYNs",
+    ),
+    (
+        "[rule.default]\nrequire_proof = \"true\"",
+        "2, column 17: `require_proof` cannot be a string",
+        "such as `require_proof = true`",
     ),
     ("[rule]\nlimit = \"1/1s\"", "2, column 9: `limit` cannot be a string", "such as `[rule.smtp]`"),
     ("[rule.Web]", "1, column 7: `Web` cannot be a rule's name", "1 to 15 of"),

@@ -23,13 +23,14 @@ fn every_key_is_listed_in_order_and_parses() {
     let sizes = Sizes::default();
     let keys = all(&policy, &sizes);
     let shown: Vec<_> = keys.iter().map(|(key, value)| format!("{key} = {value}")).collect();
-    assert_eq!(shown.len(), 4 + 6 + 2 * RuleField::ALL.len());
+    assert_eq!(shown.len(), 5 + 6 + 2 * RuleField::ALL.len());
     assert_eq!(
-        shown[..22],
+        shown[..26],
         [
             "core.mode = enforce",
             "core.ipv4_prefix = 32",
             "core.ipv6_prefix = 64",
+            "core.proof_age = 1h",
             "events.rate = 1000",
             &format!("core.abi = {ABI_VERSION}"),
             "size.bans = 65536",
@@ -48,6 +49,9 @@ fn every_key_is_listed_in_order_and_parses() {
             "rule.default.mode = enforce",
             "rule.default.max_connections = none",
             "rule.default.close = false",
+            "rule.default.require_proof = true",
+            "rule.default.unproven_ban = 10s",
+            "rule.default.flood_limit = none",
             "rule.smtp.ports = tcp/25,tcp/587",
         ]
     );
@@ -73,7 +77,7 @@ fn keys_are_found_by_name_and_by_pattern() {
     assert_eq!(list("core.ipv6_prefix").unwrap(), ["core.ipv6_prefix = 64"]);
     assert_eq!(list("rule.*.limit").unwrap(), ["rule.default.limit = 100/1s", "rule.smtp.limit = 100/1s"]);
     assert_eq!(list("rule.smtp.ban*").unwrap(), ["rule.smtp.ban = 1m", "rule.smtp.ban_max = 1d"]);
-    assert_eq!(list("*").unwrap().len(), 32);
+    assert_eq!(list("*").unwrap().len(), 39);
 }
 
 #[test]
@@ -85,7 +89,8 @@ fn unknown_keys_get_a_hint() {
         (
             "rule.smtp.colour",
             "no such key as `rule.smtp.colour`\nhint: a rule has `ports`, `limit`, `action`, `ban`, `ban_max`, \
-             `forget`, `scope`, `refresh`, `mode`, `max_connections`, `close`",
+             `forget`, `scope`, `refresh`, `mode`, `max_connections`, `close`, `require_proof`, `unproven_ban`, \
+             `flood_limit`",
         ),
         (
             "rule.SMTP.limit",
@@ -93,7 +98,7 @@ fn unknown_keys_get_a_hint() {
         ),
         (
             "limit",
-            "no such key as `limit`\nhint: `core.mode`, `core.ipv4_prefix`, `core.ipv6_prefix`, `events.rate` or \
+            "no such key as `limit`\nhint: `core.mode`, `core.ipv4_prefix`, `core.ipv6_prefix`, `core.proof_age`, `events.rate` or \
              `rule.<name>.limit`",
         ),
         ("rule.smpt.limit", "no such rule as `smpt`\nhint: there are `default`, `smtp`"),

@@ -75,6 +75,12 @@ pub enum PolicyError {
         /// What was written.
         text: String,
     },
+    /// It is no age of proofs.
+    #[error("proof_age cannot be `{text}`\nhint: `1s` or more, such as `1h`")]
+    ProofAge {
+        /// What was written.
+        text: String,
+    },
     /// A source prefix is out of range.
     #[error("{family} sources cannot have `{bits}` bits\nhint: from 1 to {longest}")]
     SourcePrefix {

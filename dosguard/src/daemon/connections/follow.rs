@@ -199,6 +199,7 @@ mod tests {
             rule: RULE,
             scope: Scope::All,
             monitored: false,
+            proven: true,
             refresh: false,
             label: "web",
         })

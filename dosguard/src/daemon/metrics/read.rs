@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use dosguard_common::ban::{Ban, BanReason};
 use dosguard_common::config::Mode;
+use dosguard_common::flood::Tide;
 use dosguard_common::reason::{Count, Reason, Tally};
 use dosguard_common::rule::{Action, Rule, RuleIndex, Scope};
 use jiff::Timestamp;
@@ -47,6 +48,7 @@ pub(super) struct State {
 pub(super) struct RuleState {
     pub(super) rule: Rule,
     pub(super) packets: [u64; RULE_REASONS.len()],
+    pub(super) is_flooded: bool,
 }
 
 /// What bans are told apart by: rule, scope, reason and mode.
@@ -102,13 +104,15 @@ impl Reader {
                 walked
             }
         };
+        let now_ns = system::boot_now_ns().unwrap_or_default();
         let mut rules = Vec::new();
         for (index, rule) in maps.rules()? {
             let mut packets = [0; RULE_REASONS.len()];
             for (packets, reason) in packets.iter_mut().zip(RULE_REASONS) {
                 *packets = maps.rule_packets(index, reason)?;
             }
-            rules.push(RuleState { rule, packets });
+            let is_flooded = rule.flood().max != 0 && maps.flood(index)?.tide(now_ns) != Tide::Out;
+            rules.push(RuleState { rule, packets, is_flooded });
         }
         let packets = Reason::ALL
             .iter()
@@ -138,7 +142,7 @@ fn walk(datapath: &Datapath) -> Result<Walked, Error> {
         let mode = if mode == Mode::Monitor { mode } else { rule.mode() };
         let may = [
             (BanReason::SynLimit, rule.action() == Action::Ban),
-            (BanReason::Handshakes, rule.action() == Action::Challenge),
+            (BanReason::Handshakes, rule.challenges()),
             (BanReason::Connections, rule.connections().max != 0),
         ];
         for (reason, _) in may.into_iter().filter(|(_, may)| *may) {

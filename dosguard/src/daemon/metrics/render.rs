@@ -108,7 +108,11 @@ impl Sheet {
         )?;
         let windows =
             each().map(|(name, rule)| (vec![name], Span::from_ns(rule.window_ns()).duration().as_secs_f64()));
-        self.gauge("rule_window_seconds", "The window of a rule's limit.", &["rule"], windows)
+        self.gauge("rule_window_seconds", "The window of a rule's limit.", &["rule"], windows)?;
+        let flooded =
+            state.rules.iter().map(|state| (vec![state.rule.name()], f64::from(u8::from(state.is_flooded))));
+        let help = "1 while more SYNs come to a rule's ports than its flood_limit expects of all sources, or came lately.";
+        self.gauge("rule_flooded", help, &["rule"], flooded)
     }
 
     fn about_bans(&self, state: &State) -> Result<()> {
@@ -201,6 +205,8 @@ const fn tally_help(tally: Tally) -> &'static str {
             "Challenged SYNs that were left to the host, whose listener had sent no cookie lately."
         }
         Tally::ChallengeAnswered => "Connections that were made with a cookie while challenges were sent.",
+        Tally::SourceProven => "Sources that were seen to be real.",
+        Tally::ProofLost => "Proofs that sources are real that could not be kept.",
     }
 }
 

@@ -78,6 +78,7 @@ fn entry(instance: &str, record: &EventRecord) -> Vec<u8> {
     put(&mut entry, "DOSGUARD_LIMIT", Some(ban.limit));
     put(&mut entry, "DOSGUARD_WINDOW", ban.window.as_ref());
     put(&mut entry, "DOSGUARD_OFFENCES", Some(ban.offences));
+    put(&mut entry, "DOSGUARD_EVIDENCE", ban.evidence.as_ref());
     put(&mut entry, "DOSGUARD_SINCE", ban.since);
     put(&mut entry, "DOSGUARD_UNTIL", ban.until);
     put(&mut entry, "DOSGUARD_NOTE", ban.note.as_ref());

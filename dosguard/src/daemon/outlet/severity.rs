@@ -18,9 +18,16 @@ pub(super) enum Severity {
 impl Severity {
     pub(super) fn of(record: &EventRecord) -> Self {
         match record.known_kind() {
-            Some(Kind::TableFull) => Self::Warning,
+            Some(Kind::TableFull | Kind::Flood) => Self::Warning,
             Some(Kind::Ban | Kind::Extend | Kind::WouldBan | Kind::Closed) => Self::Notice,
-            Some(Kind::Unban | Kind::Limited | Kind::Challenge | Kind::Malformed | Kind::Probation)
+            Some(
+                Kind::Unban
+                | Kind::Limited
+                | Kind::Challenge
+                | Kind::Malformed
+                | Kind::Probation
+                | Kind::FloodOver,
+            )
             | None => Self::Informational,
         }
     }

@@ -10,7 +10,7 @@ use crate::output::SCHEMA;
 pub(super) fn record(kind: &str, source: &str) -> EventRecord {
     let json = format!(
         r#"{{"version":{SCHEMA},"seq":4711,"kind":"{kind}","at":"2026-01-01T12:00:00.25Z","source":"{source}",
-        "rule":"smtp","scope":"all","reason":"syn-limit","count":4,"limit":3,"window":"1m","offences":1,
+        "rule":"smtp","scope":"all","reason":"syn-limit","count":4,"limit":3,"window":"1m","offences":1,"evidence":"none",
         "since":"2026-01-01T12:00:00.25Z","until":"2026-01-01T12:10:00.25Z"}}"#
     );
     serde_json::from_str(&json).unwrap()

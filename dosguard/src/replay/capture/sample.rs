@@ -28,6 +28,26 @@ pub(in crate::replay) fn syn_v6(source: [u8; 16], port: u16) -> Vec<u8> {
     frame
 }
 
+/// The segment at the end of a frame with these numbers: its own, and the one that it acknowledges.
+pub(in crate::replay) fn numbered(mut frame: Vec<u8>, own: u32, acknowledged: u32) -> Vec<u8> {
+    let tcp = frame.len() - 20;
+    frame[tcp + 4..tcp + 8].copy_from_slice(&own.to_be_bytes());
+    frame[tcp + 8..tcp + 12].copy_from_slice(&acknowledged.to_be_bytes());
+    frame
+}
+
+/// What the host answers to the SYN at the end of a frame, with this number.
+pub(in crate::replay) fn answer(syn: &[u8], own: u32) -> Vec<u8> {
+    let mut frame = numbered(syn.to_vec(), own, 2);
+    let tcp = frame.len() - 20;
+    let address = if frame[tcp - 20] == 0x45 { 4 } else { 16 };
+    frame[..12].rotate_left(6);
+    frame[tcp - 2 * address..tcp].rotate_left(address);
+    frame[tcp..tcp + 4].rotate_left(2);
+    frame[tcp + 13] = 0x12;
+    frame
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::replay) enum Order {
     Little,

@@ -34,6 +34,7 @@ pub(super) fn fields(source: &str) -> BanFields {
         limit: 3,
         window: Some("1m".to_owned()),
         offences: 1,
+        evidence: None,
         since: Some(noon()),
         until: Some(noon() + SignedDuration::from_mins(10)),
         note: None,

@@ -44,7 +44,7 @@ const SECOND_SOURCE_PER_SECOND: u64 = 90;
 /// The attack has to reach this to count as one.
 const FLOOD_AT_LEAST: u64 = 200_000;
 /// What dosguard is given in the lab.
-const CONFIG: &str = "[rule.default]\nlimit = \"100/1s\"\nban = \"1m\"\n";
+const CONFIG: &str = "[rule.default]\nlimit = \"100/1s\"\nban = \"1m\"\nrequire_proof = false\n";
 
 /// Shows in a lab how dosguard bans an attacker while a client goes on being served.
 ///

@@ -86,10 +86,10 @@ bans = 2048
     let values = |name: &str| RuleField::ALL.map(|field| field.get(policy.rule(name).unwrap())).join(" ");
     assert_eq!(
         values("smtp"),
-        "tcp/465 5/1m ban 1m 1d 1d syn false enforce none false",
+        "tcp/465 5/1m ban 1m 1d 1d syn false enforce none false true 10s none",
         "ports as a whole, others one by one"
     );
-    assert_eq!(values("web"), "tcp/80 50/1s ban 1m 1d 1d all false enforce none false");
+    assert_eq!(values("web"), "tcp/80 50/1s ban 1m 1d 1d all false enforce none false true 10s none");
     let programs: Vec<_> = read.services.hooks.iter().map(|hook| hook.run.join(" ")).collect();
     assert_eq!(programs, ["/bin/one", "/bin/two"]);
     assert_eq!(read.services.exports.len(), 1, "the same one");

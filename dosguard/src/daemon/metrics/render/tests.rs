@@ -2,6 +2,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use dosguard_common::config::Mode;
+use dosguard_common::flood::FloodLimit;
+use dosguard_common::proof::ProofDemand;
 use dosguard_common::reason::{Count, Reason};
 use dosguard_common::rule::{Action, ConnectionLimit, Rule, RuleSpec, Scope};
 use serde_json::Value;
@@ -25,6 +27,8 @@ fn state() -> State {
         refresh: false,
         mode: Mode::Enforce,
         connections: ConnectionLimit::NONE,
+        proof: ProofDemand::NONE,
+        flood: FloodLimit::NONE,
     };
     let packets = |reason: &Reason| Count { packets: u64::from(reason.index()), bytes: u64::MAX >> 12 };
     let on = |ifindex, name: Option<&str>, mode| Guarded {
@@ -36,7 +40,11 @@ fn state() -> State {
         instance: "mail".to_owned(),
         mode: Mode::Enforce,
         interfaces: vec![on(7, Some("eth\"0\\\n"), Some("native")), on(8, None, None)],
-        rules: vec![RuleState { rule: Rule::new("smtp", &spec, 1), packets: [10, 20, 30, 0, 0] }],
+        rules: vec![RuleState {
+            rule: Rule::new("smtp", &spec, 1),
+            packets: [10, 20, 30, 0, 0],
+            is_flooded: true,
+        }],
         packets: Reason::ALL.iter().map(|reason| (*reason, packets(reason))).collect(),
         tallies: Tally::ALL.iter().map(|tally| (*tally, 1)).collect(),
         bans_capacity: 65_536,
@@ -77,6 +85,7 @@ fn numbers_have_the_names_and_labels_that_are_promised() {
         r#"dosguard_rule_packets_total{reason="over-limit",rule="smtp",verdict="drop",guard="mail"} 20"#,
         r#"dosguard_rule_info{action="ban",mode="enforce",rule="smtp",scope="syn",guard="mail"} 1"#,
         r#"dosguard_rule_limit_syns{rule="smtp",guard="mail"} 3"#,
+        r#"dosguard_rule_flooded{rule="smtp",guard="mail"} 1"#,
         r#"dosguard_rule_window_seconds{rule="smtp",guard="mail"} 60"#,
         r#"dosguard_bans{mode="enforce",reason="syn-limit",rule="smtp",scope="syn",guard="mail"} 2"#,
         r#"dosguard_bans{mode="enforce",reason="admin",rule="",scope="all",guard="mail"} 1"#,

@@ -138,6 +138,7 @@ fn variables(instance: &str, record: &EventRecord) -> impl Iterator<Item = (&'st
         ("LIMIT", Some(ban.limit.to_string())),
         ("WINDOW", ban.window.clone()),
         ("OFFENCES", Some(ban.offences.to_string())),
+        ("EVIDENCE", ban.evidence.clone()),
         ("SINCE", ban.since.map(|at| at.to_string())),
         ("UNTIL", ban.until.map(|at| at.to_string())),
         ("NOTE", ban.note.clone()),

@@ -75,6 +75,7 @@ fn a_program_gets_the_event_as_data_and_nothing_else() {
     let expected = [
         "DOSGUARD_AT=2026-01-01T12:00:00.25Z",
         "DOSGUARD_COUNT=4",
+        "DOSGUARD_EVIDENCE=none",
         "DOSGUARD_INSTANCE=mail",
         "DOSGUARD_KIND=ban",
         "DOSGUARD_LIMIT=3",
