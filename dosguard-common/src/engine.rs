@@ -76,7 +76,8 @@ fn judge<T: Tables>(
     arrival: impl FnOnce() -> crate::frame::Arrival,
     now_ns: impl FnOnce() -> u64,
 ) -> (Reason, Option<RuleIndex>) {
-    let Packet { address, mac, payload } = packet;
+    let Packet { address, mac, .. } = packet;
+    let payload = packet.payload();
     if config.has_allow_list() && tables.is_allowed(address) {
         return (Reason::Allowed, None);
     }
@@ -89,18 +90,18 @@ fn judge<T: Tables>(
     let key = SourceKey::everywhere(source);
     if let Some(hold) = hold(tables, &key, now_ns) {
         // In monitor mode it drops nothing, and so nothing prolongs it.
-        if let Payload::Syn { port } = *payload
+        if let Payload::Syn { port } = payload
             && hold.refreshes()
             && config.mode() == Mode::Enforce
         {
             refresh(tables, config, &key, &cause(port), now_ns);
         }
-        if *payload == Payload::Ending && hold.awaits_ending() {
+        if payload == Payload::Ending && hold.awaits_ending() {
             tables.note_ending(&key);
         }
         return (Reason::Banned, Some(hold.rule));
     }
-    let port = match *payload {
+    let port = match payload {
         Payload::Syn { port } => port,
         // Of a connection, or the answer to a challenge: the host takes one that gives the connection up at once, too.
         Payload::Segment | Payload::Ending if now_ns < tables.answers_until_ns() => {

@@ -16,7 +16,7 @@ fuzz_target!(|frame: &[u8]| {
         Err(Unparsed::Truncated) => Seen::Truncated,
         Ok(packet) => {
             assert_eq!(packet.mac, frame[6..12]);
-            let carries = match packet.payload {
+            let carries = match packet.payload() {
                 Payload::Syn { port } => Carries::Syn(port),
                 Payload::Segment | Payload::Ending => Carries::Segment,
                 Payload::NotTcp => Carries::NotTcp,

@@ -157,7 +157,7 @@ mod tests {
         for address in ["192.0.2.7", "2001:db8::7"] {
             let address = address.parse().unwrap();
             let packet = parse(syn(address, 25).as_slice()).unwrap();
-            assert_eq!((packet.address, packet.payload), (to_address(address), Payload::Syn { port: 25 }));
+            assert_eq!((packet.address, packet.payload()), (to_address(address), Payload::Syn { port: 25 }));
         }
     }
 }

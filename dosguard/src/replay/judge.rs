@@ -12,7 +12,7 @@ use dosguard_common::event::{Event, Kind};
 use dosguard_common::frame::Frame as _;
 use dosguard_common::key::SourceKey;
 use dosguard_common::memory::{MemoryTables, Prefixes};
-use dosguard_common::parse::{self, Payload, parse};
+use dosguard_common::parse::{Payload, parse};
 use dosguard_common::reason::Reason;
 use dosguard_common::rule::{Rule, RuleIndex, RuleSpec};
 use dosguard_common::tables::Tables as _;
@@ -144,21 +144,17 @@ impl<'a> Judge<'a> {
         }
         self.tables.pass_time(now_ns);
         let reason = decide(&frame, &mut self.tables, || now_ns);
-        match parsed {
-            Ok(parse::Packet { address, payload: Payload::Syn { port }, .. })
-                if !matches!(reason, Reason::Allowed | Reason::Denied) =>
-            {
-                self.offer(address, port, now_ns);
+        match parsed.map(|packet| (packet, packet.payload())) {
+            Ok((packet, Payload::Syn { port })) if !matches!(reason, Reason::Allowed | Reason::Denied) => {
+                self.offer(packet.address, port, now_ns);
             }
             // What is dropped proves nothing to the host, and what completes a handshake is counted while it is looked at.
-            Ok(parse::Packet { mac, payload: Payload::Segment | Payload::Ending, .. })
-                if self.completes_handshake(&frame) =>
-            {
+            Ok((packet, Payload::Segment | Payload::Ending)) if self.completes_handshake(&frame) => {
                 let Self { tables, segment, .. } = self;
                 match reason {
                     Reason::MayAnswer => {
                         let completed = Completed::Handshake;
-                        judge_answer(tables, segment, completed, mac, frame.arrival(), now_ns);
+                        judge_answer(tables, segment, completed, packet.mac, frame.arrival(), now_ns);
                     }
                     Reason::NotSyn => judge_established(tables, segment, now_ns),
                     _ => {}

@@ -254,7 +254,7 @@ fn other_links_look_like_ethernet() {
         let wire_len = u32::try_from(bytes.len()).unwrap();
         let frame = LinkFrame::new(&packet(&bytes, wire_len)).unwrap();
         let parsed = parse(&frame).unwrap();
-        assert_eq!((parsed.payload, parsed.mac), (Payload::Syn { port: 25 }, mac), "link {number}");
+        assert_eq!((parsed.payload(), parsed.mac), (Payload::Syn { port: 25 }, mac), "link {number}");
         assert_eq!((frame.is_outgoing(), frame.missed()), (outgoing, false), "link {number}");
         // Cut anywhere, it is known that something is missing.
         for length in 0..bytes.len() {
@@ -280,12 +280,12 @@ fn what_is_short_on_the_wire_missed_nothing() {
         wire_len: 40,
     };
     let frame = LinkFrame::new(&packet).unwrap();
-    assert_eq!(parse(&frame).unwrap().payload, Payload::Malformed);
+    assert_eq!(parse(&frame).unwrap().payload(), Payload::Malformed);
     assert!(!frame.missed());
     // A SYN whose header was captured is one, whatever was cut off behind it.
     let long = Packet { bytes: &segment(SOURCE, 25, 2), wire_len: 1_500, ..packet };
     let frame = LinkFrame::new(&long).unwrap();
-    assert_eq!((parse(&frame).unwrap().payload, frame.missed()), (Payload::Syn { port: 25 }, false));
+    assert_eq!((parse(&frame).unwrap().payload(), frame.missed()), (Payload::Syn { port: 25 }, false));
 }
 
 proptest! {

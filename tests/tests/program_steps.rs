@@ -37,19 +37,21 @@ fn segments_are_looked_at_and_syns_are_answered_where_the_kernel_makes_cookies()
     let bpffs = Bpffs::mount();
     let at = |name: &str| bpffs.0.join(name);
     let paths = Paths::new("steps", at("bpf"), at("run"), at("state")).unwrap();
-    let instances = || -> Vec<u32> {
-        let named = |name: &str| {
-            let named = loaded_programs()
-                .filter(|program| program.as_ref().is_ok_and(|program| program.name_as_str() == Some(name)));
-            u32::try_from(named.count()).unwrap()
-        };
-        [abi::ANSWER_PROGRAM, abi::REPLY_PROGRAM].map(named).to_vec()
+    // By their ids: those of another test, which the kernel has yet to free, are still listed.
+    let loaded = || -> Vec<(u32, String)> {
+        let known = loaded_programs().filter_map(Result::ok);
+        known.map(|program| (program.id(), program.name_as_str().unwrap_or_default().to_owned())).collect()
     };
-    let before = instances();
+    let before = loaded();
     let _datapath = Datapath::create(&paths, &Policy::default(), &LoadOptions::default()).unwrap();
+    let mut steps: Vec<_> = loaded().into_iter().filter(|program| !before.contains(program)).collect();
+    steps.retain(|(_, name)| [abi::ANSWER_PROGRAM, abi::REPLY_PROGRAM].contains(&name.as_str()));
+    let mut names: Vec<_> = steps.iter().map(|(_, name)| name.as_str()).collect();
+    names.sort_unstable();
     let makes_cookies =
         is_helper_supported(ProgramType::Xdp, BpfHelper::BPF_FUNC_tcp_raw_gen_syncookie_ipv4).unwrap();
+    let replies = makes_cookies.then_some(abi::REPLY_PROGRAM);
     // Why a kernel has refused one is in the log of whoever loads it.
-    assert_eq!(instances(), [before[0] + 1, before[1] + u32::from(makes_cookies)]);
+    assert_eq!(names, [Some(abi::ANSWER_PROGRAM), replies].into_iter().flatten().collect::<Vec<_>>());
     Datapath::remove(&paths).unwrap();
 }
