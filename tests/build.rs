@@ -1,5 +1,5 @@
 //! Builds the eBPF objects that the lab and the tests load: the flood generator, and dosguard's own program with the
-//! clock that tests set.
+//! clock that tests set and followed by a drop.
 
 include!("../dosguard-ebpf/inner_build.rs");
 
@@ -9,8 +9,8 @@ fn main() -> anyhow::Result<()> {
     build(
         &[
             ("dosguard-flood-ebpf", concat!(env!("CARGO_MANIFEST_DIR"), "/flood-ebpf"), &[]),
-            ("dosguard-ebpf", concat!(env!("CARGO_MANIFEST_DIR"), "/../dosguard-ebpf"), &["test-clock"]),
+            ("dosguard-ebpf", concat!(env!("CARGO_MANIFEST_DIR"), "/../dosguard-ebpf"), &["lab"]),
         ],
-        &["dosguard-flood", "dosguard-xdp-test-clock"],
+        &["dosguard-flood", "dosguard-xdp-test-clock", "dosguard-xdp-followed"],
     )
 }

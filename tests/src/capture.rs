@@ -7,11 +7,6 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use aya::{
-    Ebpf,
-    programs::{Xdp, XdpMode},
-};
-use dosguard_flood_config::PASS_PROGRAM;
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -23,7 +18,6 @@ use nix::{
 
 use crate::{
     netns::Namespace,
-    objects::{FLOOD_OBJECT, real},
     transmit::{link_address, switch_on},
 };
 
@@ -34,28 +28,6 @@ const LONGEST: usize = 2048;
 
 /// Where a frame's first VLAN tag is.
 const TAG: usize = 12;
-
-/// Lets an interface of a namespace take what its peer sends by `XDP_TX`; ends when dropped.
-#[derive(Debug)]
-pub struct Taking {
-    _object: Ebpf,
-}
-
-impl Taking {
-    /// Attaches a program that lets every frame pass: a veth end takes such frames only where NAPI runs.
-    pub fn start(namespace: &Namespace, interface: &str) -> Result<Self> {
-        let mut object = Ebpf::load(real(FLOOD_OBJECT)?).context("cannot load the lab's programs")?;
-        let program: &mut Xdp = object
-            .program_mut(PASS_PROGRAM)
-            .with_context(|| format!("no program `{PASS_PROGRAM}`"))?
-            .try_into()?;
-        program.load().context("the kernel refused a program that does nothing")?;
-        namespace
-            .run_in(|| program.attach(interface, XdpMode::Driver))?
-            .with_context(|| format!("cannot attach to `{interface}` in `{}`", namespace.name()))?;
-        Ok(Self { _object: object })
-    }
-}
 
 /// All that arrives at an interface from now on.
 #[derive(Debug)]

@@ -10,27 +10,33 @@ use std::{
 use dosguard_common::reason::Tally;
 
 use crate::{
-    addresses::PEER,
-    capture::Taking,
+    addresses::{FORGED_V4, FORGED_V6, GUARD_V4, GUARD_V6, PEER},
+    attached::Attached,
+    capture::Capture,
+    cli::PATIENCE,
     lab::Lab,
-    packet::{Packet, flag},
+    packet::{Frame, Packet, flag},
     siege::open,
+    transmit::Sender,
 };
+
+/// The port that is challenged.
+pub const PORT: u16 = 8080;
 
 /// TCP's own header.
 const HEADER: usize = 20;
 
 /// Sets what challenges need of the guard, and lets attacker and client take what the program sends until it is dropped.
 #[must_use]
-pub fn make_possible(lab: &Lab) -> [Taking; 2] {
+pub fn make_possible(lab: &Lab) -> [Attached; 2] {
     set_host(lab, "2", "2");
     take_replies(lab)
 }
 
 /// Lets attacker and client take what the program sends until it is dropped.
 #[must_use]
-pub fn take_replies(lab: &Lab) -> [Taking; 2] {
-    [lab.attacker(), lab.client()].map(|namespace| Taking::start(namespace, PEER).unwrap())
+pub fn take_replies(lab: &Lab) -> [Attached; 2] {
+    [lab.attacker(), lab.client()].map(|namespace| Attached::passing(namespace, PEER).unwrap())
 }
 
 /// Sets whether the guard takes cookies, and whether it adds a secret to timestamps.
@@ -129,4 +135,60 @@ pub fn comparable(frame: &[u8]) -> Vec<u8> {
         tcp[at + 3] &= 0x3f;
     }
     bytes
+}
+
+/// A link on which frames are sent, and replies are seen.
+pub struct Wire {
+    /// Sends frames.
+    pub sender: Sender,
+    /// What comes back.
+    pub capture: Capture,
+}
+
+impl Wire {
+    /// That of the attacker.
+    pub fn of(lab: &Lab) -> Self {
+        let sender = Sender::new(lab.attacker(), PEER).unwrap();
+        Self { sender, capture: Capture::start(lab.attacker(), PEER).unwrap() }
+    }
+
+    /// Sends a frame.
+    pub fn send(&self, frame: &Frame) {
+        self.sender.send(std::slice::from_ref(frame)).unwrap();
+    }
+
+    /// The SYN-ACK to a SYN.
+    pub fn reply(&self, syn: &Frame) -> Vec<u8> {
+        self.send(syn);
+        self.syn_ack(syn, PATIENCE).unwrap_or_else(|| panic!("no reply to {syn:?}"))
+    }
+
+    /// The SYN-ACK to a SYN that was sent, if one comes.
+    pub fn syn_ack(&self, syn: &Frame, patience: Duration) -> Option<Vec<u8>> {
+        let port = u16::from_be_bytes(*tcp(syn).unwrap().first_chunk().unwrap());
+        self.capture.next(patience, |frame| is_syn_ack_to(frame, port)).unwrap()
+    }
+}
+
+/// The addresses of a source and of the guard.
+#[must_use]
+pub fn pair(is_v4: bool) -> (IpAddr, IpAddr) {
+    if is_v4 { (FORGED_V4.into(), GUARD_V4.into()) } else { (FORGED_V6.into(), GUARD_V6.into()) }
+}
+
+/// The answer to a SYN-ACK, from the port that it goes to.
+pub fn answer(is_v4: bool, port: u16, reply: &[u8]) -> Packet {
+    let (from, to) = pair(is_v4);
+    let segment = ip(Packet::eth(), from, to).tcp(port, PORT).sequence(2);
+    let header = tcp(reply).unwrap();
+    let segment = segment.acknowledge(sequence(reply).wrapping_add(1));
+    match timestamp(header) {
+        Some(at) => {
+            let mut options = vec![1, 1, 8, 10];
+            options.extend(&header[at + 4..at + 8]);
+            options.extend(&header[at..at + 4]);
+            segment.options(&options)
+        }
+        None => segment,
+    }
 }

@@ -72,7 +72,7 @@ impl Lab {
         }
         for link in lab.links() {
             interrupt.check()?;
-            lab.connect(&link)?;
+            connect(&lab.guard, &link)?;
         }
         Ok(lab)
     }
@@ -106,26 +106,14 @@ impl Lab {
     /// A veth end receives frames from `XDP_TX` only where NAPI runs. Besides an XDP program, switching GRO from off to
     /// on starts it.
     pub fn enable_napi(&self) -> Result<()> {
-        for interface in [GUARD_ATTACKER_SIDE, GUARD_CLIENT_SIDE] {
-            for state in ["off", "on"] {
-                self.guard.run("ethtool", ["-K", interface, "gro", state])?;
-            }
-        }
-        Ok(())
+        [GUARD_ATTACKER_SIDE, GUARD_CLIENT_SIDE]
+            .into_iter()
+            .try_for_each(|interface| enable_napi(&self.guard, interface))
     }
 
     fn links(&self) -> [Link<'_>; 2] {
         [
-            Link {
-                guard_interface: GUARD_ATTACKER_SIDE,
-                guard_mac: GUARD_MAC,
-                guard_v4: GUARD_V4.into(),
-                guard_v6: GUARD_V6.into(),
-                peer: &self.attacker,
-                peer_mac: ATTACKER_MAC,
-                peer_v4: ATTACKER_V4.into(),
-                peer_v6: ATTACKER_V6.into(),
-            },
+            Link::to_attacker(&self.attacker),
             Link {
                 guard_interface: GUARD_CLIENT_SIDE,
                 guard_mac: GUARD_CLIENT_MAC,
@@ -138,51 +126,86 @@ impl Lab {
             },
         ]
     }
+}
 
-    fn connect(&self, link: &Link<'_>) -> Result<()> {
-        let interface = link.guard_interface;
-        let queues = QUEUES.to_string();
-        crate::netns::run(std::process::Command::new("ip").args([
-            "-n",
-            self.guard.name(),
-            "link",
-            "add",
-            interface,
-            "address",
-            &link.guard_mac.to_string(),
-            "numtxqueues",
-            &queues,
-            "numrxqueues",
-            &queues,
-            "type",
-            "veth",
-            "peer",
-            "name",
-            PEER,
-            "address",
-            &link.peer_mac.to_string(),
-            "numtxqueues",
-            &queues,
-            "numrxqueues",
-            &queues,
-            "netns",
-            link.peer.name(),
-        ]))?;
-        for (namespace, interface) in [(&self.guard, interface), (link.peer, PEER)] {
-            // Every frame on the wire is one the sender meant, with the checksums it computed.
-            let off = ["tso", "off", "gso", "off", "gro", "off", "tx", "off", "rx", "off", "sg", "off"];
-            namespace.run("ethtool", ["-K", interface].into_iter().chain(off))?;
+impl<'a> Link<'a> {
+    /// The one between an attacker and its guard.
+    fn to_attacker(attacker: &'a Namespace) -> Self {
+        Self {
+            guard_interface: GUARD_ATTACKER_SIDE,
+            guard_mac: GUARD_MAC,
+            guard_v4: GUARD_V4.into(),
+            guard_v6: GUARD_V6.into(),
+            peer: attacker,
+            peer_mac: ATTACKER_MAC,
+            peer_v4: ATTACKER_V4.into(),
+            peer_v6: ATTACKER_V6.into(),
         }
-        let peer_addresses = [link.peer_v4, link.peer_v6];
-        let guard_addresses = [link.guard_v4, link.guard_v6];
-        // Replies to any source of the attacker's network go to the attacker, whoever it claimed to be.
-        let mut remote: Vec<IpAddr> = Vec::new();
-        for address in peer_addresses {
-            remote.extend((2..=254).map(|host| with_last_byte(address, host)));
-        }
-        batch(&self.guard, &up(interface, &guard_addresses, &remote, link.peer_mac))?;
-        batch(link.peer, &up(PEER, &peer_addresses, &guard_addresses, link.guard_mac))
     }
+}
+
+/// A quiet attacker and a quiet guard, with the wire between them.
+pub(crate) fn attacker_and_guard(role: &str) -> Result<(Namespace, Namespace)> {
+    let attacker = Namespace::new(&format!("{role}-a"))?;
+    let guard = Namespace::new(&format!("{role}-g"))?;
+    quieten(&attacker)?;
+    quieten(&guard)?;
+    connect(&guard, &Link::to_attacker(&attacker))?;
+    Ok((attacker, guard))
+}
+
+/// Makes an interface take live frames while no XDP program is attached to it; see [`Lab::enable_napi`].
+pub(crate) fn enable_napi(namespace: &Namespace, interface: &str) -> Result<()> {
+    for state in ["off", "on"] {
+        namespace.run("ethtool", ["-K", interface, "gro", state])?;
+    }
+    Ok(())
+}
+
+/// Makes the veth pair of a link, with static neighbours at both ends.
+fn connect(guard: &Namespace, link: &Link<'_>) -> Result<()> {
+    let interface = link.guard_interface;
+    let queues = QUEUES.to_string();
+    crate::netns::run(std::process::Command::new("ip").args([
+        "-n",
+        guard.name(),
+        "link",
+        "add",
+        interface,
+        "address",
+        &link.guard_mac.to_string(),
+        "numtxqueues",
+        &queues,
+        "numrxqueues",
+        &queues,
+        "type",
+        "veth",
+        "peer",
+        "name",
+        PEER,
+        "address",
+        &link.peer_mac.to_string(),
+        "numtxqueues",
+        &queues,
+        "numrxqueues",
+        &queues,
+        "netns",
+        link.peer.name(),
+    ]))?;
+    for (namespace, interface) in [(guard, interface), (link.peer, PEER)] {
+        // Every frame on the wire is one the sender meant, with the checksums it computed.
+        let off = ["tso", "off", "gso", "off", "gro", "off", "tx", "off", "rx", "off", "sg", "off"];
+        namespace.run("ethtool", ["-K", interface].into_iter().chain(off))?;
+    }
+    let peer_addresses = [link.peer_v4, link.peer_v6];
+    let guard_addresses = [link.guard_v4, link.guard_v6];
+    // Replies to any source of the attacker's network go to the attacker, whoever it claimed to be.
+    let mut remote: Vec<IpAddr> = Vec::new();
+    for address in peer_addresses {
+        remote.extend((2..=254).map(|host| with_last_byte(address, host)));
+    }
+    batch(guard, &up(interface, &guard_addresses, &remote, link.peer_mac))?;
+    batch(link.peer, &up(PEER, &peer_addresses, &guard_addresses, link.guard_mac))
 }
 
 /// The `ip` commands that give an interface its addresses and static neighbours.

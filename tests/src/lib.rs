@@ -5,6 +5,7 @@
 //! sent from or sent into the machine's own interfaces, and all traffic is bounded in count and time.
 
 pub mod addresses;
+pub mod attached;
 pub mod capture;
 pub mod challenges;
 pub mod cli;
@@ -29,6 +30,7 @@ pub mod netns;
 pub mod nginx;
 pub mod objects;
 pub mod packet;
+pub mod pair;
 pub mod program;
 pub mod server;
 pub mod siege;

@@ -9,6 +9,10 @@ pub static FLOOD_OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_D
 pub static TEST_CLOCK_OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/dosguard-xdp-test-clock"));
 
+/// dosguard's program followed by a drop.
+pub static FOLLOWED_OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/dosguard-xdp-followed"));
+
 /// The object, unless it is the stub of a build that skipped the eBPF programs.
 pub fn real(object: &'static [u8]) -> Result<&'static [u8]> {
     ensure!(

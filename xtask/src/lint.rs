@@ -67,7 +67,7 @@ fn clippy_ebpf(workspace: &Workspace) -> Result<()> {
         command.args(["--package", package]);
     }
     let target = if cfg!(target_endian = "big") { "bpfeb-unknown-none" } else { "bpfel-unknown-none" };
-    command.args(["--target", target, "-Z", "build-std=core", "--features", "dosguard-ebpf/test-clock"]);
+    command.args(["--target", target, "-Z", "build-std=core", "--features", "dosguard-ebpf/lab"]);
     command.arg("--target-dir").arg(target_dir()?.join("lint-ebpf"));
     run::run(command.args(["--", "--deny", "warnings"]))
 }

@@ -16,6 +16,10 @@ pub const SENT_MAP: &str = "SENT";
 pub const PROGRAM: &str = "dosguard_flood";
 /// The name of the XDP program that lets every frame pass.
 pub const PASS_PROGRAM: &str = "dosguard_pass";
+/// The name of the XDP program that drops every frame.
+pub const DROP_PROGRAM: &str = "dosguard_drop";
+/// The name of the XDP program that sends every frame back to where it came from.
+pub const BOUNCE_PROGRAM: &str = "dosguard_bounce";
 
 /// No field may start beyond this many bytes into the frame.
 pub const MAX_OFFSET: u32 = 250;

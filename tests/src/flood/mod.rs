@@ -52,6 +52,7 @@ pub struct Flood {
     template: Frame,
     source_count: u32,
     source_random: bool,
+    networks: bool,
     port_count: u32,
     rate_per_second: Option<u64>,
     frames: u64,
@@ -67,6 +68,7 @@ impl Flood {
             template,
             source_count: 1,
             source_random: false,
+            networks: false,
             port_count: 1,
             rate_per_second: None,
             frames: u64::MAX,
@@ -84,6 +86,11 @@ impl Flood {
     /// Each frame draws one of `count` consecutive source addresses, beginning with the template's.
     pub fn random_sources(self, count: u32) -> Self {
         Self { source_count: count, source_random: true, ..self }
+    }
+
+    /// Over IPv6, sources are networks of 64 bits, and the second half of those is what differs.
+    pub fn networks(self) -> Self {
+        Self { networks: true, ..self }
     }
 
     /// `count` consecutive source ports, beginning with the template's, take turns.
@@ -126,7 +133,7 @@ impl Flood {
             source_count: self.source_count,
             source_random: self.source_random.into(),
             port_count: self.port_count,
-            ..template::describe(&self.template)?
+            ..template::describe(&self.template, self.networks)?
         };
         let interface_index = namespace
             .run_in(|| if_nametoindex(interface))?

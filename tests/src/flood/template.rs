@@ -7,8 +7,10 @@ use dosguard_flood_config::{FloodConfig, MAX_OFFSET, TEMPLATE_WORDS};
 
 use crate::packet::{Sum, protocol};
 
-/// Where the fields are, their present values, and the sums of everything else that their checksums cover.
-pub(super) fn describe(frame: &[u8]) -> Result<FloodConfig> {
+/// Where the fields are, their present values, and the sums of everything else that their checksums cover. Of an IPv6 source
+/// the last four bytes are rewritten, or the last four of its `network` of 64 bits.
+pub(super) fn describe(frame: &[u8], network: bool) -> Result<FloodConfig> {
+    let is_network = network;
     let mut network = 12;
     while let 0x8100 | 0x88a8 = word(frame, network)? {
         network += 4;
@@ -27,7 +29,8 @@ pub(super) fn describe(frame: &[u8]) -> Result<FloodConfig> {
             let source = Ipv6Addr::from(bytes::<16>(frame, network + 8)?);
             let destination = Ipv6Addr::from(bytes::<16>(frame, network + 24)?);
             let protocol = byte(frame, network + 6)?;
-            (network + 8 + 12, IpAddr::from(source), IpAddr::from(destination), network + 40, protocol)
+            let field = if is_network { 4 } else { 12 };
+            (network + 8 + field, IpAddr::from(source), IpAddr::from(destination), network + 40, protocol)
         }
         other => bail!("a flood needs IPv4 or IPv6, not EtherType {other:#06x}"),
     };
@@ -48,7 +51,7 @@ pub(super) fn describe(frame: &[u8]) -> Result<FloodConfig> {
     clear(&mut rest, transport + 16, 2)?;
     let segment = rest.get(transport..).unwrap_or_default();
     let tcp_sum = Sum::default()
-        .with_pseudo_header(without_last_word(source), destination, protocol::TCP, segment.len())
+        .with_pseudo_header(without(source, is_network), destination, protocol::TCP, segment.len())
         .with(segment);
 
     let offset = |offset: usize| -> Result<u32> {
@@ -72,10 +75,12 @@ pub(super) fn describe(frame: &[u8]) -> Result<FloodConfig> {
     })
 }
 
-fn without_last_word(address: IpAddr) -> IpAddr {
+/// An address without the bytes that are rewritten.
+fn without(address: IpAddr, is_network: bool) -> IpAddr {
+    let rewritten = u128::from(u32::MAX) << if is_network { 64 } else { 0 };
     match address {
         IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        IpAddr::V6(address) => Ipv6Addr::from(u128::from(address) & !u128::from(u32::MAX)).into(),
+        IpAddr::V6(address) => Ipv6Addr::from(u128::from(address) & !rewritten).into(),
     }
 }
 
@@ -132,31 +137,33 @@ mod tests {
                 .build(),
             Packet::eth().ipv6("2001:db8:a::ffff:fffe", "2001:db8:a::1").tcp(1, 2).syn().build(),
         ] {
-            let config = describe(&frame).unwrap();
-            let address = (config.source_base >> 16) + (config.source_base & 0xffff);
-            assert_eq!(at(&frame, config.port_offset), u16::try_from(config.port_base).unwrap());
-            if config.ip_checksum_offset != 0 {
-                assert_eq!(
-                    at(&frame, config.ip_checksum_offset),
-                    checksum(config.ip_sum + address),
-                    "{frame:?}"
-                );
+            for network in [false, true] {
+                let config = describe(&frame, network).unwrap();
+                let address = (config.source_base >> 16) + (config.source_base & 0xffff);
+                assert_eq!(at(&frame, config.port_offset), u16::try_from(config.port_base).unwrap());
+                if config.ip_checksum_offset != 0 {
+                    assert_eq!(
+                        at(&frame, config.ip_checksum_offset),
+                        checksum(config.ip_sum + address),
+                        "{frame:?}"
+                    );
+                }
+                let tcp = checksum(config.tcp_sum + address + config.port_base);
+                assert_eq!(at(&frame, config.tcp_checksum_offset), tcp, "{frame:?}");
             }
-            let tcp = checksum(config.tcp_sum + address + config.port_base);
-            assert_eq!(at(&frame, config.tcp_checksum_offset), tcp, "{frame:?}");
         }
     }
 
     #[test]
     fn what_is_no_tcp_is_refused() {
         let udp = Packet::eth().ipv4("192.0.2.1", "192.0.2.2").udp(1, 2).build();
-        assert_eq!(describe(&udp).unwrap_err().to_string(), "a flood needs TCP, not protocol 17");
+        assert_eq!(describe(&udp, false).unwrap_err().to_string(), "a flood needs TCP, not protocol 17");
         let arp = Packet::eth().arp("192.0.2.1", "192.0.2.2").build();
         assert_eq!(
-            describe(&arp).unwrap_err().to_string(),
+            describe(&arp, false).unwrap_err().to_string(),
             "a flood needs IPv4 or IPv6, not EtherType 0x0806"
         );
         let short = Packet::eth().ipv4("192.0.2.1", "192.0.2.2").tcp(1, 2).truncate(40).build();
-        assert!(describe(&short).is_err());
+        assert!(describe(&short, false).is_err());
     }
 }

@@ -4,6 +4,8 @@ mod connections;
 mod contender;
 mod machine;
 mod report;
+mod spread;
+mod throughput;
 
 use std::{io::Write as _, path::PathBuf, process::ExitCode};
 
@@ -13,7 +15,7 @@ use dosguard_tests::{
     interrupt::Interrupted,
 };
 
-/// Measures in a lab what looking for connections costs.
+/// Measures in a lab what dosguard costs, and what others do.
 ///
 /// Needs root. Works between network namespaces of its own and touches none of the machine's interfaces.
 #[derive(Debug, Parser)]
@@ -25,6 +27,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Benchmark {
+    /// Stop floods of several kinds, next to a bare drop and to other limiters
+    Throughput(ThroughputArguments),
     /// Count the connections of each source, as recipes do, while very many are held
     Connections(ConnectionsArguments),
     /// Hold connections for `connections`, until standard input ends
@@ -52,8 +56,29 @@ struct ConnectionsArguments {
     json: Option<PathBuf>,
 }
 
+/// How much is measured.
+#[derive(Debug, Args)]
+struct ThroughputArguments {
+    /// Fewer and shorter rounds
+    #[arg(long)]
+    quick: bool,
+
+    /// Only kinds of traffic with this in their name
+    #[arg(long, value_name = "PART")]
+    only: Option<String>,
+
+    /// A file for the results, each sample included
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+
+    /// A file for a picture of them, as SVG
+    #[arg(long, value_name = "FILE")]
+    chart: Option<PathBuf>,
+}
+
 fn main() -> ExitCode {
     let result = match Arguments::parse().benchmark {
+        Benchmark::Throughput(arguments) => throughput::run(&arguments),
         Benchmark::Connections(arguments) => connections::run(&arguments),
         Benchmark::Hold(arguments) => hold(&arguments),
     };

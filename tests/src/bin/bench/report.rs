@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::{
     contender::{Contender, Count, Look},
     machine::Machine,
+    spread::{Spread, three_digits},
 };
 
 const METHOD: &str = "Both ends of all connections are in network namespaces of this machine, held by processes of \
@@ -51,34 +52,11 @@ impl Outcome {
     }
 
     fn processor(&self) -> Spread {
-        Spread::of(self.looks.iter().map(|look| look.processor))
+        Spread::of(self.looks.iter().map(|look| look.processor.as_secs_f64()))
     }
 
     fn wall(&self) -> Spread {
-        Spread::of(self.looks.iter().map(|look| look.wall))
-    }
-}
-
-/// The median of some times, and the least and the most of them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Spread {
-    median: Duration,
-    least: Duration,
-    most: Duration,
-}
-
-impl Spread {
-    fn of(times: impl Iterator<Item = Duration>) -> Self {
-        let mut times: Vec<_> = times.collect();
-        times.sort_unstable();
-        let at = |index: usize| times.get(index).copied().unwrap_or_default();
-        let last = times.len().saturating_sub(1);
-        Self { median: (at(last / 2) + at(last.div_ceil(2))) / 2, least: at(0), most: at(last) }
-    }
-
-    fn json(self) -> Value {
-        let Self { median, least, most } = self;
-        json!({"median": median.as_secs_f64(), "min": least.as_secs_f64(), "max": most.as_secs_f64()})
+        Spread::of(self.looks.iter().map(|look| look.wall.as_secs_f64()))
     }
 }
 
@@ -86,8 +64,8 @@ impl Report {
     /// The processor time of each, as a part of that of the slowest.
     fn parts_of_slowest(&self) -> Vec<f64> {
         let medians: Vec<_> = self.outcomes.iter().map(|outcome| outcome.processor().median).collect();
-        let slowest = medians.iter().max().copied().unwrap_or_default();
-        medians.iter().map(|median| median.as_secs_f64() / slowest.as_secs_f64().max(1e-6)).collect()
+        let slowest = medians.iter().copied().fold(1e-6, f64::max);
+        medians.iter().map(|median| median / slowest).collect()
     }
 
     /// Prints a table.
@@ -120,7 +98,7 @@ impl Report {
             self.daemon.rss_kib as f64 / 1024.0,
             self.daemon.look["cpu_ms"].as_f64().unwrap_or_default().round(),
             self.daemon.answers.len(),
-            milliseconds(self.daemon.answers.iter().max().copied().unwrap_or_default())
+            milliseconds(self.daemon.answers.iter().max().copied().unwrap_or_default().as_secs_f64())
         );
         let written = written.and_then(|()| write_table(&mut out, &rows));
         match written.and_then(|()| io::Write::write_all(&mut out, daemon.as_bytes())) {
@@ -178,43 +156,10 @@ impl Report {
 }
 
 fn range(Spread { least, most, .. }: Spread) -> String {
-    format!("{}-{}", number(least), milliseconds(most))
+    format!("{}-{}", three_digits(least * 1e3), milliseconds(most))
 }
 
-fn milliseconds(time: Duration) -> String {
-    format!("{} ms", number(time))
-}
-
-/// Milliseconds with three digits that count.
-fn number(time: Duration) -> String {
-    let milliseconds = time.as_secs_f64() * 1e3;
-    let decimals = if milliseconds < 10.0 { 2 } else { usize::from(milliseconds < 100.0) };
-    format!("{milliseconds:.decimals$}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn ms(times: &[u64]) -> impl Iterator<Item = Duration> {
-        times.iter().copied().map(Duration::from_millis)
-    }
-
-    #[test]
-    fn the_median_is_in_the_middle() {
-        let spread = |times: &[u64]| {
-            let Spread { median, least, most } = Spread::of(ms(times));
-            [least, median, most].map(|time| time.as_millis())
-        };
-        assert_eq!(spread(&[9, 1, 3]), [1, 3, 9]);
-        assert_eq!(spread(&[9, 1, 3, 5]), [1, 4, 9]);
-        assert_eq!(spread(&[7]), [7, 7, 7]);
-        assert_eq!(Spread::of(ms(&[])), Spread::default());
-    }
-
-    #[test]
-    fn times_have_three_digits_that_count() {
-        let shown = |microseconds| milliseconds(Duration::from_micros(microseconds));
-        assert_eq!([1234, 12_345, 123_456].map(shown), ["1.23 ms", "12.3 ms", "123 ms"]);
-    }
+/// A time in seconds, as milliseconds.
+fn milliseconds(time: f64) -> String {
+    format!("{} ms", three_digits(time * 1e3))
 }

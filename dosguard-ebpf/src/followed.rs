@@ -1,0 +1,34 @@
+//! The XDP program followed by a drop, for measurements: what it lets pass is dropped, and costs no stack. Never shipped.
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+
+#[cfg(target_arch = "bpf")]
+mod program {
+    #![expect(unsafe_code, reason = "the entry point and its licence have fixed names")]
+    #![expect(clippy::needless_pass_by_value, reason = "the entry point is handed its context")]
+
+    use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
+    use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
+    use aya_ebpf::{macros::xdp, programs::XdpContext};
+
+    /// Entry point.
+    #[xdp]
+    pub fn dosguard(ctx: XdpContext) -> u32 {
+        // SAFETY: as in the shipped program.
+        match dosguard_ebpf::judge(&ctx, || unsafe { bpf_ktime_get_boot_ns() }) {
+            XDP_PASS => XDP_DROP,
+            action => action,
+        }
+    }
+
+    #[panic_handler]
+    fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+        loop {}
+    }
+
+    #[unsafe(link_section = "license")]
+    #[unsafe(no_mangle)]
+    static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+}
+
+#[cfg(not(target_arch = "bpf"))]
+fn main() {}

@@ -1,0 +1,87 @@
+//! How fast each contender stops a flood, relative to a program that only drops.
+
+mod chart;
+mod contender;
+mod filter;
+mod netfilter;
+mod report;
+mod traffic;
+
+use anyhow::{Context as _, Result};
+use dosguard_tests::{interrupt::Interrupt, lab::Lab};
+
+use self::contender::Ready;
+use self::report::{Outcome, Report, Row};
+use self::traffic::Traffic;
+use crate::{ThroughputArguments, machine::Machine, progress};
+
+/// All floods come from, and so arrive on, this processor.
+const CPU: usize = 0;
+
+/// How much is sent.
+#[derive(Clone, Copy, Debug)]
+struct Extent {
+    rounds: u32,
+    /// Frames of each contender in each round.
+    frames: u64,
+}
+
+const WHOLE: Extent = Extent { rounds: 9, frames: 400_000 };
+const QUICK: Extent = Extent { rounds: 3, frames: 150_000 };
+
+/// Measures, and prints and writes what was found.
+pub(crate) fn run(arguments: &ThroughputArguments) -> Result<()> {
+    let extent = if arguments.quick { QUICK } else { WHOLE };
+    let interrupt = Interrupt::install()?;
+    let lab = Lab::new_unless(&interrupt).context("cannot make the lab")?;
+    let machine = Machine::this()?;
+    let mut rows = Vec::new();
+    let wanted =
+        |traffic: &&Traffic| arguments.only.as_deref().is_none_or(|part| traffic.name.contains(part));
+    for traffic in traffic::ALL.iter().filter(wanted) {
+        progress(traffic.name);
+        let row = measure(&lab, &interrupt, traffic, extent)
+            .with_context(|| format!("traffic `{}`", traffic.name))?;
+        rows.push(row);
+    }
+    let report = Report { machine, rounds: extent.rounds, frames: extent.frames, rows };
+    report.print()?;
+    if let Some(path) = &arguments.chart {
+        chart::draw(&report, path)?;
+    }
+    arguments.json.as_deref().map_or(Ok(()), |path| report.write_json(path))
+}
+
+/// All contenders stand ready, and take turns.
+fn measure(lab: &Lab, interrupt: &Interrupt, traffic: &Traffic, extent: Extent) -> Result<Row> {
+    let mut ready = Vec::new();
+    for contender in contender::all() {
+        interrupt.check()?;
+        let contender =
+            contender.ready(lab, traffic).with_context(|| format!("cannot set up `{}`", contender.name()))?;
+        ready.extend(contender);
+    }
+    let mut samples = vec![Vec::new(); ready.len()];
+    let mut sent = 0;
+    // The first round fills caches and tables, and does not count.
+    for round in 0..=extent.rounds {
+        for (contender, samples) in ready.iter().zip(&mut samples) {
+            interrupt.check()?;
+            let flood = traffic.flood().frames(extent.frames).cpu(CPU);
+            let report = contender.pair.flood(flood)?;
+            if round > 0 {
+                samples.push(report.elapsed.as_secs_f64() * 1e9 / report.sent as f64);
+            }
+        }
+        sent += extent.frames;
+    }
+    for contender in &ready {
+        contender.verify(sent).with_context(|| format!("`{}`", contender.contender.name()))?;
+    }
+    let outcome = |(Ready { contender, method, .. }, samples): (&Ready, Vec<f64>)| Outcome {
+        contender: *contender,
+        method: method.clone(),
+        samples,
+    };
+    Ok(Row { traffic: *traffic, outcomes: ready.iter().zip(samples).map(outcome).collect() })
+}
