@@ -102,6 +102,12 @@ pub const PROOFS: MapSpec = map("PROOFS", 65_536, "proofs that sources are real"
 /// (source, rule) to [`Spent`](crate::proof::Spent): who has used the limit up by handshakes. LRU: when full, those go that were
 /// met least lately. Written by the kernel.
 pub const SPENT: MapSpec = map("SPENT", 16_384, "limits that were used up", 6);
+/// (source, rule) to the [`Window`](crate::window::Window) of completed handshakes, per CPU. LRU: when full, the least recently
+/// used go; whoever forges addresses never gets here. Written by the kernel.
+pub const HANDSHAKES: MapSpec = map("HANDSHAKES", 16_384, "counters of completed handshakes", 6);
+/// [`Claim`](crate::claim::Claim)s of completed handshakes to when they were made, in nanoseconds of boot time. LRU: when full,
+/// the oldest go, and what is repeated then counts again. Written by the kernel.
+pub const ANSWERS: MapSpec = map("ANSWERS", 65_536, "handshakes that were counted", 6);
 /// Rule index to [`Load`](crate::flood::Load), per CPU. Written by the kernel.
 pub const LOADS: MapSpec = map("LOADS", RULES.entries, "SYNs that are being added up", 6);
 /// Rule index to [`Flood`](crate::flood::Flood). Written by the kernel.
@@ -141,7 +147,7 @@ pub const OWN: MapSpec = map("OWN", 4_096, "own addresses", 4);
 pub const LOOK: MapSpec = map("LOOK", 1, "what a look at the sockets has found", 4);
 
 /// Every pinned map, in the order in which they are pinned.
-pub const MAPS: [MapSpec; 28] = [
+pub const MAPS: [MapSpec; 30] = [
     CONFIG,
     PORTS,
     RULES,
@@ -160,6 +166,8 @@ pub const MAPS: [MapSpec; 28] = [
     DROPS,
     PROOFS,
     SPENT,
+    HANDSHAKES,
+    ANSWERS,
     LOADS,
     FLOODS,
     SYNACK,

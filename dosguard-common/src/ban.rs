@@ -174,7 +174,7 @@ impl Ban {
             Scope::All => 0,
             Scope::Syn => FLAG_SCOPE_SYN,
         };
-        if rule.refreshes() {
+        if rule.prolongs_bans() {
             self.flags |= FLAG_REFRESH;
         }
         if matches!(mode, Mode::Monitor) {

@@ -8,7 +8,7 @@ use crate::challenge::Segment;
 use crate::key::SourceKey;
 use crate::rule::RuleIndex;
 
-/// Key of `CLAIMS`: what somebody is about to do. Each is made once.
+/// Key of `CLAIMS` and of `ANSWERS`: what somebody is about to do. Each is made once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 #[repr(C)]
 pub struct Claim {
@@ -32,13 +32,12 @@ impl Claim {
         Self { key: SourceKey::for_rule(source, rule), kind: 1, number: window }
     }
 
-    /// To count an answer to a challenge: what follows it at once is of the same connection, which the host may not have made
-    /// yet. `hundredth` is the time in hundredths of a second.
+    /// To count what a cookie has completed, once.
     #[inline(always)]
-    pub fn answer(segment: &Segment, rule: RuleIndex, hundredth: u32) -> Self {
+    pub fn answer(segment: &Segment, rule: RuleIndex) -> Self {
         let ports = u64::from(segment.source_port()) << 16 | u64::from(segment.port());
         let number = u64::from(segment.distance()) | ports << 32;
-        Self { key: SourceKey::for_rule(segment.source(), rule), kind: 3 | hundredth << 8, number }
+        Self { key: SourceKey::for_rule(segment.source(), rule), kind: 3, number }
     }
 
     /// To count a handshake that the host remembers, once.

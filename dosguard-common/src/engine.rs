@@ -164,7 +164,7 @@ fn syn<T: Tables>(
     let era = opaque(era_of(tables, config, &key, rule), low_half(now_ns));
     match pass_or_count(tables, &key, rule, era, now_ns) {
         // A ban may have come since the look at the bans: it was there before the era was, or before the counters were gone.
-        Counted::Under { fresh, .. } if (fresh && era != 0) || now_ns < tables.answers_until_ns() => {
+        Counted::Under { fresh } if (fresh && era != 0) || now_ns < tables.answers_until_ns() => {
             match new_ban(tables, source, index, config.mode_of(rule), now_ns) {
                 Some(reason) => {
                     tables.with_window(&key, Window::take_back);
@@ -184,7 +184,7 @@ fn syn<T: Tables>(
                 if rule.proof().required
                     && tables
                         .spent(&key)
-                        .is_some_and(|spent| spent.holds(generation, rule.window_ns(), now_ns))
+                        .is_some_and(|spent| spent.holds(generation, rule.spent_ns(), now_ns))
                     && tables
                         .claim(&Claim::probe(&key, low_half(window_of(rule.slot(now_ns))), generation))
                         .is_ok()
@@ -238,8 +238,8 @@ fn new_ban<T: Tables>(
 }
 
 enum Counted {
-    /// Within the limit, and counted: as the first one on this CPU, or after others; as the last one that is, or not.
-    Under { fresh: bool, last: bool },
+    /// Within the limit, and counted: as the first one on this CPU, or after others.
+    Under { fresh: bool },
     /// Over the limit, with so many in the window, itself included; the first of the window on this CPU or not. It is not
     /// counted: what was dropped does not prolong the wait of a source that slows down.
     Over { count: u32, first: bool },
@@ -259,7 +259,7 @@ fn pass_or_count<T: Tables>(tables: &mut T, key: &SourceKey, rule: &Rule, era: u
                 tables.tally(Tally::SourceAdded);
                 // No other CPU has counted this source: whoever does next finds this entry. Forged sources that come
                 // once each never cost a look at the others.
-                return Counted::Under { fresh: true, last: rule.limit() == 1 };
+                return Counted::Under { fresh: true };
             }
             // Another CPU was faster with its own first SYN; its entry has room for this CPU's counters too.
             Err(Refused::Exists) => match tables.with_window(key, |window| window.count(slot, generation)) {
@@ -270,7 +270,7 @@ fn pass_or_count<T: Tables>(tables: &mut T, key: &SourceKey, rule: &Rule, era: u
         },
     };
     let (fresh, watched) = (opaque(fresh.into(), unknown) != 0, opaque(watched.into(), unknown) != 0);
-    let (total, limit) = if tables.sees_peers() {
+    let total = if tables.sees_peers() {
         let ask = own >= share_to_watch(opaque(rule.limit(), unknown), tables.cpus()).into();
         let mut total = own;
         if ask || watched {
@@ -281,12 +281,13 @@ fn pass_or_count<T: Tables>(tables: &mut T, key: &SourceKey, rule: &Rule, era: u
                 }
             });
         }
-        (total, rule.limit())
+        total
     } else {
-        (own, share_of_limit(rule.limit(), tables.cpus()))
+        own
     };
+    let limit = limit(tables, rule);
     if total <= limit.into() {
-        return Counted::Under { fresh, last: total >= limit.into() };
+        return Counted::Under { fresh };
     }
     let first = tables.with_window(key, |window| {
         window.take_back();
@@ -295,6 +296,14 @@ fn pass_or_count<T: Tables>(tables: &mut T, key: &SourceKey, rule: &Rule, era: u
     Counted::Over { count: u32::try_from(total).unwrap_or(u32::MAX), first: first.unwrap_or(true) }
 }
 
+/// How many pass, as far as this CPU sees: its share where it sees no other.
+#[inline(always)]
+fn limit<T: Tables>(tables: &T, rule: &Rule) -> u32 {
+    if tables.sees_peers() { rule.limit() } else { share_of_limit(rule.limit(), tables.cpus()) }
+}
+
+#[cfg(test)]
+mod answer_tests;
 #[cfg(test)]
 mod oracle;
 #[cfg(test)]

@@ -80,6 +80,8 @@ pub struct MemoryTables {
     noted: Address,
     /// Claims that were made lately.
     claims: HashSet<Claim>,
+    /// Completed handshakes that were claimed, and when.
+    answers: HashMap<Claim, u64>,
     /// The gates for events, one for each CPU and kind.
     gates: Vec<[Gate; Kind::GATED as usize]>,
     /// When bans end, the earliest first. One that ends later than it once should is met too early.
@@ -122,6 +124,7 @@ impl MemoryTables {
             drops: HashMap::new(),
             noted: Address::UNSPECIFIED,
             claims: HashSet::new(),
+            answers: HashMap::new(),
             gates: vec![Default::default(); cpus.max(1)],
             ends: BinaryHeap::new(),
             forgotten_idle_ns: None,
@@ -232,6 +235,17 @@ impl Tables for MemoryTables {
             self.claims.clear(); // they are over
         }
         if self.claims.insert(*claim) { Ok(()) } else { Err(Refused::Exists) }
+    }
+
+    fn claim_answer(&mut self, claim: &Claim, now_ns: u64) -> Option<u64> {
+        if let Some(at_ns) = self.answers.get(claim) {
+            return Some(*at_ns);
+        }
+        if self.answers.len() >= abi::ANSWERS.entries as usize {
+            store::forget_oldest(&mut self.answers, |at_ns| *at_ns);
+        }
+        self.answers.insert(*claim, now_ns);
+        None
     }
 
     fn unclaim(&mut self, claim: &Claim) {

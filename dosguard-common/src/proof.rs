@@ -61,10 +61,10 @@ impl Spent {
         Self { at_ns, generation, padding: 0 }
     }
 
-    /// Whether it still holds, for counters of this generation and this window.
+    /// Whether it still counts, if it does for `for_ns`, and for counters of this generation.
     #[inline(always)]
-    pub const fn holds(&self, generation: u32, window_ns: u64, now_ns: u64) -> bool {
-        self.generation == generation && now_ns.saturating_sub(self.at_ns) < window_ns
+    pub const fn holds(&self, generation: u32, for_ns: u64, now_ns: u64) -> bool {
+        self.generation == generation && now_ns.saturating_sub(self.at_ns) < for_ns
     }
 }
 

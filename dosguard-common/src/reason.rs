@@ -190,6 +190,11 @@ counters! {
         SourceProven = "sources-proven",
         /// A proof could not be kept: its source counts as one without.
         ProofLost = "proofs-lost",
+        /// A completed handshake was dropped: its source has made more connections than the limit, is banned for that, or has
+        /// sent the same again.
+        AnswerDropped = "answers-dropped",
+        /// A completed handshake was not counted: the counting map had no room.
+        AnswerUncounted = "answers-uncounted",
     }
 }
 

@@ -300,6 +300,25 @@ impl Rule {
         now_ns / self.slot_ns.max(1)
     }
 
+    /// The number of the slot that `now_ns` lies in, where completed handshakes are counted.
+    ///
+    /// Their window is three quarters of that for SYNs: of a client that keeps to the limit, those that are completed within it
+    /// were begun within the longer one, also if its path has got a little slower or faster meanwhile.
+    #[inline(always)]
+    pub const fn answer_slot(&self, now_ns: u64) -> u64 {
+        match now_ns.checked_div(self.slot_ns - self.slot_ns / 4) {
+            Some(slot) => slot,
+            None => now_ns,
+        }
+    }
+
+    /// How long it counts that a source has used the limit up by handshakes, in nanoseconds: beyond a ban by SYNs alone, which
+    /// whoever opens connections faster than they are made would be hit by each time before that is seen.
+    #[inline(always)]
+    pub const fn spent_ns(&self) -> u64 {
+        self.window_ns.saturating_add(self.unproven_ban_ns)
+    }
+
     /// What happens beyond the limit.
     #[inline(always)]
     pub const fn action(&self) -> Action {
@@ -322,6 +341,12 @@ impl Rule {
     #[inline(always)]
     pub const fn refreshes(&self) -> bool {
         self.flags & FLAG_REFRESH != 0
+    }
+
+    /// The same, unless it demands proof: a SYN may be anybody's.
+    #[inline(always)]
+    pub const fn prolongs_bans(&self) -> bool {
+        self.refreshes() && !self.proof().required
     }
 
     /// How many connections one source may hold.

@@ -92,6 +92,9 @@ pub trait Tables {
     fn cpus(&self) -> u32;
     /// Whether other CPUs' counters can be seen.
     fn sees_peers(&self) -> bool;
+    /// Claims a completed handshake; none if it was not claimed before, or that could not be kept, otherwise when it was (boot
+    /// time, nanoseconds).
+    fn claim_answer(&mut self, claim: &Claim, now_ns: u64) -> Option<u64>;
     /// Lets `work` at this CPU's counters, or returns none if there are none.
     fn with_window<R>(&mut self, key: &SourceKey, work: impl FnOnce(&mut Window) -> R) -> Option<R>;
     /// Shows every other CPU's counters to `look`, which may mark them with [`Window::watch`] and nothing else. What this

@@ -26,6 +26,11 @@ use crate::context::ContextFrame;
 use crate::maps;
 use crate::tables::KernelTables;
 
+/// The maps, with the counters of completed handshakes.
+const fn tables() -> KernelTables<true> {
+    KernelTables
+}
+
 /// States of a socket (`enum` in Linux include/net/tcp_states.h).
 const ESTABLISHED: u32 = 1;
 const FIN_WAIT_1: u32 = 4;
@@ -51,6 +56,10 @@ static GROUP_OF: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static GROUP_SENT: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
+static BACKLOG: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
+static MAX_BACKLOG: Global<u32> = Global::new(0);
+#[unsafe(no_mangle)]
 static LOCKS: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static LOCKS_SHIFT: Global<u32> = Global::new(0);
@@ -75,11 +84,11 @@ pub fn answer_syn(ctx: &XdpContext) -> u32 {
     match send(ctx) {
         Ok(()) => XDP_TX,
         Err(Unsent::Left) => {
-            KernelTables.tally(Tally::ChallengeLeft);
+            tables().tally(Tally::ChallengeLeft);
             XDP_PASS
         }
         Err(Unsent::Dropped) => {
-            KernelTables.tally(Tally::ChallengeUnsent);
+            tables().tally(Tally::ChallengeUnsent);
             XDP_DROP
         }
     }
@@ -103,7 +112,7 @@ fn send(ctx: &XdpContext) -> Result<(), Unsent> {
     // SAFETY: the helper takes no arguments and only reads a clock.
     let now_ns = unsafe { bpf_ktime_get_boot_ns() };
     let has_own_buffers = match met(ctx, segment) {
-        Met::Listener { takes_cookies: true, has_own_buffers } => has_own_buffers,
+        Met::Listener { takes_cookies: true, has_own_buffers, .. } => has_own_buffers,
         // It takes cookies once it has sent one itself. Until then what it is sent costs it as much as without this program.
         Met::Listener { takes_cookies: false, .. } => return Err(Unsent::Left),
         // The host knows best whether an old connection gives way to a new one.
@@ -115,7 +124,7 @@ fn send(ctx: &XdpContext) -> Result<(), Unsent> {
     // SAFETY: the helper takes no arguments and only reads a clock.
     let now_ms = unsafe { bpf_ktime_get_ns() } / 1_000_000;
     reply.fill(segment, Offer::of(segment, host, has_own_buffers), cookie, now_ms, host);
-    KernelTables.look_for_answers(now_ns.saturating_add(ANSWERED_WITHIN_NS));
+    tables().look_for_answers(now_ns.saturating_add(ANSWERED_WITHIN_NS));
     write(ctx, &frame, segment, reply).ok_or(Unsent::Dropped)
 }
 
@@ -130,6 +139,8 @@ fn room() -> Option<&'static mut Room> {
 enum Met {
     /// Somebody who takes connections.
     Listener {
+        /// It has no room for another, and gives the segment no heed.
+        is_full: bool,
         /// It has sent a cookie lately, and takes them therefore.
         takes_cookies: bool,
         /// Its windows are not those of other listeners.
@@ -218,6 +229,8 @@ unsafe fn listener(socket: *const u8) -> Met {
         }
         let locks = socket.add(LOCKS.load() as usize).read_volatile() >> (LOCKS_SHIFT.load() & 7);
         Met::Listener {
+            // As `sk_acceptq_is_full` in Linux include/net/sock.h.
+            is_full: field(BACKLOG.load()) > field(MAX_BACKLOG.load()),
             // It never did where this is 0.
             takes_cookies: sent != 0 && (bpf_jiffies64() as u32).wrapping_sub(sent) < SENT_WITHIN_JIFFIES,
             has_own_buffers: locks & RECEIVE_LOCKED != 0,
@@ -303,8 +316,8 @@ fn put<const N: usize>(frame: &ContextFrame<'_>, offset: usize, bytes: &[u8; N])
     Some(())
 }
 
-/// Looks whether a segment proves its source: it is of a connection, or the answer to a challenge. It passes in any case: what
-/// is neither is nothing new to the host.
+/// Looks whether a segment proves its source: it is of a connection, or completes a handshake. What is neither passes, as it is
+/// nothing new to the host; of handshakes, those that the engine lets pass. Returns an XDP action.
 #[inline(always)]
 pub fn look_at_answer(ctx: &XdpContext) -> u32 {
     let frame = ContextFrame::new(ctx);
@@ -314,21 +327,25 @@ pub fn look_at_answer(ctx: &XdpContext) -> u32 {
     }
     let completed = match met(ctx, segment) {
         Met::Connection => None,
-        // Also if it takes none now: what is counted too much is of who has sent it.
-        Met::Listener { .. } if is_cookie(segment) => Some(Completed::Challenge),
+        // Also if it takes none now: what is counted too much is of who has sent it. Not if it has no room: its client would
+        // send the same again and again, and mean one connection.
+        Met::Listener { is_full: false, .. } if is_cookie(segment) => Some(Completed::Challenge),
         // The number is the secret (`tcp_check_req` in Linux net/ipv4/tcp_minisocks.c); the peer's own may be any in the window.
         Met::Request { sent } if segment.acknowledged() == sent.wrapping_add(1) => Some(Completed::Handshake),
         Met::Request { .. } | Met::Listener { .. } | Met::Closed | Met::Other => return XDP_PASS,
     };
     // SAFETY: the helper takes no arguments and only reads a clock.
     let now_ns = unsafe { bpf_ktime_get_boot_ns() };
-    match (completed, frame.bytes::<6>(6)) {
+    let passes = match (completed, frame.bytes::<6>(6)) {
         (Some(completed), Some(mac)) => {
-            engine::judge_answer(&mut KernelTables, segment, completed, mac, frame.arrival(), now_ns);
+            engine::judge_answer(&mut tables(), segment, completed, mac, frame.arrival(), now_ns)
         }
-        _ => engine::judge_established(&mut KernelTables, segment, now_ns),
-    }
-    XDP_PASS
+        _ => {
+            engine::judge_established(&mut tables(), segment, now_ns);
+            true
+        }
+    };
+    if passes { XDP_PASS } else { XDP_DROP }
 }
 
 /// Whether it acknowledges a cookie of the kernel's, and not one of more than two minutes ago.

@@ -180,12 +180,13 @@ mod program {
 
         #[inline(always)]
         fn is_allowed(&self, address: &Address) -> bool {
-            maps::CONFIG.get(0).is_some_and(Config::has_allow_list) && KernelTables.is_allowed(address)
+            maps::CONFIG.get(0).is_some_and(Config::has_allow_list)
+                && KernelTables::<false>.is_allowed(address)
         }
 
         #[inline(always)]
         fn rule_of(&mut self, port: u16) -> RuleIndex {
-            KernelTables.rule_of(port)
+            KernelTables::<false>.rule_of(port)
         }
 
         #[inline(always)]
@@ -263,7 +264,13 @@ mod program {
         if let Some(order) = ContextFrame::new(&ctx).bytes(0).map(Order::from_bytes) {
             // SAFETY: the helper takes no arguments and only reads a clock (Linux 5.8, commit 71d19214776e).
             let now_ns = unsafe { bpf_ktime_get_boot_ns() };
-            engine::judge_connections(&mut KernelTables, order.source, order.rule(), order.count, now_ns);
+            engine::judge_connections(
+                &mut KernelTables::<false>,
+                order.source,
+                order.rule(),
+                order.count,
+                now_ns,
+            );
         }
         XDP_PASS
     }

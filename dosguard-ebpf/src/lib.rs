@@ -16,7 +16,8 @@ use aya_log_ebpf::debug;
 use dosguard_common::abi;
 use dosguard_common::engine;
 use dosguard_common::frame::Frame as _;
-use dosguard_common::reason::{Reason, Verdict};
+use dosguard_common::reason::{Reason, Tally, Verdict};
+use dosguard_common::tables::Tables as _;
 
 use crate::context::ContextFrame;
 use crate::tables::KernelTables;
@@ -33,7 +34,7 @@ fn step(ctx: &XdpContext, place: u32) {
 #[inline(always)]
 pub fn judge(ctx: &XdpContext, now_ns: impl Fn() -> u64) -> u32 {
     let frame = ContextFrame::new(ctx);
-    let reason = engine::decide(&frame, &mut KernelTables, now_ns);
+    let reason = engine::decide(&frame, &mut KernelTables::<false>, now_ns);
     if reason == Reason::OverLimit {
         // Removed by the verifier unless the object is loaded with a log level.
         debug!(ctx, "{}: {} bytes on queue {}", reason.name(), frame.length(), ctx.rx_queue_index());
@@ -50,6 +51,7 @@ pub fn judge(ctx: &XdpContext, now_ns: impl Fn() -> u64) -> u32 {
             if maps::CHALLENGES.load() != 0 {
                 step(ctx, abi::REPLY_STEP);
             }
+            KernelTables::<false>.tally(Tally::ChallengeUnsent);
             XDP_DROP
         }
     }

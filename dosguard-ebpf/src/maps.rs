@@ -97,6 +97,15 @@ pub static PROOFS: LruHashMap<Address, Proof> = LruHashMap::with_max_entries(abi
 #[map]
 pub static SPENT: LruHashMap<SourceKey, Spent> = LruHashMap::with_max_entries(abi::SPENT.entries, 0);
 
+/// Completed handshakes per source and rule, on each CPU.
+#[map]
+pub static HANDSHAKES: LruPerCpuHashMap<SourceKey, Window> =
+    LruPerCpuHashMap::with_max_entries(abi::HANDSHAKES.entries, 0);
+
+/// Handshakes that were counted.
+#[map]
+pub static ANSWERS: LruHashMap<Claim, u64> = LruHashMap::with_max_entries(abi::ANSWERS.entries, 0);
+
 /// SYNs to the ports of rules, on each CPU, that are not in the sum yet.
 #[map]
 pub static LOADS: PerCpuArray<Load> = PerCpuArray::with_max_entries(abi::LOADS.entries, 0);

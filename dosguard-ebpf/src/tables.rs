@@ -2,6 +2,7 @@
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_EXIST, BPF_NOEXIST};
 use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_map_lookup_percpu_elem};
+use aya_ebpf::maps::LruPerCpuHashMap;
 use aya_ebpf::maps::lpm_trie::Key;
 use dosguard_common::address::Address;
 use dosguard_common::ban::Ban;
@@ -21,8 +22,14 @@ use crate::maps;
 
 const EEXIST: i32 = -17;
 
-/// The pinned maps.
-pub struct KernelTables;
+/// The pinned maps. Counters are those of SYNs, or of completed handshakes: these are in a map that nobody fills by forging
+/// addresses.
+pub struct KernelTables<const OF_ANSWERS: bool = false>;
+
+impl<const OF_ANSWERS: bool> KernelTables<OF_ANSWERS> {
+    const WINDOWS: &LruPerCpuHashMap<SourceKey, Window> =
+        if OF_ANSWERS { &maps::HANDSHAKES } else { &maps::SYNS };
+}
 
 fn added(result: Result<(), i32>) -> Result<(), Refused> {
     result.map_err(|error| if error == EEXIST { Refused::Exists } else { Refused::Full })
@@ -56,7 +63,7 @@ fn count_drop() {
     }
 }
 
-impl Tables for KernelTables {
+impl<const OF_ANSWERS: bool> Tables for KernelTables<OF_ANSWERS> {
     type Rule = &'static Rule;
 
     #[inline(always)]
@@ -118,6 +125,15 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn claim(&mut self, claim: &Claim) -> Result<(), Refused> {
         added(maps::CLAIMS.insert(claim, 0, u64::from(BPF_NOEXIST)))
+    }
+
+    #[inline(always)]
+    fn claim_answer(&mut self, claim: &Claim, now_ns: u64) -> Option<u64> {
+        match maps::ANSWERS.insert(claim, now_ns, u64::from(BPF_NOEXIST)) {
+            // SAFETY: as for bans; a preallocated entry may be reused meanwhile, and then another's time is read.
+            Err(EEXIST) => unsafe { maps::ANSWERS.get(claim) }.copied(),
+            _ => None,
+        }
     }
 
     #[inline(always)]
@@ -212,7 +228,7 @@ impl Tables for KernelTables {
 
     #[inline(always)]
     fn with_window<R>(&mut self, key: &SourceKey, work: impl FnOnce(&mut Window) -> R) -> Option<R> {
-        let window = maps::SYNS.get_ptr_mut(key)?;
+        let window = Self::WINDOWS.get_ptr_mut(key)?;
         // SAFETY: the pointer is to this CPU's own value, aligned and mapped until the program ends. Other CPUs read it,
         // and write the watch mark, an aligned word that is never torn; when the entry is evicted meanwhile, whoever gets
         // it next may zero it. Both sides only ever read and write whole integers, any of which is valid.
@@ -227,7 +243,7 @@ impl Tables for KernelTables {
         let mut cpu = 0;
         while cpu < maps::CPUS.load() {
             if cpu != own {
-                let map = (&raw const maps::SYNS).cast_mut().cast();
+                let map = core::ptr::from_ref(Self::WINDOWS).cast_mut().cast();
                 let key = core::ptr::from_ref(key).cast();
                 // SAFETY: the map was made for keys of this type.
                 let peer = unsafe { bpf_map_lookup_percpu_elem(map, key, cpu) }.cast::<Window>();
@@ -243,13 +259,13 @@ impl Tables for KernelTables {
 
     #[inline(always)]
     fn add_window(&mut self, key: &SourceKey, window: &Window) -> Result<(), Refused> {
-        added(maps::SYNS.insert(key, window, u64::from(BPF_NOEXIST)))
+        added(Self::WINDOWS.insert(key, window, u64::from(BPF_NOEXIST)))
     }
 
     #[inline(always)]
     fn remove_window(&mut self, key: &SourceKey) {
         // If there are none, that is what is wanted.
-        let _ = maps::SYNS.remove(key);
+        let _ = Self::WINDOWS.remove(key);
     }
 
     #[inline(always)]

@@ -160,6 +160,8 @@ fn the_kernel_program_and_the_engine_are_one() {
         Tally::ChallengeAnswered,
         Tally::SourceProven,
         Tally::ProofLost,
+        Tally::AnswerDropped,
+        Tally::AnswerUncounted,
     ];
     let tallies = Tally::ALL.iter().filter(|tally| !elsewhere.contains(tally));
     missed.extend(unseen(&tallies.map(|tally| tally.name()).collect::<Vec<_>>(), &seen.tallies));

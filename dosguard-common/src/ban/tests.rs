@@ -60,7 +60,9 @@ fn without_proof_a_ban_is_short_and_narrow_and_no_offence() {
 
 #[test]
 fn a_refresh_restarts_the_clock_and_keeps_the_beginning() {
-    let spec = RuleSpec { refresh: true, ban_ns: 10 * REFRESH_STEP_NS, ban_max_ns: u64::MAX, ..spec() };
+    let proof = ProofDemand::NONE;
+    let spec =
+        RuleSpec { refresh: true, ban_ns: 10 * REFRESH_STEP_NS, ban_max_ns: u64::MAX, proof, ..spec() };
     let mut ban = ban(&spec, 4, 0, 1_000);
     assert!(ban.refreshes());
     assert!(!ban.refresh(1_000 + REFRESH_STEP_NS - 1), "too little to write it down");

@@ -4,19 +4,24 @@ use core::borrow::Borrow as _;
 
 use super::impose::{Over, impose};
 use super::proof::prove;
-use super::{Counted, era_of, pass_or_count};
-use crate::ban::BanReason;
+use super::{era_of, limit};
+use crate::ban::{Ban, BanReason};
 use crate::challenge::Segment;
 use crate::claim::Claim;
-use crate::config::Mode;
+use crate::config::{Config, Mode};
 use crate::event::Cause;
 use crate::frame::Arrival;
 use crate::key::SourceKey;
 use crate::opaque::opaque;
 use crate::proof::Spent;
 use crate::reason::Tally;
+use crate::rule::{Action, Rule};
 use crate::tables::{Refused, Tables};
-use crate::window::low_half;
+use crate::window::{Window, low_half};
+
+/// What comes so soon after a completed handshake, in nanoseconds, may be of the same connection, which the host has not made
+/// yet: a client's first data begin with the numbers that its ACK had.
+const SAME_MOMENT_NS: u64 = 10_000_000;
 
 /// What a segment has completed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,8 +32,9 @@ pub enum Completed {
     Handshake,
 }
 
-/// Notes that the source of a segment is real that completes a handshake, and bans it if there are more of them than the rule
-/// lets SYNs pass, unless the rule bans by SYNs alone, or nobody. Forged SYNs count for nobody here: they are never answered.
+/// Notes that the source of a segment is real that completes a handshake, and says whether it may pass. If there are more of
+/// them than the rule lets SYNs pass, it may not, and its source is banned if the rule bans. Forged SYNs count for nobody here:
+/// they are never answered.
 #[inline(always)]
 pub fn judge_answer<T: Tables>(
     tables: &mut T,
@@ -37,47 +43,109 @@ pub fn judge_answer<T: Tables>(
     mac: [u8; 6],
     arrival: Arrival,
     now_ns: u64,
-) {
-    tables.with_config(|tables, config| {
-        let index = tables.rule_of(segment.port());
-        let Some(rule) = tables.rule(index) else { return };
-        let rule = rule.borrow();
-        // What was sent while the rule was another is of no interest any more.
-        let mode = config.mode_of(rule);
-        if mode == Mode::Monitor && config.would_challenge(rule) {
-            return;
-        }
-        let claim = match completed {
-            Completed::Challenge => Claim::answer(segment, index, low_half(now_ns / 10_000_000)),
-            Completed::Handshake => Claim::handshake(segment, index),
-        };
-        if tables.claim(&claim) == Err(Refused::Exists) {
-            return;
-        }
-        if completed == Completed::Challenge && config.can_challenge() {
-            tables.tally(Tally::ChallengeAnswered);
-        }
-        let source = config.mask().source(segment.source());
-        prove(tables, config, &source, now_ns);
-        if !rule.challenges() {
-            return;
-        }
-        let key = SourceKey::for_rule(source, index);
-        let era = opaque(era_of(tables, config, &key, rule), low_half(now_ns));
-        match pass_or_count(tables, &SourceKey::of_answers(source, index), rule, era, now_ns) {
-            // It has used the limit up: one more SYN of it passes, to be completed or not.
-            Counted::Under { last: true, .. } => {
-                let spent = Spent::new(now_ns, rule.counting_generation(era));
-                if !tables.keep_spent(&key, spent) {
-                    tables.tally(Tally::ProofLost);
-                }
-            }
-            Counted::Over { count, .. } => {
-                let cause = &Cause { port: segment.port(), mac, arrival };
-                let reason = BanReason::Handshakes;
-                impose(tables, config, &Over { reason, source, index, rule, count, mode, cause, now_ns });
-            }
-            Counted::Under { .. } | Counted::Not => {}
-        }
+) -> bool {
+    let passes = tables.with_config(|tables, config| {
+        let cause = Cause { port: segment.port(), mac, arrival };
+        judge(tables, config, segment, completed, &cause, now_ns)
     });
+    let passes = passes.unwrap_or(true);
+    if !passes {
+        tables.tally(Tally::AnswerDropped);
+    }
+    passes
+}
+
+#[inline(always)]
+fn judge<T: Tables>(
+    tables: &mut T,
+    config: &Config,
+    segment: &Segment,
+    completed: Completed,
+    cause: &Cause,
+    now_ns: u64,
+) -> bool {
+    let index = tables.rule_of(segment.port());
+    let Some(rule) = tables.rule(index) else {
+        tables.tally(Tally::AnswerUncounted);
+        return true;
+    };
+    let rule = rule.borrow();
+    // Said anew each time: to the verifier each way to a known answer is another one on which to look at all CPUs.
+    let unknown = low_half(now_ns);
+    let is_watched = || opaque(u32::from(config.mode_of(rule) == Mode::Monitor), unknown) != 0;
+    let claim = match completed {
+        Completed::Challenge => Claim::answer(segment, index),
+        Completed::Handshake => Claim::handshake(segment, index),
+    };
+    if let Some(at_ns) = tables.claim_answer(&claim, now_ns) {
+        // The host makes a connection of a cookie whenever it comes, also if it had made one already that has ended.
+        return completed == Completed::Handshake
+            || is_watched()
+            || now_ns.saturating_sub(at_ns) < SAME_MOMENT_NS;
+    }
+    if completed == Completed::Challenge && config.can_challenge() {
+        tables.tally(Tally::ChallengeAnswered);
+    }
+    let source = config.mask().source(segment.source());
+    prove(tables, config, &source, now_ns);
+    // In a flood SYNs are challenged, and not counted, whatever happens beyond the limit.
+    let is_counted = rule.challenges() || (rule.flood().max != 0 && config.challenges_flood(rule));
+    if !is_counted || (is_watched() && config.would_challenge(rule)) {
+        return true;
+    }
+    let key = SourceKey::for_rule(source, index);
+    let bans = |ban: &Ban| ban.is_active(now_ns) && !ban.is_unproven() && !ban.is_monitored();
+    if !is_watched() && tables.with_ban(&key, bans) == Some(true) {
+        return false;
+    }
+    let era = opaque(era_of(tables, config, &key, rule), unknown);
+    let generation = opaque(rule.counting_generation(era), unknown);
+    let Some(count) = count(tables, &SourceKey::of_answers(source, index), rule, generation, now_ns) else {
+        tables.tally(Tally::AnswerUncounted);
+        return true;
+    };
+    let limit = limit(tables, rule);
+    if count <= limit {
+        // It has used the limit up: one more SYN of it passes, to be completed or not.
+        if count == limit && !tables.keep_spent(&key, Spent::new(now_ns, generation)) {
+            tables.tally(Tally::ProofLost);
+        }
+        return true;
+    }
+    let (reason, mode) = (BanReason::Handshakes, config.mode_of(rule));
+    if rule.action() != Action::Drop {
+        impose(tables, config, &Over { reason, source, index, rule, count, mode, cause, now_ns });
+    }
+    is_watched()
+}
+
+/// How many handshakes of a source are in the window with this one, which counts only if that is within the limit; none if the
+/// map had no room.
+#[inline(always)]
+fn count<T: Tables>(
+    tables: &mut T,
+    key: &SourceKey,
+    rule: &Rule,
+    generation: u32,
+    now_ns: u64,
+) -> Option<u32> {
+    let slot = rule.answer_slot(now_ns);
+    let own = match tables.with_window(key, |window| window.count(slot, generation).0) {
+        Some(own) => own,
+        None => match tables.add_window(key, &Window::first(slot, generation)) {
+            Ok(()) => 1,
+            // Another CPU was faster.
+            Err(Refused::Exists) => tables.with_window(key, |window| window.count(slot, generation).0)?,
+            Err(Refused::Full) => return None,
+        },
+    };
+    let mut total = u64::from(opaque(low_half(own), low_half(now_ns)));
+    if tables.sees_peers() {
+        tables.for_each_peer(key, |peer| total += peer.counted(slot, generation));
+    }
+    let total = low_half(total);
+    if total > limit(tables, rule) {
+        tables.with_window(key, Window::take_back);
+    }
+    Some(total)
 }

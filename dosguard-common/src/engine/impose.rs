@@ -117,7 +117,8 @@ pub(super) fn impose<T: Tables>(tables: &mut T, config: &Config, over: &Over<'_>
                 if is_unproven() {
                     // Who is real may show while the ban holds. Nothing is remembered, or whoever forges addresses could
                     // have real offenders forgotten: the window is cleaned by hand, once all can see the ban.
-                    tables.look_for_answers(now_ns.saturating_add(ANSWERED_WITHIN_NS));
+                    let look_ns = ANSWERED_WITHIN_NS.max(rule.window_ns());
+                    tables.look_for_answers(now_ns.saturating_add(look_ns));
                     tables.remove_window(&key);
                 } else if !remember(tables, &whole, &key, offender, new, mode) {
                     tables.tally(Tally::OffenceLost);

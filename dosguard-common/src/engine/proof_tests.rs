@@ -9,14 +9,14 @@ use crate::memory::MemoryTables;
 use crate::proof::{Proof, ProofDemand};
 use crate::rule::{ConnectionLimit, RuleSpec, Scope};
 
-const SOURCE: Address = Address::from_ipv4(ATTACKER);
+pub(super) const SOURCE: Address = Address::from_ipv4(ATTACKER);
 
 /// A rule as it is unless something else is said.
-fn proving(limit: u32) -> RuleSpec {
+pub(super) fn proving(limit: u32) -> RuleSpec {
     RuleSpec { proof: ProofDemand { required: true, unproven_ban_ns: 3 * SECOND }, ..spec(limit) }
 }
 
-fn under_rule(tables: &MemoryTables) -> Ban {
+pub(super) fn under_rule(tables: &MemoryTables) -> Ban {
     tables.bans[&SourceKey::for_rule(SOURCE, RuleIndex::DEFAULT)]
 }
 
@@ -29,20 +29,20 @@ fn answer(port: u16, ports: u8) -> Segment {
     read
 }
 
-fn complete(tables: &mut MemoryTables, completed: Completed, ports: u8, now_ns: u64) {
+fn complete(tables: &mut MemoryTables, completed: Completed, ports: u8, now_ns: u64) -> bool {
     let arrival = crate::frame::Arrival::default();
-    judge_answer(tables, &answer(80, ports), completed, [0; 6], arrival, now_ns);
+    judge_answer(tables, &answer(80, ports), completed, [0; 6], arrival, now_ns)
 }
 
-fn answered(tables: &mut MemoryTables, ports: u8, now_ns: u64) {
-    complete(tables, Completed::Challenge, ports, now_ns);
+pub(super) fn answered(tables: &mut MemoryTables, ports: u8, now_ns: u64) -> bool {
+    complete(tables, Completed::Challenge, ports, now_ns)
 }
 
-fn connected(tables: &mut MemoryTables, ports: u8, now_ns: u64) {
-    complete(tables, Completed::Handshake, ports, now_ns);
+pub(super) fn connected(tables: &mut MemoryTables, ports: u8, now_ns: u64) -> bool {
+    complete(tables, Completed::Handshake, ports, now_ns)
 }
 
-fn can_challenge(tables: &mut MemoryTables) {
+pub(super) fn can_challenge(tables: &mut MemoryTables) {
     tables.config = tables.config.map(|config| config.with_challenge(true));
 }
 
@@ -91,7 +91,9 @@ fn whoever_completes_more_handshakes_than_the_limit_is_banned_for_all_of_it() {
     // All SYNs before the first answer: they are three, and then one more passes again.
     let again = START + 20 * SECOND;
     syns(&mut tables, 4, again);
-    (5..=7).for_each(|ports| connected(&mut tables, ports, again));
+    (5..=7).for_each(|ports| {
+        connected(&mut tables, ports, again);
+    });
     assert!(!full(&tables).unwrap().is_active(again));
     let later = again + 3 * SECOND;
     (8..=11).for_each(|ports| {
@@ -144,7 +146,9 @@ fn whoever_is_real_and_has_not_sent_the_syns_loses_no_more_than_anybody() {
     judge_established(&mut tables, &answer(80, 1), START);
     assert_eq!((tables.proofs[&SOURCE], tables.tallied(Tally::SourceProven)), (Proof { at_ns: START }, 1));
     syns(&mut tables, 2, START);
-    (1..=2).for_each(|ports| connected(&mut tables, ports, START));
+    (1..=2).for_each(|ports| {
+        connected(&mut tables, ports, START);
+    });
     // The others are forged.
     for second in 0..20 {
         syns(&mut tables, 9, START + second * SECOND);
@@ -187,7 +191,9 @@ fn where_it_can_be_challenged_connections_ban_and_not_syns() {
     syns(&mut tables, 3, START);
     assert_eq!(syn(&mut tables, START), Reason::Challenged, "also with proof: anybody may have sent it");
     assert!(tables.bans.is_empty());
-    (1..=3).for_each(|ports| answered(&mut tables, ports, START));
+    (1..=3).for_each(|ports| {
+        answered(&mut tables, ports, START);
+    });
     assert!(tables.bans.is_empty());
     answered(&mut tables, 4, START);
     let ban = tables.bans[&SourceKey::everywhere(SOURCE)];
@@ -267,7 +273,9 @@ fn whoever_answers_in_a_flood_is_proven_and_banned_by_no_rule_that_bans_nobody()
     can_challenge(&mut tables);
     random(&mut tables, 50, 80, START);
     assert_eq!(syn(&mut tables, START), Reason::Challenged);
-    (1..9).for_each(|ports| answered(&mut tables, ports, START));
+    (1..9).for_each(|ports| {
+        answered(&mut tables, ports, START);
+    });
     assert_eq!((tables.tallied(Tally::SourceProven), tables.bans.len()), (1, 0));
     assert_eq!([syn(&mut tables, START), syn(&mut tables, START)], [Reason::UnderLimit, Reason::OverLimit]);
 }

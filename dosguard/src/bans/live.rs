@@ -234,7 +234,7 @@ impl Live {
             scope,
             monitored: record.monitor,
             // What the rule says now: it is not told of a ban.
-            refresh: record.offences > 0 && imposed_by.is_some_and(|(_, rule)| rule.refreshes()),
+            refresh: record.offences > 0 && imposed_by.is_some_and(|(_, rule)| rule.prolongs_bans()),
             proven,
             label,
         });

@@ -18,6 +18,12 @@ pub fn warnings(configuration: &Configuration) -> Vec<String> {
     for rule in &configuration.policy.rules {
         let name = &rule.name;
         found.extend(ban_without_proof(rule));
+        if rule.spec.refresh && rule.spec.proof.required {
+            found.push(format!(
+                "rule `{name}` has `refresh` and demands proof: no SYN prolongs a ban, as it may be anybody's; \
+                 `require_proof = false` lets them"
+            ));
+        }
         if rule.spec.connections.close && rule.spec.connections.max == 0 {
             found.push(format!("rule `{name}` has `close` and no `max_connections`: it closes nothing"));
         }
@@ -93,6 +99,11 @@ mod tests {
             assert_eq!(said(fine), Vec::<String>::new(), "{fine}");
         }
         let cases = [
+            (
+                "[rule.default]\nrefresh = true",
+                "rule `default` has `refresh` and demands proof: no SYN prolongs a ban, as it may be anybody's; \
+                 `require_proof = false` lets them",
+            ),
             (
                 "deny = ['0.0.0.0/0']",
                 "`deny` has `0.0.0.0/0`: every packet from all of IPv4 is dropped that `allow` does not name, yours too",

@@ -57,6 +57,9 @@ pub struct ListenerLayout {
     /// The group that it shares its port with (`sk_reuseport_cb` of `struct sock`), and when that last sent one.
     pub(crate) group: u32,
     pub(crate) group_sent: u32,
+    /// How many connections wait to be accepted (`sk_ack_backlog`), and how many may.
+    pub(crate) backlog: u32,
+    pub(crate) max_backlog: u32,
     /// Whether it has chosen its own buffers (`sk_userlocks`), and at which bit.
     pub(crate) locks: u32,
     pub(crate) locks_shift: u32,
@@ -82,6 +85,8 @@ impl ListenerLayout {
             sent: received + btf.offset(btf.structure("tcp_options_received")?, "ts_recent_stamp", 0)?,
             group: btf.offset(socket, "sk_reuseport_cb", 0)?,
             group_sent: btf.offset(btf.structure("sock_reuseport")?, "synq_overflow_ts", 0)?,
+            backlog: btf.offset(socket, "sk_ack_backlog", 0)?,
+            max_backlog: btf.offset(socket, "sk_max_ack_backlog", 0)?,
             locks: locks / 8,
             locks_shift: locks % 8,
         })
@@ -238,6 +243,7 @@ mod tests {
         let layout = ListenerLayout::of_kernel().unwrap();
         assert!(layout.sent > 0 && layout.group > 0 && layout.group_sent > 0, "{layout:?}");
         assert!(layout.locks > 0 && layout.locks_shift < 8, "{layout:?}");
+        assert!(layout.backlog > 0 && layout.max_backlog > 0, "{layout:?}");
     }
 
     fn btf(types: &[u32], strings: &[u8]) -> Vec<u8> {

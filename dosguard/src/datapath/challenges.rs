@@ -59,6 +59,8 @@ fn load(pins: &Path, options: &LoadOptions) -> Result<(), Error> {
         ("SENT", &layout.sent),
         ("GROUP_OF", &layout.group),
         ("GROUP_SENT", &layout.group_sent),
+        ("BACKLOG", &layout.backlog),
+        ("MAX_BACKLOG", &layout.max_backlog),
         ("LOCKS", &layout.locks),
         ("LOCKS_SHIFT", &layout.locks_shift),
         ("ANSWERED", &request.sent),

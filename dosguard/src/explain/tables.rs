@@ -187,6 +187,10 @@ impl Tables for LiveTables<'_> {
         Ok(()) // nobody else asks
     }
 
+    fn claim_answer(&mut self, _claim: &Claim, _now_ns: u64) -> Option<u64> {
+        None
+    }
+
     fn unclaim(&mut self, _claim: &Claim) {}
 
     fn replace_ban(&mut self, key: &SourceKey, ban: &Ban) -> Result<(), Refused> {
