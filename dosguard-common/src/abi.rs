@@ -113,8 +113,9 @@ pub const LOADS: MapSpec = map("LOADS", RULES.entries, "SYNs that are being adde
 /// Rule index to [`Flood`](crate::flood::Flood). Written by the kernel.
 pub const FLOODS: MapSpec = map("FLOODS", RULES.entries, "floods", 6);
 /// One [`SynAck`](crate::challenge::SynAck): what is said of the host where the program answers in its place. Written by
-/// userspace.
-pub const SYNACK: MapSpec = map("SYNACK", 1, "what replies say of the host", 5);
+/// userspace. Since 6, as `STEPS`, though its layout is that of 5: both are written before an instance that is carried over
+/// takes the old one's place, which may yet go on with its own.
+pub const SYNACK: MapSpec = map("SYNACK", 1, "what replies say of the host", 6);
 /// Until when answers to challenges are looked for, and when a SYN for a closed connection was last left to the host, in
 /// nanoseconds of boot time. Written by the kernel.
 pub const CHALLENGED: MapSpec = map("CHALLENGED", 2, "until when challenges may be answered", 5);
@@ -123,7 +124,7 @@ pub const HOST: MapSpec = map("HOST", 4_096, "addresses that are answered for", 
 /// One [`Room`](crate::challenge::Room) per CPU. Written by the kernel, and of no meaning between two packets.
 pub const ROOM: MapSpec = map("ROOM", 1, "replies in progress", 5);
 /// Which program goes on with what: [`REPLY_STEP`], [`ANSWER_STEP`]. Written by userspace; an empty place drops or passes.
-pub const STEPS: MapSpec = map("STEPS", 2, "programs for challenges", 5);
+pub const STEPS: MapSpec = map("STEPS", 2, "programs for challenges", 6);
 /// One [`Rule`](crate::rule::Rule) per CPU: a copy of the one that a packet is judged by. Written by the kernel.
 pub const RULE: MapSpec = map("RULE", 1, "rules in use", 6);
 /// One [`Scratch`](crate::tables::Scratch) per CPU. Written by the kernel, and of no meaning between two packets.

@@ -247,6 +247,17 @@ pub struct Count {
     pub bytes: u64,
 }
 
+impl Count {
+    /// Both together.
+    #[must_use]
+    pub const fn plus(self, other: Self) -> Self {
+        Self {
+            packets: self.packets.wrapping_add(other.packets),
+            bytes: self.bytes.wrapping_add(other.bytes),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

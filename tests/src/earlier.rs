@@ -12,7 +12,8 @@ use aya_obj::EbpfSectionKind;
 use aya_obj::maps::{LegacyMap, bpf_map_def};
 use dosguard::datapath::{Datapath, LoadOptions, Loaded, SHIPPED};
 use dosguard::paths::{LINKS, PROGRAM, Paths};
-use dosguard_common::abi::{ABI_VERSION, CONFIG, MAPS, MORE_COUNTERS, MapSpec, RULES};
+use dosguard_common::abi::{ABI_VERSION, CONFIG, MAPS, MORE_COUNTERS, MapSpec, RULES, STEPS, SYNACK};
+use dosguard_common::challenge::SynAck;
 use dosguard_common::config::{CONFIG_BYTES_V2, CONFIG_BYTES_V5, Config};
 use dosguard_common::rule::{RULE_BYTES_V3, RULE_BYTES_V5, Rule, RuleIndex};
 
@@ -36,14 +37,28 @@ pub fn become_abi_5(paths: &Paths) -> Result<()> {
     become_earlier::<CONFIG_BYTES_V5, RULE_BYTES_V5>(paths, 5)?;
     let def =
         bpf_map_def { map_type: PER_CPU_ARRAY, max_entries: MORE_COUNTERS_V5, ..array(MORE_COUNTERS, 16) };
-    let mut counters: PerCpuArray<MapData, [u64; 2]> =
-        Map::PerCpuArray(create(MORE_COUNTERS, def)?).try_into()?;
+    create(MORE_COUNTERS, def)?.pin(paths.pins_of(5).join(MORE_COUNTERS.name))?;
     for place in 0..MORE_COUNTERS_V5 {
-        let cpus = nr_cpus().map_err(|(_, error)| error)?;
-        counters.set(place, PerCpuValues::try_from(vec![[u64::from(place), 0]; cpus])?, 0)?;
+        set_counter_of_abi_5(paths, place, place.into())?;
     }
-    counters.pin(paths.pins_of(5).join(MORE_COUNTERS.name))?;
     Ok(())
+}
+
+/// Sets what each CPU has counted in a place of `MORE_COUNTERS`, which the program of such an instance does not use.
+pub fn set_counter_of_abi_5(paths: &Paths, place: u32, count: u64) -> Result<()> {
+    let map = MapData::from_pin(paths.pins_of(5).join(MORE_COUNTERS.name))?;
+    let mut counters: PerCpuArray<MapData, [u64; 2]> = Map::PerCpuArray(map).try_into()?;
+    let cpus = nr_cpus().map_err(|(_, error)| error)?;
+    Ok(counters.set(place, PerCpuValues::try_from(vec![[count, 0]; cpus])?, 0)?)
+}
+
+/// With which programs such an instance goes on with SYNs and segments, and what its replies say.
+pub fn challenges_of_abi_5(paths: &Paths) -> Result<([u32; 2], SynAck)> {
+    let open = |map: MapSpec| MapData::from_pin(paths.pins_of(5).join(map.name)).map(Map::Array);
+    // The kernel tells the ids of programs, as if they were numbers.
+    let steps: Array<MapData, u32> = open(STEPS)?.try_into()?;
+    let synack: Array<MapData, [u8; size_of::<SynAck>()]> = open(SYNACK)?.try_into()?;
+    Ok(([steps.get(&0, 0)?, steps.get(&1, 0)?], bytemuck::pod_read_unaligned(&synack.get(&0, 0)?)))
 }
 
 fn become_earlier<const CONFIG_BYTES: usize, const RULE_BYTES: usize>(
@@ -66,7 +81,9 @@ where
     map.pin(old.join(CONFIG.name))?;
     let mut rules: Array<MapData, [u8; RULE_BYTES]> =
         Map::Array(create(RULES, array(RULES, u32::try_from(RULE_BYTES)?))?).try_into()?;
-    let same: Vec<_> = MAPS.iter().filter(|map| map.since <= version).collect();
+    // What it had of the last two has the layout of now, and is its own all the same.
+    let is_same = |map: &MapSpec| map.since <= version || (version == 5 && [STEPS, SYNACK].contains(map));
+    let same: Vec<_> = MAPS.iter().filter(|map| is_same(map)).collect();
     for map in &same {
         MapData::from_pin(new.join(map.name))?.pin(old.join(map.name))?;
     }

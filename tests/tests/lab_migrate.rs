@@ -9,11 +9,12 @@ use aya::maps::MapData;
 use dosguard::datapath::Datapath;
 use dosguard::lock::DaemonLock;
 use dosguard_common::abi::{self, ABI_VERSION};
+use dosguard_common::challenge::SynAck;
 use dosguard_common::reason::{Reason, Tally};
 use dosguard_tests::addresses::{GUARD_ATTACKER_SIDE, GUARD_CLIENT_SIDE};
 use dosguard_tests::cli::{assert_untouched, done, pins, programs, refused, say, words};
 use dosguard_tests::daemon::Dosguard;
-use dosguard_tests::earlier::{become_abi_2, become_abi_5};
+use dosguard_tests::earlier::{become_abi_2, become_abi_5, challenges_of_abi_5, set_counter_of_abi_5};
 use dosguard_tests::killed::{changing_calls, kill_before};
 use dosguard_tests::lab::Lab;
 use dosguard_tests::siege::{LIMIT, Siege, attach, kept, one_program, open, paths};
@@ -108,23 +109,57 @@ fn an_instance_of_abi_5_goes_on_with_all_that_it_had() {
 }
 
 #[test]
-fn a_migration_that_a_link_refuses_leaves_the_old_instance_whole() {
+fn what_the_old_program_counts_until_it_is_replaced_is_not_lost() {
+    let lab = Lab::new().unwrap();
+    let dosguard = Dosguard::new(&lab).unwrap();
+    attach(&dosguard, GUARD_ATTACKER_SIDE);
+    let paths = paths(&lab);
+    become_abi_5(&paths).unwrap();
+    let old = one_program(&[lab.guard()]);
+    let mut migration = dosguard.command(words("upgrade --migrate")).spawn().unwrap();
+    // Counts on in place of the old program, for as long as that is the one.
+    let mut counted = 10;
+    while set_counter_of_abi_5(&paths, 0, counted + 1).is_ok() && one_program(&[lab.guard()]) == old {
+        counted += 1;
+    }
+    assert!(migration.wait().unwrap().success());
+    let cpus = u64::try_from(aya::util::nr_cpus().unwrap()).unwrap();
+    let carried = open(&lab).maps().packets(Reason::Challenged).unwrap().packets / cpus;
+    println!("{carried} carried over");
+    assert!(counted > 20 && (counted..=counted + 1).contains(&carried), "{carried} of {counted}");
+}
+
+/// Makes the live instance one of an earlier version.
+fn become_abi(lab: &Lab, version: u32) {
+    match version {
+        2 => become_abi_2(&paths(lab)).unwrap(),
+        _ => become_abi_5(&paths(lab)).unwrap(),
+    }
+}
+
+/// With what an instance of that version goes on, if that has such.
+fn challenges_of(lab: &Lab, version: u32) -> Option<([u32; 2], SynAck)> {
+    (version == 5).then(|| challenges_of_abi_5(&paths(lab)).unwrap())
+}
+
+fn a_migration_that_a_link_refuses_leaves_the_old_instance_whole(version: u32) {
     let lab = Lab::new().unwrap();
     let dosguard = Dosguard::new(&lab).unwrap();
     let siege = begin(&lab, &dosguard);
     let before = kept(&open(&lab));
-    become_abi_2(&paths(&lab)).unwrap();
+    become_abi(&lab, version);
     // To aya it is an XDP link, since the types have the same number; the kernel refuses to give it a program.
-    let v2 = paths(&lab).pins_of(2);
-    let odd = v2.join("links").join(format!("{}-1", u64::MAX));
-    MapData::from_pin(v2.join(abi::COUNTERS.name)).unwrap().pin(&odd).unwrap();
-    let (old, pinned) = (one_program(&[lab.guard()]), pins(&lab));
+    let old_pins = paths(&lab).pins_of(version);
+    let odd = old_pins.join("links").join(format!("{}-1", u64::MAX));
+    MapData::from_pin(old_pins.join(abi::COUNTERS.name)).unwrap().pin(&odd).unwrap();
+    let (old, pinned, challenges) = (one_program(&[lab.guard()]), pins(&lab), challenges_of(&lab, version));
     refused(
         &dosguard,
         "upgrade --migrate",
         &["refused the new program", "every interface has the one from before"],
     );
     assert_eq!((one_program(&[lab.guard()]), pins(&lab)), (old, pinned));
+    assert_eq!(challenges_of(&lab, version), challenges);
 
     fs::remove_file(odd).unwrap();
     done(&dosguard, "upgrade --migrate");
@@ -133,16 +168,26 @@ fn a_migration_that_a_link_refuses_leaves_the_old_instance_whole() {
 }
 
 #[test]
-fn migrations_that_are_killed_at_any_step_leave_one_whole_instance() {
+fn a_migration_from_abi_2_that_a_link_refuses_leaves_the_old_instance_whole() {
+    a_migration_that_a_link_refuses_leaves_the_old_instance_whole(2);
+}
+
+#[test]
+fn a_migration_from_abi_5_that_a_link_refuses_leaves_the_old_instance_whole() {
+    a_migration_that_a_link_refuses_leaves_the_old_instance_whole(5);
+}
+
+/// With all steps there are, or with so many of them.
+fn migrations_that_are_killed_at_any_step_leave_one_whole_instance(version: u32, part: usize) {
     let lab = Lab::new().unwrap();
     let dosguard = Dosguard::new(&lab).unwrap();
     let mut siege = begin(&lab, &dosguard);
     let before = kept(&open(&lab));
-    become_abi_2(&paths(&lab)).unwrap();
+    become_abi(&lab, version);
     let steps = changing_calls(&dosguard, "upgrade --migrate").unwrap();
     let (mut undone, mut finished, mut killed) = (0, 0, 0);
     // Each takes seconds: a part of them, another one in each minute, and the last ones, unless all are asked for.
-    let every = if std::env::var_os("DOSGUARD_EACH_STEP").is_some() { 1 } else { steps.len().div_ceil(24) };
+    let every = if std::env::var_os("DOSGUARD_EACH_STEP").is_some() { 1 } else { steps.len().div_ceil(part) };
     let minute = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs() / 60;
     let first = usize::try_from(minute).unwrap() % every;
     for (number, step) in steps.iter().enumerate() {
@@ -151,7 +196,8 @@ fn migrations_that_are_killed_at_any_step_leave_one_whole_instance() {
         }
         killed += 1;
         siege.go_on();
-        become_abi_2(&paths(&lab)).unwrap();
+        become_abi(&lab, version);
+        let challenges = challenges_of(&lab, version);
         kill_before(&dosguard, "upgrade --migrate", step).unwrap();
         let interrupted = folders(&lab).len() > 1;
 
@@ -161,9 +207,11 @@ fn migrations_that_are_killed_at_any_step_leave_one_whole_instance() {
         let said = say(&dosguard, words(next));
         assert_eq!(said.err.contains("an upgrade was interrupted"), interrupted, "{step:?}: {said:?}");
         let folders = folders(&lab);
-        if folders == ["v2"] {
+        if folders == [format!("v{version}")] {
             undone += u32::from(interrupted);
-            assert!(said.code == Some(2) && said.err.contains("ABI version 2"), "{step:?}: {said:?}");
+            let known = format!("ABI version {version}");
+            assert!(said.code == Some(2) && said.err.contains(&known), "{step:?}: {said:?}");
+            assert_eq!(challenges_of(&lab, version), challenges, "{step:?}");
         } else {
             finished += u32::from(interrupted);
             assert_eq!(folders, [now()], "{step:?}: {said:?}");
@@ -182,6 +230,16 @@ fn migrations_that_are_killed_at_any_step_leave_one_whole_instance() {
     );
     assert!(undone > 0 && finished > 0);
     siege.end();
+}
+
+#[test]
+fn migrations_from_abi_2_that_are_killed_at_any_step_leave_one_whole_instance() {
+    migrations_that_are_killed_at_any_step_leave_one_whole_instance(2, 16);
+}
+
+#[test]
+fn migrations_from_abi_5_that_are_killed_at_any_step_leave_one_whole_instance() {
+    migrations_that_are_killed_at_any_step_leave_one_whole_instance(5, 8);
 }
 
 #[test]

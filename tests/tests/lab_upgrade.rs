@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test's helpers fail as the test itself does")]
 
 use std::collections::BTreeSet;
+use std::net::Ipv6Addr;
 use std::path::PathBuf;
 
 use aya::maps::MapData;
@@ -12,12 +13,16 @@ use aya::programs::xdp::XdpLink;
 use aya_obj::programs::XdpAttachType;
 use dosguard::datapath::{Datapath, Error, LoadOptions, Loaded, SHIPPED};
 use dosguard_common::abi;
+use dosguard_common::reason::{Reason, Tally};
 use dosguard_tests::addresses::{FORGED_V4, GUARD_ATTACKER_SIDE, GUARD_CLIENT_SIDE, PEER};
+use dosguard_tests::challenges::{make_possible, tallied};
 use dosguard_tests::cli::{PATIENCE, done, pins, programs, refused, say, words};
 use dosguard_tests::daemon::Dosguard;
+use dosguard_tests::flood::{Flood, MAX_DURATION};
 use dosguard_tests::killed::{changing_calls, kill_before};
 use dosguard_tests::lab::Lab;
 use dosguard_tests::objects::FLOOD_OBJECT;
+use dosguard_tests::server::TcpServer;
 use dosguard_tests::siege::{LIMIT, Siege, attach, ids, kept, one_program, open, paths, syn};
 use dosguard_tests::transmit::send_frames;
 use dosguard_tests::wait::wait_until;
@@ -204,6 +209,30 @@ fn replacements_that_are_killed_at_any_step_let_not_one_packet_through() {
     assert!(in_between > 0);
     assert_eq!(kept(&open(&lab)), before);
     siege.end();
+}
+
+#[test]
+fn replacements_under_a_forged_flood_that_is_challenged_ban_nobody() {
+    let lab = Lab::new().unwrap();
+    let dosguard = Dosguard::new(&lab).unwrap();
+    let _server = TcpServer::start(lab.guard(), (Ipv6Addr::UNSPECIFIED, 80)).unwrap();
+    let _replies = make_possible(&lab);
+    let config = dosguard.write_config("c.toml", "[rule.default]\nlimit = '20/60s'\n").unwrap();
+    done(&dosguard, &format!("attach -c {} {GUARD_ATTACKER_SIDE}", config.display()));
+    let flood = Flood::new(syn(FORGED_V4)).ports(60_000).rate(50_000).duration(MAX_DURATION);
+    let flood = flood.start(lab.attacker(), PEER).unwrap();
+    let challenged = || open(&lab).maps().packets(Reason::Challenged).unwrap().packets;
+    wait_until("it is challenged", PATIENCE, || Ok(challenged() > 1_000)).unwrap();
+    let synack = open(&lab).maps().synack().unwrap();
+    for number in 0..10 {
+        let before = challenged();
+        done(&dosguard, "upgrade --force");
+        assert!(challenged() > before, "replacement {number}");
+        assert_eq!(tallied(&lab, Tally::BanImposed), 0, "replacement {number}");
+    }
+    assert_eq!(open(&lab).maps().synack().unwrap(), synack);
+    flood.stop().unwrap();
+    assert_eq!(tallied(&lab, Tally::BanImposed), 0);
 }
 
 #[test]

@@ -13,28 +13,30 @@ use super::object::{CHALLENGES, looks_at_segments, makes_cookies};
 use super::{Datapath, Error, LoadOptions, Maps, interfaces, pinned_map};
 use crate::connections::{ListenerLayout, RequestLayout};
 
-/// Loads the programs onto the maps that are pinned in a folder, and puts them in their places. A kernel that makes no cookies
-/// has the one that looks at segments alone; one that refuses them has none, and the log says why.
+/// Loads the programs onto the maps that are pinned in a folder, and puts them in their places. Where challenges are sent, they
+/// go on all the time: a packet goes on with the program from before or with the new one. A kernel that makes no cookies has the
+/// one that looks at segments alone; one that refuses them has none, and the log says why.
 pub(super) fn install(pins: &Path, maps: &mut Maps, options: &LoadOptions) -> Result<(), Error> {
-    // Not before it is looked what the host can do.
-    let config = maps.config()?;
-    maps.set_config(config.with_challenge(false))?;
-    if !looks_at_segments() {
-        return maps.set_synack(SynAck::default());
-    }
-    match load(pins, options) {
-        // That there is one says that the programs are there.
-        Ok(()) if makes_cookies() => maps.set_synack(SynAck { ttl: 64, ..SynAck::default() }),
-        Ok(()) => maps.set_synack(SynAck::default()),
-        Err(error) => {
+    // That there is one says that the programs are there; what it says is not known before it is looked what the host can do.
+    let before = Some(maps.synack()?).filter(|before| before.ttl != 0);
+    let synack = match looks_at_segments().then(|| load(pins, options)) {
+        Some(Ok(())) if makes_cookies() => before.unwrap_or(SynAck { ttl: 64, ..SynAck::default() }),
+        Some(Ok(())) | None => SynAck::default(),
+        Some(Err(error)) => {
             log::warn!(
                 "there are no challenges, and no proof but by the connections that are counted: {error}"
             );
             let why = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
             log::debug!("{why}");
-            maps.set_synack(SynAck::default())
+            SynAck::default()
         }
+    };
+    if Some(synack) == before {
+        return Ok(());
     }
+    let config = maps.config()?;
+    maps.set_config(config.with_challenge(false))?;
+    maps.set_synack(synack)
 }
 
 fn load(pins: &Path, options: &LoadOptions) -> Result<(), Error> {
@@ -79,10 +81,14 @@ fn load(pins: &Path, options: &LoadOptions) -> Result<(), Error> {
     if challenges != 0 {
         programs.push((abi::REPLY_PROGRAM, abi::REPLY_STEP));
     }
+    // All of them or none.
+    for (name, _) in &programs {
+        let loaded = program(&mut ebpf, name).and_then(Xdp::load);
+        loaded.map_err(|error| Error::Verifier(Box::new(error)))?;
+    }
     for (name, place) in programs {
-        let program = program(&mut ebpf, name).and_then(|program| program.load().map(|()| program));
-        let program = program.map_err(|error| Error::Verifier(Box::new(error)))?;
-        let fd = program.fd().map_err(|error| Error::Verifier(Box::new(error)))?;
+        let fd = program(&mut ebpf, name).and_then(|program| program.fd());
+        let fd = fd.map_err(|error| Error::Verifier(Box::new(error)))?;
         steps.set(place, fd, 0).map_err(Error::map(abi::STEPS.name, "write"))?;
     }
     Ok(())

@@ -29,14 +29,22 @@ impl Counters {
         })
     }
 
-    /// Goes on counting from what an earlier `MORE_COUNTERS` has, which had fewer entries, each in its place.
-    pub(super) fn go_on_from(&mut self, earlier: MapData) -> Result<(), Error> {
+    /// Adds what an earlier `MORE_COUNTERS` has, which had fewer entries, each in its place. What the program counts in an
+    /// entry just while that is added to may be lost: the kernel has no addition.
+    pub(super) fn add(&mut self, earlier: MapData) -> Result<(), Error> {
         let spec = abi::MORE_COUNTERS;
         let entries = capacity(&earlier, spec)?.min(spec.entries);
         let earlier: PerCpuArray<MapData, Wire<Count>> = typed(spec, earlier)?;
         for index in 0..entries {
             let counts = earlier.get(&index, 0).map_err(Error::map(spec.name, "read"))?;
-            self.more.set(index, counts, 0).map_err(Error::map(spec.name, "write"))?;
+            if counts.iter().all(|count| count.0 == Count::default()) {
+                continue;
+            }
+            let live = self.more.get(&index, 0).map_err(Error::map(spec.name, "read"))?;
+            let sums = live.iter().zip(counts.iter()).map(|(one, other)| Wire(one.0.plus(other.0)));
+            let sums = PerCpuValues::try_from(sums.collect::<Vec<_>>())
+                .map_err(Error::path("count CPUs in", "/sys"))?;
+            self.more.set(index, sums, 0).map_err(Error::map(spec.name, "write"))?;
         }
         Ok(())
     }
@@ -47,10 +55,7 @@ impl Counters {
             Place::More(index) => (&self.more, abi::MORE_COUNTERS, index),
         };
         let counts: PerCpuValues<_> = map.get(&index, 0).map_err(Error::map(spec.name, "read"))?;
-        Ok(counts.iter().fold(Count::default(), |sum, wire| Count {
-            packets: sum.packets.wrapping_add(wire.0.packets),
-            bytes: sum.bytes.wrapping_add(wire.0.bytes),
-        }))
+        Ok(counts.iter().fold(Count::default(), |sum, wire| sum.plus(wire.0)))
     }
 
     fn of_rule(&self, place: Place) -> (&PerCpuArray<MapData, u64>, MapSpec, u32) {

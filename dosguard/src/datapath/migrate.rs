@@ -13,6 +13,7 @@ use std::path::Path;
 use aya::maps::{Array, MapData};
 use aya::programs::links::{FdLink, PinnedLink};
 use dosguard_common::abi::{self, ABI_VERSION, MAPS, MapSpec};
+use dosguard_common::challenge::SynAck;
 use dosguard_common::config::{CONFIG_BYTES_V2, CONFIG_BYTES_V5, Config};
 use dosguard_common::rule::{RULE_BYTES_V3, RULE_BYTES_V5, Rule, RuleIndex};
 
@@ -20,7 +21,8 @@ use super::challenges;
 use super::maps::typed;
 use super::switch::{Given, give, link_in, links_in, names, switch};
 use super::upgrade::{discard, finish_interrupted, load_onto};
-use super::{Error, LoadOptions, SHIPPED, pin_maps, pin_program, pinned_map, remove_pins, versions};
+use super::wire::Wire;
+use super::{Error, LoadOptions, Maps, SHIPPED, pin_maps, pin_program, pinned_map, remove_pins, versions};
 use crate::paths::{PROGRAM, Paths};
 use crate::system;
 
@@ -106,7 +108,8 @@ impl fmt::Display for Plan {
 fn fate(map: &MapSpec, from: u32) -> Fate {
     match map.name {
         _ if map.since <= from => Fate::Carried,
-        // What `stage` converts, from every version that can be migrated.
+        // Version 5 had fewer of them.
+        name if name == abi::MORE_COUNTERS.name && from == 5 => Fate::Converted,
         name if CONVERTED.map(|map| map.name).contains(&name) => Fate::Converted,
         name if ANEW_OF_NO_LOSS.map(|map| map.name).contains(&name) => Fate::New,
         _ => Fate::Anew,
@@ -141,11 +144,15 @@ pub fn migrate(paths: &Paths, options: &LoadOptions) -> Result<Option<Migrated>,
     finish_interrupted(paths)?;
     let Some(plan) = plan(paths)? else { return Ok(None) };
     let (old, staging) = (paths.pins_of(plan.from), paths.staging_pins());
-    let done = stage(paths, &plan, options, &old, &staging)
-        .and_then(|()| switch(&old, &old.join(PROGRAM), &staging.join(PROGRAM)))
-        .and_then(|links| {
-            fs::rename(&staging, paths.pins()).map(|()| links).map_err(Error::path("create", paths.pins()))
-        });
+    let done = stage(paths, &plan, options, &old, &staging).and_then(|mut maps| {
+        let links = switch(&old, &old.join(PROGRAM), &staging.join(PROGRAM))?;
+        if plan.from == 5 {
+            // Those that are still being judged by the old program are counted there.
+            system::wait_for_running_programs();
+            maps.counters.add(pinned_map(&old.join(abi::MORE_COUNTERS.name), abi::MORE_COUNTERS.name)?)?;
+        }
+        fs::rename(&staging, paths.pins()).map(|()| links).map_err(Error::path("create", paths.pins()))
+    });
     match done {
         Ok(links) => {
             // From here on the new instance is whole. What cannot be removed now is removed by the next start.
@@ -172,8 +179,15 @@ fn carried(plan: &Plan, old: &Path) -> Vec<(MapSpec, std::path::PathBuf)> {
     carried.map(|(map, _)| (*map, old.join(map.name))).collect()
 }
 
-/// Makes the folder of the new version, whole but for its name.
-fn stage(paths: &Paths, plan: &Plan, options: &LoadOptions, old: &Path, staging: &Path) -> Result<(), Error> {
+/// Makes the folder of the new version, whole but for its name and what the old program is still to count. Nothing of the old
+/// one's is changed.
+fn stage(
+    paths: &Paths,
+    plan: &Plan,
+    options: &LoadOptions,
+    old: &Path,
+    staging: &Path,
+) -> Result<Maps, Error> {
     let mut loaded = load_onto(paths, SHIPPED, options, &carried(plan, old))?;
     remove_pins(staging)?;
     pin_maps(&loaded, staging)?;
@@ -192,7 +206,9 @@ fn stage(paths: &Paths, plan: &Plan, options: &LoadOptions, old: &Path, staging:
         maps.set_rule(index, rule)?;
     }
     if plan.from == 5 {
-        maps.counters.go_on_from(pinned_map(&old.join(abi::MORE_COUNTERS.name), abi::MORE_COUNTERS.name)?)?;
+        let live: Array<MapData, Wire<SynAck>> =
+            typed(abi::SYNACK, pinned_map(&old.join(abi::SYNACK.name), abi::SYNACK.name)?)?;
+        maps.set_synack(live.get(&0, 0).map_err(Error::map(abi::SYNACK.name, "read"))?.0)?;
     }
     maps.set_config(config.with_build(options.build(SHIPPED)?.number()))?;
     challenges::install(staging, &mut maps, options)?;
@@ -208,7 +224,7 @@ fn stage(paths: &Paths, plan: &Plan, options: &LoadOptions, old: &Path, staging:
             .and_then(|link| FdLink::from(link).pin(&to).map_err(std::io::Error::other));
         pinned.map_err(Error::path("pin", &to))?;
     }
-    Ok(())
+    Ok(maps)
 }
 
 fn earlier_config<const N: usize>(old: &Path) -> Result<Config, Error>
@@ -247,15 +263,18 @@ mod tests {
 
     #[test]
     fn from_earlier_versions_nothing_is_lost() {
-        for (from, carried) in [(2, 10), (3, 10), (4, 13), (5, 19)] {
+        for (from, carried) in [(2, 10), (3, 10), (4, 13), (5, 17)] {
             let plan = Plan::new(&paths(), from).unwrap();
             assert_eq!(plan.lost(), Vec::<&str>::new());
             let of = |wanted| {
                 let maps = plan.maps.iter().filter(move |(_, fate)| *fate == wanted);
                 maps.map(|(map, _)| map.name).collect::<Vec<_>>()
             };
-            assert_eq!(of(Fate::Converted), ["CONFIG", "RULES"]);
-            let anew = ANEW_OF_NO_LOSS.iter().filter(|map| map.since > from);
+            let counted = ["MORE_COUNTERS"].into_iter().filter(|_| from == 5);
+            let converted: Vec<_> = ["CONFIG", "RULES"].into_iter().chain(counted).collect();
+            assert_eq!(of(Fate::Converted), converted);
+            let anew =
+                ANEW_OF_NO_LOSS.iter().filter(|map| map.since > from && !converted.contains(&map.name));
             let mut anew: Vec<_> = anew.map(|map| map.name).collect();
             let (mut new, said) = (of(Fate::New), plan.to_string());
             new.sort_unstable();
