@@ -287,16 +287,39 @@ fn what_the_host_cannot_take_is_dropped_and_status_says_why() {
     for (setting, why) in [
         ("net.ipv4.ip_forward", "the host forwards packets (net.ipv4.ip_forward is 1)"),
         ("net.ipv6.conf.all.forwarding", "the host forwards packets (net.ipv6.conf.all.forwarding is 1)"),
+        ("net.ipv4.conf.up0.forwarding", "the host forwards packets (net.ipv4.conf.up0.forwarding is 1)"),
+        ("net.ipv6.conf.up1.forwarding", "the host forwards packets (net.ipv6.conf.up1.forwarding is 1)"),
     ] {
         lab.guard().sysctl(setting, "1").unwrap();
         settles(false, why);
         lab.guard().sysctl(setting, "0").unwrap();
         settles(true, "no SYN is challenged");
     }
+    let ip = |line: &str| lab.guard().run("ip", words(line)).unwrap();
+    ip("link add bridge0 type bridge");
+    ip("link set up1 master bridge0");
+    settles(false, "up1 is a port of a bridge");
+    ip("link set up1 nomaster");
+    settles(true, "no SYN is challenged");
     set_host(&lab, "0", "2");
     settles(false, "net.ipv4.tcp_syncookies is 0");
     assert!(bans(&dosguard).is_empty());
     daemon.terminate().unwrap();
+
+    // Without a daemon nobody does, and it is said.
+    set_host(&lab, "2", "2");
+    let looks = "`dosguard --instance lab attach` of an interface looks again";
+    assert!(warnings().contains(looks), "{}", warnings());
+    done(&dosguard, "sysctl rule.web.action=ban rule.web.require_proof=true");
+    let status = done(&dosguard, "status");
+    assert!(status.contains("challenges: off, the host could by now"), "{status}");
+    assert_eq!(dosguard.status().unwrap()["challenges"]["on"], false);
+    done(&dosguard, &format!("attach {GUARD_ATTACKER_SIDE}"));
+    assert!(done(&dosguard, "status").contains("challenges: on\n"));
+    set_host(&lab, "1", "2");
+    let status = done(&dosguard, "status");
+    assert!(status.contains("challenges: on, although net.ipv4.tcp_syncookies is 1"), "{status}");
+    assert!(status.contains("which has changed") && status.contains(looks), "{status}");
 }
 
 #[test]

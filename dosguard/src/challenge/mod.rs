@@ -3,12 +3,13 @@
 //! A reply carries the kernel's own SYN cookie, and its listener makes the connection of what comes back. So the host must
 //! take cookies, must be the one that is connected to, and must mean the same by the options that are offered in its name.
 
+mod host;
 pub mod sysctl;
 
 use std::collections::BTreeSet;
 use std::io;
-use std::path::Path;
 
+use dosguard_common::abi;
 use dosguard_common::address::Address;
 use dosguard_common::challenge::SynAck;
 use dosguard_common::config::Mode;
@@ -16,7 +17,12 @@ use dosguard_common::rule::{Action, Rule};
 use serde::Serialize;
 
 use crate::connections::own_addresses;
-use crate::datapath::{Datapath, Error};
+use crate::datapath::{Datapath, Error, looks_at_segments};
+use crate::paths::Paths;
+use host::Host;
+
+/// What a packet may have where no interface is guarded.
+const ETHERNET_MTU: u32 = 1500;
 
 /// How much an instance needs challenges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -97,13 +103,39 @@ impl Readiness {
         self.obstacles.iter().map(warning).chain(self.notes.iter().cloned()).collect()
     }
 
-    /// How it is with challenges, in a line.
-    pub fn line(&self) -> String {
+    /// Notes that the host could be answered for, and nobody has looked since.
+    pub fn note_unseen(&mut self, paths: &Paths) {
+        self.obstacle(
+            format!("the host could by now, and `{} attach` of an interface looks again", paths.command()),
+            "a daemon does each second",
+        );
+    }
+
+    /// Notes what there is to answer for, or why that is not known.
+    fn note_addresses(&mut self, listed: io::Result<BTreeSet<Address>>) -> BTreeSet<Address> {
+        match listed {
+            Ok(addresses) if addresses.len() <= abi::HOST.entries as usize => return addresses,
+            Ok(_) => self.obstacle(
+                format!("the host has more than {} addresses", abi::HOST.entries),
+                "SYNs to those beyond would be dropped",
+            ),
+            Err(error) => {
+                self.obstacle("the addresses of the host cannot be listed", error.to_string());
+            }
+        }
+        BTreeSet::new()
+    }
+
+    /// How it is with challenges, in a line; `are_sent` says whether they are.
+    pub fn line(&self, are_sent: bool) -> String {
         if self.obstacles.is_empty() {
             let notes = self.notes.iter().map(|note| format!("; {note}"));
             return format!("challenges: on{}", notes.collect::<String>());
         }
         let what: Vec<_> = self.obstacles.iter().map(|obstacle| obstacle.what.as_str()).collect();
+        if are_sent {
+            return format!("challenges: on, although {}", what.join(", "));
+        }
         let can_be_set = self.obstacles.iter().all(|obstacle| obstacle.can_be_set);
         format!(
             "challenges: off, {}; SYNs alone ban for a short while only{}",
@@ -159,20 +191,30 @@ impl Look {
         let mut synack = live;
         // A reply without a time to live is of an instance that has no programs for challenges.
         if live.ttl == 0 {
+            let blind = "the kernel has no program that answers, or that looks who completes handshakes: nobody is banned for those";
             readiness.obstacle(
-                "the kernel has no program that answers",
+                if looks_at_segments() { "the kernel has no program that answers" } else { blind },
                 "it makes no SYN cookies for programs (Linux 6.0), shows no BTF or refused it, for which the log of \
                  `attach` or `run` has the reason",
             );
         }
-        match Host::read() {
+        let guarded = datapath.guarded_here()?;
+        let names: Vec<_> = guarded.iter().map(|interface| interface.name.as_str()).collect();
+        match Host::read(&names) {
             Ok(host) => {
                 readiness.add(host.readiness());
-                synack = host.synack(datapath.smallest_mtu()?);
+                let smallest = guarded.iter().map(|interface| interface.mtu).min();
+                synack = host.synack(smallest.unwrap_or(ETHERNET_MTU));
             }
             Err(error) => {
                 readiness.obstacle("the settings of the host cannot be read", error.to_string());
             }
+        }
+        for port in guarded.iter().filter(|interface| interface.is_bridged) {
+            readiness.obstacle(
+                format!("{} is a port of a bridge", port.name),
+                "what it hands on to others cannot be answered in their place",
+            );
         }
         if datapath.guards_elsewhere()? {
             readiness.obstacle(
@@ -180,7 +222,7 @@ impl Look {
                 "its host may be another one; guard it by an instance of its own",
             );
         }
-        let addresses = own_addresses();
+        let addresses = readiness.note_addresses(own_addresses());
         let possible = readiness.obstacles.is_empty();
         let differs = is_live != possible || (possible && (synack != live || maps.host()? != addresses));
         Ok(Self { readiness, differs, is_live, synack, addresses })
@@ -199,155 +241,19 @@ pub fn need(datapath: &Datapath) -> Result<Need, Error> {
     Ok(needs.max().unwrap_or(Need::None))
 }
 
-/// The kernel's settings that matter, of this thread's network namespace.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Host {
-    cookies: u32,
-    timestamps: u32,
-    window_scaling: bool,
-    sack: bool,
-    /// The setting that makes it a router, if it is one.
-    forwards: Option<&'static str>,
-    /// Default and largest receive buffer of TCP, in bytes.
-    receive: [u32; 2],
-    /// Largest receive buffer that is set by hand.
-    receive_max: u32,
-    ttl: u8,
-    hop_limit: u8,
-}
-
-const SETTINGS: &str = "/proc/sys/net";
-
-impl Host {
-    fn read() -> io::Result<Self> {
-        Self::read_from(Path::new(SETTINGS))
-    }
-
-    fn read_from(root: &Path) -> io::Result<Self> {
-        let text = |name: &str| {
-            std::fs::read_to_string(root.join(name))
-                .map_err(|error| io::Error::other(format!("{name}: {error}")))
-        };
-        let numbers = |name: &str| -> io::Result<Vec<u32>> {
-            let numbers: Result<_, _> = text(name)?.split_whitespace().map(str::parse).collect();
-            numbers.map_err(|_| io::Error::other(format!("{name} is no number")))
-        };
-        let number = |name: &str| -> io::Result<u32> { Ok(numbers(name)?.first().copied().unwrap_or(0)) };
-        let byte = |name: &str| Ok::<_, io::Error>(u8::try_from(number(name)?).unwrap_or(u8::MAX));
-        let is_set = |name: &str| number(name).unwrap_or(0) != 0;
-        let routers = [
-            ("net.ipv4.ip_forward", "ipv4/ip_forward"),
-            ("net.ipv6.conf.all.forwarding", "ipv6/conf/all/forwarding"),
-        ];
-        let receive = numbers("ipv4/tcp_rmem")?;
-        Ok(Self {
-            cookies: number("ipv4/tcp_syncookies")?,
-            timestamps: number("ipv4/tcp_timestamps")?,
-            window_scaling: is_set("ipv4/tcp_window_scaling"),
-            sack: is_set("ipv4/tcp_sack"),
-            forwards: routers.into_iter().find(|(_, file)| is_set(file)).map(|(name, _)| name),
-            receive: [receive.get(1).copied().unwrap_or(0), receive.get(2).copied().unwrap_or(0)],
-            // Of the first network namespace alone; the others have its value.
-            receive_max: number("core/rmem_max").unwrap_or(0),
-            ttl: byte("ipv4/ip_default_ttl")?.max(1),
-            hop_limit: byte("ipv6/conf/all/hop_limit").unwrap_or(64).max(1),
-        })
-    }
-
-    fn readiness(&self) -> Readiness {
-        let mut found = Readiness::default();
-        if self.cookies != 2 {
-            found.obstacles.push(Obstacle {
-                what: format!("net.ipv4.tcp_syncookies is {}", self.cookies),
-                more: "with 2 the host takes cookies that it has not sent itself".to_owned(),
-                can_be_set: true,
-            });
-        }
-        if let Some(setting) = self.forwards {
-            found.obstacle(
-                format!("the host forwards packets ({setting} is 1)"),
-                "what it hands on to other addresses cannot be answered in their place",
-            );
-        }
-        if found.obstacles.is_empty() && self.timestamps != 2 {
-            found.notes.push(format!(
-                "challenged connections have no window scale and no SACK: net.ipv4.tcp_timestamps is {}, with 2 they \
-                 have both {FIX}",
-                self.timestamps
-            ));
-        }
-        found
-    }
-
-    /// What a listener of the host would say that has not chosen its own buffers (`tcp_select_initial_window` in Linux
-    /// net/ipv4/tcp_output.c), on a link with this MTU.
-    fn synack(&self, mtu: u32) -> SynAck {
-        const TIMESTAMPS: u32 = 12;
-        let [default, largest] = self.receive;
-        // Half of the buffer is for what is around the bytes.
-        let space = default / 2;
-        let window = |segment: u32| {
-            let whole = if segment == 0 || space <= segment { space } else { space / segment * segment };
-            u16::try_from(whole).unwrap_or(u16::MAX)
-        };
-        // What the headers leave; no less than Linux says (`net.ipv4.route.min_adv_mss`; RFC 8200, section 5).
-        let segments = [mtu.saturating_sub(40).max(256), mtu.saturating_sub(60).max(1220)];
-        let most = space.max(largest).max(self.receive_max);
-        let wscale = most.checked_ilog2().unwrap_or(0).saturating_sub(15).min(14);
-        let offers = [
-            (SynAck::TIMESTAMPS, self.timestamps == 2),
-            (SynAck::WINDOW_SCALE, self.window_scaling),
-            (SynAck::SACK, self.sack),
-        ];
-        SynAck {
-            ttl: self.ttl,
-            hop_limit: self.hop_limit,
-            wscale: u8::try_from(wscale).unwrap_or(14),
-            offers: offers.into_iter().filter(|(_, is)| *is).fold(0, |all, (offer, _)| all | offer),
-            mss: segments.map(|segment| u16::try_from(segment).unwrap_or(u16::MAX)),
-            window: segments.map(window),
-            window_timestamps: segments.map(|segment| window(segment - TIMESTAMPS)),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use dosguard_common::rule::RuleSpec;
 
+    use super::host::tests::{host, router};
     use super::*;
-
-    fn host() -> Host {
-        Host {
-            cookies: 2,
-            timestamps: 2,
-            window_scaling: true,
-            sack: true,
-            forwards: None,
-            receive: [131_072, 6_291_456],
-            receive_max: 212_992,
-            ttl: 64,
-            hop_limit: 64,
-        }
-    }
-
-    #[test]
-    fn the_host_says_what_its_own_listeners_say() {
-        // As Linux 6.18 answers by itself with these settings.
-        let synack = host().synack(1500);
-        assert_eq!((synack.mss, synack.wscale), ([1460, 1440], 7));
-        assert_eq!((synack.window, synack.window_timestamps), ([64_240, 64_800], [65_160, 64_260]));
-        assert_eq!(Host { timestamps: 1, ..host() }.synack(1500).offers & SynAck::TIMESTAMPS, 0);
-        assert_eq!(host().synack(0).mss, [256, 1220]);
-        assert_eq!(Host { receive: [0, 0], receive_max: 0, ..host() }.synack(1500).wscale, 0);
-    }
 
     #[test]
     fn each_obstacle_is_named() {
         assert_eq!(host().readiness(), Readiness::default());
         let cases = [
             (Host { cookies: 1, ..host() }, "net.ipv4.tcp_syncookies is 1"),
-            (Host { forwards: Some("net.ipv4.ip_forward"), ..host() }, "net.ipv4.ip_forward is 1"),
+            (Host { forwards: router(), ..host() }, "net.ipv4.ip_forward is 1"),
         ];
         for (host, said) in cases {
             let found = host.readiness();
@@ -362,7 +268,7 @@ mod tests {
     fn what_is_in_the_way_is_said_in_a_line_or_warned_of() {
         let found = Host { cookies: 1, ..host() }.readiness();
         assert_eq!(
-            found.line(),
+            found.line(false),
             "challenges: off, net.ipv4.tcp_syncookies is 1; SYNs alone ban for a short while only \
              (`--fix-sysctl` of `run` and `attach` sets it)"
         );
@@ -375,15 +281,46 @@ mod tests {
         );
         assert!(found.warnings(Need::Flood)[0].contains(", floods are told of and nothing more: net.ipv4"));
         assert_eq!(found.warnings(Need::Helpful), Vec::<String>::new());
-        let both = Host { cookies: 0, forwards: Some("net.ipv4.ip_forward"), ..host() }.readiness();
+        let both = Host { cookies: 0, forwards: router(), ..host() }.readiness();
         assert_eq!(
-            both.line(),
+            both.line(false),
             "challenges: off, net.ipv4.tcp_syncookies is 0, the host forwards packets (net.ipv4.ip_forward is 1); SYNs \
              alone ban for a short while only"
         );
-        assert_eq!(host().readiness().line(), "challenges: on");
-        let note = Host { timestamps: 1, ..host() }.readiness().line();
+        assert_eq!(host().readiness().line(true), "challenges: on");
+        let note = Host { timestamps: 1, ..host() }.readiness().line(true);
         assert!(note.starts_with("challenges: on; challenged connections have no window scale"), "{note}");
+    }
+
+    #[test]
+    fn status_says_what_is_and_not_what_could_be() {
+        let paths = Paths::new("mail", "/bpf".into(), "/run".into(), "/state".into()).unwrap();
+        let mut found = host().readiness();
+        found.note_unseen(&paths);
+        assert_eq!(
+            found.line(false),
+            "challenges: off, the host could by now, and `dosguard --instance mail attach` of an interface looks again; \
+             SYNs alone ban for a short while only"
+        );
+        assert!(found.warnings(Need::Action)[0].ends_with("looks again: a daemon does each second"));
+        let found = Host { cookies: 1, ..host() }.readiness();
+        assert_eq!(found.line(true), "challenges: on, although net.ipv4.tcp_syncookies is 1");
+    }
+
+    #[test]
+    fn without_all_addresses_nothing_is_answered() {
+        let of = |listed| {
+            let mut found = Readiness::default();
+            (
+                found.note_addresses(listed).len(),
+                found.obstacles.into_iter().map(|found| found.what).collect::<Vec<_>>(),
+            )
+        };
+        let some = |count| Ok((0..count).map(|n: u32| Address::from_ipv4(n.to_be_bytes())).collect());
+        assert_eq!(of(some(4096)), (4096, vec![]));
+        assert_eq!(of(some(4097)), (0, vec!["the host has more than 4096 addresses".to_owned()]));
+        let failed = of(Err(io::Error::from_raw_os_error(libc::ENOBUFS)));
+        assert_eq!(failed, (0, vec!["the addresses of the host cannot be listed".to_owned()]));
     }
 
     #[test]
@@ -407,11 +344,5 @@ mod tests {
             assert_eq!(need(change, Mode::Enforce), expected);
             assert_eq!(need(change, Mode::Monitor), expected.min(Need::Helpful));
         }
-    }
-
-    #[test]
-    fn the_settings_are_read() {
-        let host = Host::read().unwrap();
-        assert!(host.cookies <= 2 && host.ttl > 0 && host.receive[1] >= host.receive[0], "{host:?}");
     }
 }

@@ -26,7 +26,7 @@ pub(super) fn make_ready(paths: &Paths, datapath: &mut Datapath, fix: bool) {
     // What is wrong with challenges keeps nobody from filtering.
     match challenge::refresh(datapath).and_then(|found| Ok((found, challenge::need(datapath)?))) {
         Ok((_, Need::None)) => {}
-        Ok((readiness, Need::Helpful)) => talk::say(&readiness.line()),
+        Ok((readiness, Need::Helpful)) => talk::say(&readiness.line(readiness.obstacles.is_empty())),
         Ok((readiness, need)) => {
             for text in readiness.warnings(need) {
                 talk::say(&format!("{YELLOW}warning:{YELLOW:#} {text}"));

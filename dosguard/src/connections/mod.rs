@@ -10,6 +10,7 @@ mod elsewhere;
 mod layout;
 
 use std::collections::BTreeSet;
+use std::io;
 
 use dosguard_common::abi;
 use dosguard_common::address::Address;
@@ -41,6 +42,9 @@ pub enum CountError {
     /// The kernel's lists failed.
     #[error(transparent)]
     Diag(#[from] DiagError),
+    /// Whose own the connections of the host itself are is not known.
+    #[error("the addresses of the host cannot be listed: {0}\nhint: it is tried again at the next look")]
+    Addresses(io::Error),
     /// A network namespace cannot be entered.
     #[error("network namespace `{name}` cannot be watched: {source}\nhint: {hint}")]
     Namespace {
@@ -105,14 +109,23 @@ impl Counter {
 }
 
 /// The addresses of the calling thread's network namespace.
-pub fn own_addresses() -> BTreeSet<Address> {
-    // Without the list, only connections to the very same address are known for the host's own.
-    let addresses = getifaddrs().into_iter().flatten().filter_map(|interface| interface.address);
+///
+/// # Errors
+///
+/// The kernel does not list them.
+pub fn own_addresses() -> io::Result<BTreeSet<Address>> {
+    let addresses = getifaddrs()?.filter_map(|interface| interface.address);
     let ips = addresses.filter_map(|address| {
         let v4 = address.as_sockaddr_in().map(|v4| v4.ip().into());
         v4.or_else(|| address.as_sockaddr_in6().map(|v6| v6.ip().into()))
     });
-    ips.map(to_address).take(abi::OWN.entries as usize).collect()
+    Ok(ips.map(to_address).collect())
+}
+
+/// As many of them as there is room for.
+fn own() -> Result<BTreeSet<Address>, CountError> {
+    let all = own_addresses().map_err(CountError::Addresses)?;
+    Ok(all.into_iter().take(abi::OWN.entries as usize).collect())
 }
 
 impl Sockets {
@@ -143,7 +156,7 @@ impl Sockets {
             Some(counter) => counter,
             None => Counter::open(&self.paths, self.by, &mut self.no_walk)?,
         };
-        self.counter.insert(counter).look(&own_addresses())
+        self.counter.insert(counter).look(&own()?)
     }
 
     /// Why there is no walk, once.
@@ -156,7 +169,10 @@ impl Sockets {
     pub fn close(&mut self, keys: &BTreeSet<SourceKey>) -> Closed {
         let Self { paths, counter, closer, closing, .. } = self;
         closing.by(|| {
-            let own = own_addresses();
+            let own = match own() {
+                Ok(own) => own,
+                Err(error) => return Closed::nothing(error),
+            };
             if let Some(Counter::Dump(dump)) = counter {
                 return dump.close(keys, &own);
             }

@@ -10,7 +10,7 @@ use dosguard_common::challenge::SynAck;
 
 use super::attach::network_namespace;
 use super::object::{CHALLENGES, looks_at_segments, makes_cookies};
-use super::{Datapath, Error, LoadOptions, Maps, interfaces, pinned_map};
+use super::{Datapath, Error, Interface, LoadOptions, Maps, interfaces, pinned_map};
 use crate::connections::{ListenerLayout, RequestLayout};
 
 /// Loads the programs onto the maps that are pinned in a folder, and puts them in their places. Where challenges are sent, they
@@ -105,14 +105,13 @@ impl Datapath {
         Ok(self.guarded()?.iter().any(|on| on.link.namespace != here))
     }
 
-    /// The smallest MTU of the interfaces of this network namespace that are guarded; that of Ethernet if there are none.
-    pub fn smallest_mtu(&self) -> Result<u32, Error> {
-        const ETHERNET: u32 = 1500;
+    /// The interfaces of this network namespace that are guarded.
+    pub fn guarded_here(&self) -> Result<Vec<Interface>, Error> {
         let guarded = self.guarded()?;
-        let present = interfaces().map_err(Error::Netlink)?;
-        let of_ours = present.into_iter().filter(|interface| {
+        let mut present = interfaces().map_err(Error::Netlink)?;
+        present.retain(|interface| {
             guarded.iter().any(|on| on.mode.is_some() && on.link.ifindex == interface.index)
         });
-        Ok(of_ours.map(|interface| interface.mtu).min().unwrap_or(ETHERNET))
+        Ok(present)
     }
 }

@@ -3,7 +3,9 @@
 use std::io;
 
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{LinkAttribute, LinkLayerType, LinkMessage, LinkXdp, XdpAttached};
+use netlink_packet_route::link::{
+    InfoPortKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage, LinkXdp, XdpAttached,
+};
 
 use crate::netlink;
 
@@ -27,6 +29,8 @@ pub struct Interface {
     pub ethernet: bool,
     /// How many bytes an IP packet on it may have.
     pub mtu: u32,
+    /// Whether it is a port of a bridge, which hands on frames that are not for this host.
+    pub is_bridged: bool,
     /// The program on it.
     pub program: Option<AttachedProgram>,
 }
@@ -44,18 +48,28 @@ pub fn interfaces() -> io::Result<Vec<Interface>> {
 
 fn interface(link: &LinkMessage) -> Interface {
     let mut name = String::new();
-    let (mut mtu, mut program) = (0, None);
+    let (mut mtu, mut is_bridged, mut program) = (0, false, None);
     for attribute in &link.attributes {
         match attribute {
             LinkAttribute::IfName(text) => name.clone_from(text),
             LinkAttribute::Mtu(bytes) => mtu = *bytes,
+            LinkAttribute::LinkInfo(infos) => is_bridged = infos.iter().any(is_of_bridge),
             LinkAttribute::Xdp(xdp) => program = attached_program(xdp),
             _ => {}
         }
     }
     // The loopback interface has the header, too.
     let ethernet = matches!(link.header.link_layer_type, LinkLayerType::Ether | LinkLayerType::Loopback);
-    Interface { index: link.header.index, name, ethernet, mtu, program }
+    Interface { index: link.header.index, name, ethernet, mtu, is_bridged, program }
+}
+
+/// What an interface is a port of may be a bridge of the kernel's own or of Open vSwitch.
+fn is_of_bridge(info: &LinkInfo) -> bool {
+    match info {
+        LinkInfo::PortKind(InfoPortKind::Bridge) => true,
+        LinkInfo::PortKind(InfoPortKind::Other(kind)) => kind == "openvswitch",
+        _ => false,
+    }
 }
 
 fn attached_program(xdp: &[LinkXdp]) -> Option<AttachedProgram> {

@@ -44,7 +44,7 @@ pub use links::{AttachedProgram, Interface, interfaces};
 pub use lists::{List, ListedSources, Origin, Prefix, PrefixList, PrefixSet, covers, list_add, list_remove};
 pub use maps::{Fill, Maps};
 pub use migrate::{Fate, Migrated, Plan, migrate, plan, try_plan};
-pub use object::{LoadOptions, Loaded, SHIPPED, sees_peers};
+pub use object::{LoadOptions, Loaded, SHIPPED, looks_at_segments, sees_peers};
 pub use policy::Ended;
 pub use start::{Request, Started, check, start};
 pub use sweep::{Look, Sweep};

@@ -156,7 +156,7 @@ pub(super) fn makes_cookies() -> bool {
 }
 
 /// Whether segments can be looked at that may prove their source.
-pub(super) fn looks_at_segments() -> bool {
+pub fn looks_at_segments() -> bool {
     // On x86 the JIT can since 5.10, the interpreter not.
     let has_jit =
         || std::fs::read_to_string("/proc/sys/net/core/bpf_jit_enable").is_ok_and(|on| on.trim() != "0");

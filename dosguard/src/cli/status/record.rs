@@ -142,7 +142,7 @@ pub(super) struct TallyRecord {
 impl StatusRecord {
     /// All that can be found out. `datapath` is none if the instance is not loaded.
     pub(super) fn read(paths: &Paths, datapath: Option<&Datapath>) -> anyhow::Result<Self> {
-        let mut state = datapath.map(StateRecord::read).transpose()?;
+        let mut state = datapath.map(|datapath| StateRecord::read(paths, datapath)).transpose()?;
         let mut warnings = Vec::new();
         match (&mut state, Waiter::of(paths)) {
             (Some(state), Waiter::With(pending)) => state.await_confirmation(pending),
@@ -197,7 +197,7 @@ impl StatusRecord {
 }
 
 impl StateRecord {
-    fn read(datapath: &Datapath) -> anyhow::Result<Self> {
+    fn read(paths: &Paths, datapath: &Datapath) -> anyhow::Result<Self> {
         let maps = datapath.maps();
         let (id, verified_instructions) = datapath.program()?;
         let interface = |on: Guarded| InterfaceRecord {
@@ -257,7 +257,7 @@ impl StateRecord {
                 exact_over_cpus: crate::datapath::sees_peers(),
             },
             interfaces: datapath.guarded()?.into_iter().map(interface).collect(),
-            challenges: ChallengesRecord::read(datapath)?,
+            challenges: ChallengesRecord::read(paths, datapath)?,
             rules,
             bans: FillRecord { used: bans.len(), capacity: maps.bans_capacity() },
             bans_monitored: bans.iter().filter(|ban| ban.is_monitored()).count(),
@@ -360,14 +360,19 @@ impl StateRecord {
 }
 
 impl ChallengesRecord {
-    fn read(datapath: &Datapath) -> anyhow::Result<Self> {
+    fn read(paths: &Paths, datapath: &Datapath) -> anyhow::Result<Self> {
         let need = challenge::need(datapath)?;
-        let Look { readiness, differs, is_live, .. } = Look::at(datapath)?;
-        let warnings = readiness.warnings(need);
+        let Look { mut readiness, differs, is_live, .. } = Look::at(datapath)?;
+        if !is_live && readiness.obstacles.is_empty() {
+            readiness.note_unseen(paths);
+        }
+        // What is in the way of those that are sent is stale.
+        let are_sent = is_live && !readiness.obstacles.is_empty();
+        let warnings = if are_sent { Vec::new() } else { readiness.warnings(need) };
         let says = need != Need::None && warnings.is_empty();
         Ok(Self {
             on: is_live,
-            line: says.then(|| readiness.line()),
+            line: says.then(|| readiness.line(is_live)),
             warnings,
             is_stale: need != Need::None && is_live && differs,
             obstacles: readiness.obstacles,

@@ -1,0 +1,198 @@
+//! The host's settings: whether it takes cookies that it has not sent, and what its own listeners would say.
+
+use std::io;
+use std::path::Path;
+
+use dosguard_common::challenge::SynAck;
+
+use super::{FIX, Obstacle, Readiness};
+
+/// The kernel's settings that matter, of this thread's network namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Host {
+    pub(super) cookies: u32,
+    pub(super) timestamps: u32,
+    pub(super) window_scaling: bool,
+    pub(super) sack: bool,
+    /// The setting that makes it a router, if it is one.
+    pub(super) forwards: Option<String>,
+    /// Default and largest receive buffer of TCP, in bytes.
+    pub(super) receive: [u32; 2],
+    /// Largest receive buffer that is set by hand.
+    pub(super) receive_max: u32,
+    pub(super) ttl: u8,
+    pub(super) hop_limit: u8,
+}
+
+const SETTINGS: &str = "/proc/sys/net";
+
+/// The setting in a file below that, as sysctl(8) calls it: dots of an interface's name become slashes.
+fn setting(file: &str) -> String {
+    let swap = |letter| match letter {
+        '/' => '.',
+        '.' => '/',
+        other => other,
+    };
+    format!("net.{}", file.chars().map(swap).collect::<String>())
+}
+
+impl Host {
+    /// With the guarded interfaces, by name.
+    pub(super) fn read(interfaces: &[&str]) -> io::Result<Self> {
+        Self::read_from(Path::new(SETTINGS), interfaces)
+    }
+
+    fn read_from(root: &Path, interfaces: &[&str]) -> io::Result<Self> {
+        let text = |name: &str| {
+            std::fs::read_to_string(root.join(name))
+                .map_err(|error| io::Error::other(format!("{name}: {error}")))
+        };
+        let numbers = |name: &str| -> io::Result<Vec<u32>> {
+            let numbers: Result<_, _> = text(name)?.split_whitespace().map(str::parse).collect();
+            numbers.map_err(|_| io::Error::other(format!("{name} is no number")))
+        };
+        let number = |name: &str| -> io::Result<u32> { Ok(numbers(name)?.first().copied().unwrap_or(0)) };
+        let byte = |name: &str| Ok::<_, io::Error>(u8::try_from(number(name)?).unwrap_or(u8::MAX));
+        let is_set = |name: &str| number(name).unwrap_or(0) != 0;
+        let routers = ["ipv4/ip_forward", "ipv6/conf/all/forwarding"].map(str::to_owned);
+        // A packet is forwarded by the settings of the interface that it came in on.
+        let of_each = ["ipv4/conf/IF/forwarding", "ipv6/conf/IF/forwarding", "ipv6/conf/IF/force_forwarding"];
+        let of_each = interfaces.iter().flat_map(|name| of_each.map(|file| file.replace("IF", name)));
+        let receive = numbers("ipv4/tcp_rmem")?;
+        Ok(Self {
+            cookies: number("ipv4/tcp_syncookies")?,
+            timestamps: number("ipv4/tcp_timestamps")?,
+            window_scaling: is_set("ipv4/tcp_window_scaling"),
+            sack: is_set("ipv4/tcp_sack"),
+            forwards: routers.into_iter().chain(of_each).find(|file| is_set(file)).map(|file| setting(&file)),
+            receive: [receive.get(1).copied().unwrap_or(0), receive.get(2).copied().unwrap_or(0)],
+            // Of the first network namespace alone; the others have its value.
+            receive_max: number("core/rmem_max").unwrap_or(0),
+            ttl: byte("ipv4/ip_default_ttl")?.max(1),
+            hop_limit: byte("ipv6/conf/all/hop_limit").unwrap_or(64).max(1),
+        })
+    }
+
+    pub(super) fn readiness(&self) -> Readiness {
+        let mut found = Readiness::default();
+        if self.cookies != 2 {
+            found.obstacles.push(Obstacle {
+                what: format!("net.ipv4.tcp_syncookies is {}", self.cookies),
+                more: "with 2 the host takes cookies that it has not sent itself".to_owned(),
+                can_be_set: true,
+            });
+        }
+        if let Some(setting) = &self.forwards {
+            found.obstacle(
+                format!("the host forwards packets ({setting} is 1)"),
+                "what it hands on to other addresses cannot be answered in their place",
+            );
+        }
+        if found.obstacles.is_empty() && self.timestamps != 2 {
+            found.notes.push(format!(
+                "challenged connections have no window scale and no SACK: net.ipv4.tcp_timestamps is {}, with 2 they \
+                 have both {FIX}",
+                self.timestamps
+            ));
+        }
+        found
+    }
+
+    /// What a listener of the host would say that has not chosen its own buffers (`tcp_select_initial_window` in Linux
+    /// net/ipv4/tcp_output.c), on a link with this MTU.
+    pub(super) fn synack(&self, mtu: u32) -> SynAck {
+        const TIMESTAMPS: u32 = 12;
+        let [default, largest] = self.receive;
+        // Half of the buffer is for what is around the bytes.
+        let space = default / 2;
+        let window = |segment: u32| {
+            let whole = if segment == 0 || space <= segment { space } else { space / segment * segment };
+            u16::try_from(whole).unwrap_or(u16::MAX)
+        };
+        // What the headers leave; no less than Linux says (`net.ipv4.route.min_adv_mss`; RFC 8200, section 5).
+        let segments = [mtu.saturating_sub(40).max(256), mtu.saturating_sub(60).max(1220)];
+        let most = space.max(largest).max(self.receive_max);
+        let wscale = most.checked_ilog2().unwrap_or(0).saturating_sub(15).min(14);
+        let offers = [
+            (SynAck::TIMESTAMPS, self.timestamps == 2),
+            (SynAck::WINDOW_SCALE, self.window_scaling),
+            (SynAck::SACK, self.sack),
+        ];
+        SynAck {
+            ttl: self.ttl,
+            hop_limit: self.hop_limit,
+            wscale: u8::try_from(wscale).unwrap_or(14),
+            offers: offers.into_iter().filter(|(_, is)| *is).fold(0, |all, (offer, _)| all | offer),
+            mss: segments.map(|segment| u16::try_from(segment).unwrap_or(u16::MAX)),
+            window: segments.map(window),
+            window_timestamps: segments.map(|segment| window(segment - TIMESTAMPS)),
+        }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(crate) fn host() -> Host {
+        Host {
+            cookies: 2,
+            timestamps: 2,
+            window_scaling: true,
+            sack: true,
+            forwards: None,
+            receive: [131_072, 6_291_456],
+            receive_max: 212_992,
+            ttl: 64,
+            hop_limit: 64,
+        }
+    }
+
+    pub(crate) fn router() -> Option<String> {
+        Some(setting("ipv4/ip_forward"))
+    }
+
+    #[test]
+    fn the_host_says_what_its_own_listeners_say() {
+        // As Linux 6.18 answers by itself with these settings.
+        let synack = host().synack(1500);
+        assert_eq!((synack.mss, synack.wscale), ([1460, 1440], 7));
+        assert_eq!((synack.window, synack.window_timestamps), ([64_240, 64_800], [65_160, 64_260]));
+        assert_eq!(Host { timestamps: 1, ..host() }.synack(1500).offers & SynAck::TIMESTAMPS, 0);
+        assert_eq!(host().synack(0).mss, [256, 1220]);
+        assert_eq!(Host { receive: [0, 0], receive_max: 0, ..host() }.synack(1500).wscale, 0);
+    }
+
+    #[test]
+    fn the_settings_are_read() {
+        let host = Host::read(&["lo"]).unwrap();
+        assert!(host.cookies <= 2 && host.ttl > 0 && host.receive[1] >= host.receive[0], "{host:?}");
+    }
+
+    #[test]
+    fn an_interface_may_forward_by_itself() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |file: &str, value: &str| {
+            let path = folder.path().join(file);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, value).unwrap();
+        };
+        for (file, value) in [("syncookies", "2"), ("timestamps", "2"), ("rmem", "4096 131072 6291456")] {
+            write(&format!("ipv4/tcp_{file}"), value);
+        }
+        write("ipv4/ip_default_ttl", "64");
+        write("ipv4/ip_forward", "0");
+        let forwards = |interfaces: &[&str]| Host::read_from(folder.path(), interfaces).unwrap().forwards;
+        write("ipv4/conf/eth0.7/forwarding", "1");
+        assert_eq!(forwards(&[]), None);
+        assert_eq!(forwards(&["eth0"]), None);
+        assert_eq!(forwards(&["eth0", "eth0.7"]).unwrap(), "net.ipv4.conf.eth0/7.forwarding");
+        write("ipv6/conf/eth0/forwarding", "1");
+        assert_eq!(forwards(&["eth0"]).unwrap(), "net.ipv6.conf.eth0.forwarding");
+        write("ipv6/conf/eth0/forwarding", "0");
+        write("ipv6/conf/eth0/force_forwarding", "1");
+        assert_eq!(forwards(&["eth0"]).unwrap(), "net.ipv6.conf.eth0.force_forwarding");
+        write("ipv4/ip_forward", "1");
+        assert_eq!(forwards(&["eth0"]).unwrap(), "net.ipv4.ip_forward");
+    }
+}
