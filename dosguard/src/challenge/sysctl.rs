@@ -1,6 +1,7 @@
 //! Setting what challenges need of the host, and putting it back.
 //!
-//! What was there before is written down first, in the run directory: with the next boot both are gone.
+//! What was there before is written down first, in the run directory, for each network namespace: with the next boot both are
+//! gone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -8,6 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
 use crate::paths::Paths;
 use crate::system::network_namespace;
@@ -28,23 +30,50 @@ pub struct Changed {
     pub to: String,
 }
 
-/// What was changed, by whom and where: one file for all instances that share a run directory.
+/// What was put back.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Restored {
+    /// The settings.
+    pub changed: Vec<Changed>,
+    /// Whether the instance has changed some in another network namespace, too.
+    pub elsewhere: bool,
+}
+
+/// Why not all was put back.
+#[derive(Debug, Error)]
+#[error(
+    "they can be set in that one alone\nhint: set them there by hand; what they were is in `{}`", file.display()
+)]
+pub struct Elsewhere {
+    /// Where it is written.
+    pub file: PathBuf,
+}
+
+impl Elsewhere {
+    /// For this instance.
+    pub fn new(paths: &Paths) -> Self {
+        Self { file: file(paths) }
+    }
+}
+
+/// What was changed in a network namespace, and by whom.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Before {
-    /// The network namespace whose settings they are.
-    namespace: u64,
     /// The instances that want them.
     instances: BTreeSet<String>,
     /// The values from before, by name.
     values: BTreeMap<String, String>,
 }
 
+/// By network namespace: one file for all instances that share a run directory.
+type Records = BTreeMap<u64, Before>;
+
 /// Sets what is not set, in this thread's network namespace, and says what it was.
 ///
 /// # Errors
 ///
-/// A setting or the file with what was there before cannot be read or written, or the file is of another network namespace. What
-/// was set before that stays, and is put back by [`restore`].
+/// A setting or the file with what was there before cannot be read or written. What was set before that stays, and is put back by
+/// [`restore`].
 pub fn fix(paths: &Paths) -> io::Result<Vec<Changed>> {
     Host { root: Path::new(ROOT), namespace: network_namespace()?, file: &file(paths) }.fix(paths.instance())
 }
@@ -54,13 +83,13 @@ pub fn fix(paths: &Paths) -> io::Result<Vec<Changed>> {
 /// # Errors
 ///
 /// As of [`fix`].
-pub fn restore(paths: &Paths) -> io::Result<Vec<Changed>> {
+pub fn restore(paths: &Paths) -> io::Result<Restored> {
     Host { root: Path::new(ROOT), namespace: network_namespace()?, file: &file(paths) }
         .restore(paths.instance())
 }
 
 fn file(paths: &Paths) -> PathBuf {
-    paths.run_dir().join("sysctl.before")
+    paths.run_dir().join("sysctl.json")
 }
 
 /// Where the settings are, and what was there before.
@@ -72,7 +101,8 @@ struct Host<'a> {
 
 impl Host<'_> {
     fn fix(&self, instance: &str) -> io::Result<Vec<Changed>> {
-        let mut before = self.before()?.unwrap_or(Before { namespace: self.namespace, ..Before::default() });
+        let mut records = self.records()?;
+        let before = records.entry(self.namespace).or_default();
         let mut changed = Vec::new();
         for (file, to) in WANTED {
             let from = self.read(file)?;
@@ -83,22 +113,32 @@ impl Host<'_> {
             }
         }
         before.instances.insert(instance.to_owned());
-        self.write_before(&before)?;
+        self.write(&records)?;
         for (file, Changed { to, .. }) in &changed {
             fs::write(self.root.join(file), to)?;
         }
         Ok(changed.into_iter().map(|(_, changed)| changed).collect())
     }
 
-    fn restore(&self, instance: &str) -> io::Result<Vec<Changed>> {
-        let Some(mut before) = self.before()? else { return Ok(Vec::new()) };
-        if !before.instances.remove(instance) {
-            return Ok(Vec::new());
+    fn restore(&self, instance: &str) -> io::Result<Restored> {
+        let mut records = self.records()?;
+        let mut changed = Vec::new();
+        if let Some(before) = records.get_mut(&self.namespace)
+            && before.instances.remove(instance)
+        {
+            if before.instances.is_empty() {
+                changed = self.put_back(before)?;
+                records.remove(&self.namespace);
+            }
+            self.write(&records)?;
         }
-        if !before.instances.is_empty() {
-            self.write_before(&before)?;
-            return Ok(Vec::new());
-        }
+        let elsewhere = records
+            .iter()
+            .any(|(namespace, before)| *namespace != self.namespace && before.instances.contains(instance));
+        Ok(Restored { changed, elsewhere })
+    }
+
+    fn put_back(&self, before: &Before) -> io::Result<Vec<Changed>> {
         let mut changed = Vec::new();
         for (file, ours) in WANTED {
             let Some(was) = before.values.get(&name(file)) else { continue };
@@ -107,7 +147,6 @@ impl Host<'_> {
                 changed.push(Changed { name: name(file), from: ours.to_owned(), to: was.clone() });
             }
         }
-        fs::remove_file(self.file)?;
         Ok(changed)
     }
 
@@ -115,26 +154,22 @@ impl Host<'_> {
         Ok(fs::read_to_string(self.root.join(file))?.trim().to_owned())
     }
 
-    fn before(&self) -> io::Result<Option<Before>> {
-        let text = match fs::read_to_string(self.file) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            text => text?,
-        };
-        let before: Before = serde_json::from_str(&text)?;
-        if before.namespace != self.namespace {
-            let whose =
-                "what was set is of another network namespace: say it there, or choose another `--run-dir`";
-            return Err(io::Error::other(whose));
+    fn records(&self) -> io::Result<Records> {
+        match fs::read_to_string(self.file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Records::new()),
+            text => Ok(serde_json::from_str(&text?)?),
         }
-        Ok(Some(before))
     }
 
     /// All of it or nothing.
-    fn write_before(&self, before: &Before) -> io::Result<()> {
+    fn write(&self, records: &Records) -> io::Result<()> {
+        if records.is_empty() {
+            return fs::remove_file(self.file);
+        }
         let folder = self.file.parent().unwrap_or(Path::new("."));
         fs::create_dir_all(folder)?;
         let new = self.file.with_extension("new");
-        fs::write(&new, serde_json::to_vec(before)?)?;
+        fs::write(&new, serde_json::to_vec(records)?)?;
         fs::rename(new, self.file)
     }
 }
@@ -159,35 +194,42 @@ mod tests {
     #[test]
     fn what_is_changed_is_put_back_by_the_last_who_wants_it() {
         let folder = folder();
-        let file = folder.path().join("run/sysctl.before");
+        let file = folder.path().join("run/sysctl.json");
         let host = Host { root: folder.path(), namespace: 7, file: &file };
         let cookies = || host.read("net/ipv4/tcp_syncookies").unwrap();
         let expected =
             Changed { name: "net.ipv4.tcp_syncookies".to_owned(), from: "1".to_owned(), to: "2".to_owned() };
-        assert_eq!(host.restore("mail").unwrap(), []);
+        assert_eq!(host.restore("mail").unwrap(), Restored::default());
         assert_eq!((host.fix("mail").unwrap(), cookies().as_str()), (vec![expected], "2"));
         assert_eq!(host.fix("web").unwrap(), [], "and once");
-        assert_eq!((host.restore("mail").unwrap(), cookies().as_str()), (vec![], "2"));
-        assert_eq!(host.restore("mail").unwrap(), [], "it has said so before");
-        assert_eq!(host.restore("web").unwrap().len(), 1);
+        assert_eq!((host.restore("mail").unwrap(), cookies().as_str()), (Restored::default(), "2"));
+        assert_eq!(host.restore("mail").unwrap(), Restored::default(), "it has said so before");
+        assert_eq!(host.restore("web").unwrap().changed.len(), 1);
         assert_eq!((cookies().as_str(), file.exists()), ("1", false));
     }
 
     #[test]
     fn what_others_have_set_and_other_namespaces_are_left_alone() {
         let folder = folder();
-        let file = folder.path().join("sysctl.before");
+        let file = folder.path().join("sysctl.json");
         let host = Host { root: folder.path(), namespace: 7, file: &file };
         host.fix("mail").unwrap();
         fs::write(folder.path().join("net/ipv4/tcp_syncookies"), "0").unwrap();
         host.fix("mail").unwrap();
         let elsewhere = Host { namespace: 8, ..host };
-        for refused in [elsewhere.fix("mail"), elsewhere.restore("mail")] {
-            assert!(refused.unwrap_err().to_string().contains("another network namespace"));
-        }
+        let cookies = || fs::read_to_string(folder.path().join("net/ipv4/tcp_syncookies")).unwrap();
+        // Who has changed nothing at all has nothing to be told.
+        assert_eq!(elsewhere.restore("web").unwrap(), Restored::default());
+        assert_eq!(elsewhere.restore("mail").unwrap(), Restored { changed: vec![], elsewhere: true });
+        assert_eq!(cookies(), "2");
+        // Each has its own.
+        assert_eq!(elsewhere.fix("mail").unwrap(), []);
         fs::write(folder.path().join("net/ipv4/tcp_syncookies"), "0").unwrap();
         let host = Host { namespace: 7, ..elsewhere };
-        assert_eq!(host.restore("mail").unwrap(), []);
-        assert_eq!(host.read("net/ipv4/tcp_syncookies").unwrap(), "0");
+        assert_eq!(host.restore("mail").unwrap(), Restored { changed: vec![], elsewhere: true });
+        assert_eq!(cookies(), "0");
+        let elsewhere = Host { namespace: 8, ..host };
+        assert_eq!(elsewhere.restore("mail").unwrap(), Restored::default());
+        assert!(!file.exists());
     }
 }

@@ -39,9 +39,13 @@ pub(super) fn make_ready(paths: &Paths, datapath: &mut Datapath, fix: bool) {
 /// Puts the host's settings back that were changed for challenges.
 pub(super) fn put_back(paths: &Paths) {
     match sysctl::restore(paths) {
-        Ok(changed) => {
+        Ok(sysctl::Restored { changed, elsewhere }) => {
             for sysctl::Changed { name, to, .. } in changed {
                 talk::say(&format!("set {name} back to {to}"));
+            }
+            if elsewhere {
+                let why = sysctl::Elsewhere::new(paths);
+                talk::warning("settings of another network namespace were not put back", &why);
             }
         }
         Err(error) => talk::warning("the host's settings for challenges were not put back", &error),
