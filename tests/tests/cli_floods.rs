@@ -71,7 +71,19 @@ fn a_flood_is_told_and_shown_and_its_end_is_told_once() {
     let daemon = start_telling(&dosguard, CONFIG);
     wait_until("the end is told", PATIENCE, || Ok(events(&daemon, "flood-over").len() == 1)).unwrap();
     daemon.terminate().unwrap();
-    let _daemon = start_telling(&dosguard, CONFIG);
+    let daemon = start_telling(&dosguard, CONFIG);
     let told = done(&dosguard, "events --since 1h --kind flood-over");
     assert_eq!(lines(&told), 2, "once each: {told}");
+
+    // Another one, and meanwhile the limit changes.
+    syns(&lab, &dosguard, 80, 60);
+    wait_until("the third is told", PATIENCE, || {
+        Ok(lines(&done(&dosguard, "events --since 1h --kind flood")) == 3)
+    })
+    .unwrap();
+    daemon.terminate().unwrap();
+    done(&dosguard, "sysctl rule.default.flood_limit=none");
+    let daemon = start_telling(&dosguard, CONFIG);
+    wait_until("the end is told", PATIENCE, || Ok(events(&daemon, "flood-over").len() == 1)).unwrap();
+    daemon.terminate().unwrap();
 }

@@ -6,14 +6,16 @@ use dosguard_common::config::Mode;
 use dosguard_common::event::{Event, Kind};
 use dosguard_common::flood::{Flood, Tide};
 use dosguard_common::rule::{Rule, RuleIndex};
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::datapath::{Error, Maps};
-use crate::output::EventRecord;
+use crate::output::{BanFields, EventRecord, WallClock};
 use crate::store::EventFilter;
 
 /// Two moments at which a flood began, by clocks that were read at different times, are the same if they differ by less.
 const SAME: SignedDuration = SignedDuration::from_secs(1);
+/// So far back is looked for floods whose end was not told, unless the kernel knows of an earlier one.
+const LOOKED_BACK: SignedDuration = SignedDuration::from_hours(24);
 
 /// The floods that go on, as of the last look.
 #[derive(Debug, Default)]
@@ -79,47 +81,92 @@ impl Floods {
     }
 }
 
-/// The ends of those that are over, whenever that was.
-pub(super) fn ended(seen: &[Seen], now_ns: u64) -> Vec<Event> {
-    let over = seen.iter().filter(|seen| seen.flood.tide(now_ns) == Tide::Out);
-    over.map(|seen| seen.over_at(seen.flood.until_ns)).collect()
+/// The last flood of a rule, as records have it.
+pub(super) struct Last {
+    rule: String,
+    since: Timestamp,
+    /// Its end; none while it goes on.
+    over: Option<EventRecord>,
 }
 
-/// Those of the ends that were not told although the beginning was. `each_told` shows what was told, as far as a filter means
-/// it: asked for once, and not at all if there are none.
+/// The last flood of each rule, by a clock that was read just now. `record` makes records of events.
+pub(super) fn last(
+    seen: &[Seen],
+    clock: &WallClock,
+    mut record: impl FnMut(&Event) -> EventRecord,
+) -> Vec<Last> {
+    let mut last = |seen: &Seen| {
+        let is_over = seen.flood.tide(clock.boot_now_ns()) == Tide::Out;
+        Last {
+            rule: seen.rule.name().to_owned(),
+            since: clock.at(seen.flood.since_ns),
+            over: is_over.then(|| record(&seen.over_at(seen.flood.until_ns))),
+        }
+    };
+    seen.iter().map(&mut last).collect()
+}
+
+/// Of a rule, what was told.
+#[derive(Default)]
+struct Told {
+    begun: Vec<EventRecord>,
+    over: Vec<Timestamp>,
+}
+
+/// The ends that were not told of floods whose beginning was, if they go on no more. When one was over that the kernel knows
+/// nothing of is not known: its rule or the limit is another one by now, or the host was booted. That is now, or when the next
+/// one began. `each_told` shows what was told, as far as a filter means it.
 pub(super) fn untold(
-    mut ends: Vec<EventRecord>,
+    last: Vec<Last>,
+    now: Timestamp,
     each_told: impl FnOnce(&EventFilter, &mut dyn FnMut(&EventRecord)),
 ) -> Vec<EventRecord> {
-    let Some(earliest) = ends.iter().filter_map(|end| end.ban.since).min() else { return Vec::new() };
+    let day_ago = now.checked_sub(LOOKED_BACK).unwrap_or(Timestamp::MIN);
+    let earliest = last.iter().map(|last| last.since).fold(day_ago, Timestamp::min);
     let filter = EventFilter {
         since: earliest.checked_sub(SAME).ok(),
         kinds: vec![Kind::Flood, Kind::FloodOver],
         source: None,
     };
-    let mut begun = vec![false; ends.len()];
-    let mut told_over = vec![false; ends.len()];
-    each_told(&filter, &mut |told| {
-        let since = match told.known_kind() {
-            Some(Kind::FloodOver) => told.ban.since,
-            _ => Some(told.at),
-        };
-        for (at, end) in ends.iter().enumerate().filter(|(_, end)| end.ban.rule == told.ban.rule) {
-            let is_same = since.zip(end.ban.since).is_some_and(|(one, other)| {
-                let between: SignedDuration = one.duration_since(other);
-                between.abs() < SAME
-            });
-            match told.known_kind() {
-                Some(Kind::Flood) => begun[at] |= is_same,
-                Some(Kind::FloodOver) => told_over[at] |= is_same,
-                _ => {}
-            }
+    let mut told = BTreeMap::<String, Told>::new();
+    each_told(&filter, &mut |record| {
+        let told = told.entry(record.ban.rule.clone().unwrap_or_default()).or_default();
+        match (record.known_kind(), record.ban.since) {
+            (Some(Kind::Flood), _) => told.begun.push(record.clone()),
+            (Some(Kind::FloodOver), Some(since)) => told.over.push(since),
+            _ => {}
         }
     });
-    let mut is_missing = begun.into_iter().zip(told_over).map(|(begun, over)| begun && !over);
-    ends.retain(|_| is_missing.next().unwrap_or(false));
-    ends.sort_by_key(|end| end.at);
-    ends
+    let mut last: BTreeMap<_, _> = last.into_iter().map(|last| (last.rule.clone(), last)).collect();
+    let mut missing = Vec::new();
+    for (rule, Told { mut begun, over }) in told {
+        begun.sort_by_key(|flood| flood.at);
+        begun.dedup_by_key(|flood| flood.at);
+        let mut next = now;
+        for flood in begun.into_iter().rev() {
+            let until = std::mem::replace(&mut next, flood.at);
+            if over.iter().any(|since| is_same(*since, flood.at)) {
+                continue;
+            }
+            match last.remove(&rule).filter(|last| is_same(last.since, flood.at)) {
+                Some(last) => missing.extend(last.over),
+                None => missing.push(over_at(&flood, until)),
+            }
+        }
+    }
+    missing.sort_by_key(|end| end.at);
+    missing
+}
+
+fn is_same(one: Timestamp, other: Timestamp) -> bool {
+    one.duration_since(other).abs() < SAME
+}
+
+/// The end of a flood of which nothing but the beginning is known.
+fn over_at(flood: &EventRecord, at: Timestamp) -> EventRecord {
+    let ban = BanFields { count: 0, since: Some(flood.at), until: Some(at), ..flood.ban.clone() };
+    let kind = Kind::FloodOver.name().to_owned();
+    EventRecord { seq: None, kind, at, ban, suppressed: 0, packet: None, ..flood.clone() }
 }
 
 #[cfg(test)]
@@ -174,22 +221,29 @@ mod tests {
     }
 
     #[test]
-    fn of_ends_that_were_missed_those_are_told_whose_beginning_was() {
+    fn of_floods_that_were_told_each_end_is_that_was_missed() {
         let clock = WallClock::new("2026-01-01T12:00:00Z".parse().unwrap(), 100 * SECOND);
         let record = |event: &Event| {
             let interface = |index: u32| index.to_string();
             EventRecord::new(event, |_| String::new(), interface, SourcePrefixes::default(), &clock)
         };
-        let ends: Vec<_> = ended(&[seen(20, 30), seen(90, 101)], 100 * SECOND).iter().map(record).collect();
-        assert_eq!(ends.len(), 1, "the other one goes on");
-        let begin =
-            EventRecord { kind: Kind::Flood.name().to_owned(), at: clock.at(20 * SECOND), ..ends[0].clone() };
-        let other = EventRecord { at: clock.at(50 * SECOND), ..begin.clone() };
-        let missing =
-            |told: &[&EventRecord]| untold(ends.clone(), |_, see| told.iter().for_each(|told| see(told)));
-        assert_eq!(missing(&[&other, &begin]), ends);
-        assert_eq!(missing(&[&begin, &ends[0]]), []);
-        assert_eq!(missing(&[&other]), []);
-        assert_eq!(missing(&[]), []);
+        let (at, over) =
+            (|s: u64| clock.at(s * SECOND), |s: u64, u: u64| record(&seen(s, u).over_at(u * SECOND)));
+        let begin = |s: u64| EventRecord { kind: Kind::Flood.name().to_owned(), at: at(s), ..over(s, s) };
+        let missing = |seen: &[Seen], told: &[EventRecord]| {
+            untold(last(seen, &clock, record), at(100), |filter, see| {
+                assert!(filter.since < Some(at(0)), "a day");
+                told.iter().for_each(see);
+            })
+        };
+        let [ended, goes_on] = [seen(20, 30), seen(90, 101)];
+        assert_eq!(missing(&[ended], &[begin(20)]), [over(20, 30)]);
+        assert_eq!(missing(&[ended], &[begin(20), begin(20), over(20, 30)]), []);
+        assert_eq!(missing(&[ended], &[]), [], "nobody was told of it");
+        assert_eq!(missing(&[goes_on], &[begin(90)]), []);
+        // The kernel knows nothing of it any more, or of another one.
+        assert_eq!(missing(&[], &[begin(20)]), [over(20, 100)]);
+        assert_eq!(missing(&[goes_on], &[begin(90), begin(20)]), [over(20, 90)]);
+        assert_eq!(missing(&[ended], &[begin(5), begin(20)]), [over(5, 20), over(20, 30)]);
     }
 }

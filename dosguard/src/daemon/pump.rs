@@ -106,8 +106,8 @@ impl Pump {
         Ok(())
     }
 
-    /// Publishes what neither the history nor the ring buffer had of bans and their ends, and of ends of floods. What is told already is read from the
-    /// history, and from memory, where it may be only as yet.
+    /// Publishes what neither the history nor the ring buffer had of bans and their ends, and of ends of floods. What is told
+    /// already is read from the history, and from memory, where it may be only as yet.
     pub(super) fn catch_up(&mut self, known: &Known, paths: &Paths) -> Result<(), DaemonError> {
         let Self { datapath, recorder, hub, .. } = self;
         let each_told = |filter: &EventFilter, see: &mut dyn FnMut(&EventRecord)| {
@@ -124,9 +124,9 @@ impl Pump {
             }
         };
         let mut untold = catch_up::untold(known, datapath, recorder, each_told)?;
-        let ended = floods::ended(&floods::seen(datapath.maps())?, recorder.clock().boot_now_ns());
-        let ended = ended.iter().map(|event| recorder.record(datapath, event)).collect();
-        untold.extend(floods::untold(ended, each_told));
+        let (seen, clock) = (floods::seen(datapath.maps())?, *recorder.clock());
+        let last = floods::last(&seen, &clock, |event| recorder.record(datapath, event));
+        untold.extend(floods::untold(last, clock.at(clock.boot_now_ns()), each_told));
         untold.into_iter().for_each(|record| self.publish(record));
         Ok(())
     }
