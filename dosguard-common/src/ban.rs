@@ -193,15 +193,12 @@ impl Ban {
         self.flags |= (evidence as u8) << FLAG_PROVEN.trailing_zeros();
     }
 
-    /// Makes it one by SYNs alone: of no more than new connections to the rule's ports, for as long as the rule says, not
-    /// prolonged by SYNs, and no offence.
+    /// Makes it one by SYNs alone: of no more than new connections to the rule's ports, for as long as the rule says whatever
+    /// the source has done before, not prolonged by SYNs, and no offence.
     #[inline(always)]
     pub const fn limit_to_unproven(&mut self, rule: &Rule) {
-        let length_ns = rule.proof().unproven_ban_ns;
-        if length_ns < self.length_ns {
-            self.length_ns = length_ns;
-            self.until_ns = self.since_ns.saturating_add(length_ns);
-        }
+        self.length_ns = rule.unproven_ban_ns();
+        self.until_ns = self.since_ns.saturating_add(self.length_ns);
         self.offence = 0;
         self.flags = (self.flags & !FLAG_REFRESH) | FLAG_SCOPE_SYN;
     }

@@ -407,6 +407,12 @@ impl Rule {
         }
     }
 
+    /// How long a ban by SYNs alone lasts, in nanoseconds: never longer than a first one with proof.
+    #[inline(always)]
+    pub const fn unproven_ban_ns(&self) -> u64 {
+        if self.unproven_ban_ns < self.ban_ns { self.unproven_ban_ns } else { self.ban_ns }
+    }
+
     /// How long an offence is remembered after its ban, in nanoseconds.
     #[inline(always)]
     pub const fn forget_ns(&self) -> u64 {

@@ -49,8 +49,12 @@ fn without_proof_a_ban_is_short_and_narrow_and_no_offence() {
     assert!(unproven.is_unproven());
     let mut longer = ban(&spec, 4, 0, 1_000);
     let demand = ProofDemand { required: true, unproven_ban_ns: 500 };
-    longer.limit_to_unproven(&Rule::new("smtp", &RuleSpec { proof: demand, ..spec }, 1));
+    let rule = Rule::new("smtp", &RuleSpec { proof: demand, ..spec }, 1);
+    longer.limit_to_unproven(&rule);
     assert_eq!(longer.until_ns, 1_100, "no longer than the first one with proof");
+    let mut offender = ban(&spec, 4, 2, 1_000);
+    offender.limit_to_unproven(&rule);
+    assert_eq!((offender.until_ns, offender.length_ns), (1_100, 100), "whatever it has done before");
     let mut proven = ban(&spec, 4, 2, 1_000);
     proven.note_evidence(Evidence::Handshake as u32);
     assert_eq!((proven.evidence(), proven.is_unproven()), (Some(Evidence::Handshake), false));

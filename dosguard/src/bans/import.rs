@@ -220,7 +220,8 @@ fn json(line: &str, live: &Live, clock: &WallClock) -> Result<Line, LineError> {
     refuse_loopback(source, &record.ban.source, live)?;
     refuse_labels(source, &record.ban, live)?;
     let now_ns = clock.boot_now_ns();
-    let remaining_ns = ns(clock.at(now_ns), until);
+    let longest_ns = live.unproven_ns(&record.ban).unwrap_or(u64::MAX);
+    let remaining_ns = ns(clock.at(now_ns), until).min(longest_ns);
     let length_ns = match record.length.as_deref().map(str::parse::<units::Span>) {
         Some(Ok(length)) => length.ns(),
         Some(Err(error)) => return Err(no_record(error.to_string())),
@@ -230,7 +231,7 @@ fn json(line: &str, live: &Live, clock: &WallClock) -> Result<Line, LineError> {
     let span = Span {
         since_ns: now_ns,
         until_ns: now_ns.saturating_add(remaining_ns),
-        length_ns: length_ns.max(remaining_ns),
+        length_ns: length_ns.min(longest_ns).max(remaining_ns),
     };
     let (key, ban) = live.ban(source, &record.ban, span)?;
     Ok(if remaining_ns == 0 { Line::Expired } else { Line::Ban(key, ban) })

@@ -172,6 +172,20 @@ impl Live {
         source_text(source, self.mask.into())
     }
 
+    /// How long a ban lasts at most that was imposed by SYNs alone: it reaches no further than its rule lets it now, whatever
+    /// the record says. None for any other.
+    pub fn unproven_ns(&self, record: &BanFields) -> Option<u64> {
+        if record.offences != 0 || record.reason.as_deref() != Some(BanReason::SynLimit.name()) {
+            return None;
+        }
+        match self.rule(record.rule.as_deref().unwrap_or_default()) {
+            Some((_, rule)) if !rule.proof().required => None,
+            Some((_, rule)) => Some(rule.unproven_ban_ns()),
+            // Then there is no such ban.
+            None => Some(u64::MAX),
+        }
+    }
+
     /// The ban of `source` that `record` tells of. Its source, its times and its exact length are the caller's to say. A
     /// ban of every packet goes on under `default` if its rule is gone.
     pub fn ban(&self, source: Address, record: &BanFields, span: Span) -> Result<(SourceKey, Ban), Unfit> {
@@ -182,9 +196,11 @@ impl Live {
             accepted,
         };
         let reason = record.reason.as_deref().and_then(BanReason::from_name);
-        let reason =
-            reason.ok_or_else(|| field("reason", &record.reason, "`syn-limit`, `connections` or `admin`"))?;
+        let reason = reason.ok_or_else(|| {
+            field("reason", &record.reason, "`syn-limit`, `connections`, `handshakes` or `admin`")
+        })?;
         let scope = match record.scope.as_deref() {
+            Some("all" | "syn") if self.unproven_ns(record).is_some() => Scope::Syn,
             Some("all") => Scope::All,
             Some("syn") => Scope::Syn,
             _ => return Err(field("scope", &record.scope, "`all` or `syn`")),

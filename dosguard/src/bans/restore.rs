@@ -193,7 +193,8 @@ fn saved_ban(saved: &SavedBan, live: &Live, clock: Clock) -> Result<Option<(Sour
     let record = &saved.record;
     let Some(until) = record.until else { return Ok(None) };
     let remaining_ns = u64::try_from(clock.remaining_ns(until).max(0)).unwrap_or(u64::MAX);
-    let remaining_ns = remaining_ns.min(saved.length_ns);
+    let length_ns = saved.length_ns.min(live.unproven_ns(record).unwrap_or(u64::MAX));
+    let remaining_ns = remaining_ns.min(length_ns);
     if remaining_ns == 0 {
         return Ok(None);
     }
@@ -202,7 +203,7 @@ fn saved_ban(saved: &SavedBan, live: &Live, clock: Clock) -> Result<Option<(Sour
     let span = Span {
         since_ns: since_ns.min(clock.boot_now_ns),
         until_ns: clock.boot_now_ns.saturating_add(remaining_ns),
-        length_ns: saved.length_ns,
+        length_ns,
     };
     let (key, ban) = live.ban(source, record, span)?;
     Ok(Some((key, ban, wider)))

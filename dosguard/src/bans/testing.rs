@@ -36,6 +36,11 @@ pub(crate) fn rule(name: &str, scope: Scope, mode: Mode) -> Rule {
     Rule::new(name, &spec, 1)
 }
 
+/// The same with proof required, and bans of ten seconds without.
+pub(crate) fn requiring_proof(rule: &Rule) -> Rule {
+    Rule::new(rule.name(), &RuleSpec { proof: ProofDemand::DEFAULT, ..rule.spec() }, 1)
+}
+
 /// `default`, `smtp` with refresh, and `web` with scope `syn`.
 pub(crate) fn live() -> Live {
     let rules = vec![

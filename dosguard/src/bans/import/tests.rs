@@ -3,7 +3,7 @@ use dosguard_common::ban::BanReason;
 use dosguard_common::config::Mode;
 
 use super::super::changes::Naming;
-use super::super::testing::{SECOND, SMTP, WEB, clock, imposed, live, source, without};
+use super::super::testing::{SECOND, SMTP, WEB, clock, imposed, live, requiring_proof, source, without};
 use super::*;
 
 const UP_NS: u64 = 1_000 * SECOND;
@@ -117,7 +117,7 @@ fn a_record_that_means_nothing_here_is_an_error() {
         ("\"version\":1", "\"version\":2", "version 2 is not 1"),
         ("\"until\"", "\"ever\"", "it has no `until`"),
         ("\"scope\":\"syn\"", "\"scope\":\"most\"", "`scope` of `198.51.100.2` is `most`"),
-        ("\"reason\":\"syn-limit\"", "\"reason\":\"why\"", "`reason` of"),
+        ("\"reason\":\"syn-limit\"", "\"reason\":\"why\"", "`connections`, `handshakes` or `admin`"),
         ("198.51.100.2", "127.0.0.1", "this machine itself"),
         ("\"length\":\"10m\"", "\"length\":\"10\"", "duration `10` has no unit"),
         ("}", "", "is no record of a ban"),
@@ -151,4 +151,19 @@ fn without_a_length_a_ban_is_as_long_as_it_lasts() {
     let text = exported(&live, &[imposed(&live, SMTP, 1, Mode::Enforce, UP_NS)]);
     let text = text.replace(",\"length\":\"10m\"", "");
     assert_eq!(import(text, Lines::Json).unwrap().bans.values().next().unwrap().length_ns, 600 * SECOND);
+}
+
+#[test]
+fn without_proof_a_ban_reaches_no_further_than_its_rule_says() {
+    let live = live();
+    let rules = live.rules().iter().map(|(index, rule)| (*index, requiring_proof(rule))).collect();
+    let live = Live::new(live.mask(), rules);
+    let (key, ban) = imposed(&live, SMTP, 1, Mode::Enforce, UP_NS);
+    let bans = |text: &str| read(text.as_bytes(), Lines::Json, &live, &now()).unwrap().bans;
+    let text = exported(&live, &[(key, ban)]);
+    assert_eq!(bans(&text), [(key, ban)].into(), "of a rule that required none then");
+    let unproven = bans(&text.replace("\"offences\":1", "\"offences\":0"));
+    let (key, ban) = unproven.first_key_value().unwrap();
+    assert_eq!(*key, SourceKey::for_rule(source(1), SMTP));
+    assert_eq!((ban.until_ns - UP_NS, ban.length_ns, ban.scope()), (10 * SECOND, 10 * SECOND, Scope::Syn));
 }

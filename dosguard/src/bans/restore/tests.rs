@@ -5,7 +5,9 @@ use dosguard_common::proof::Evidence;
 use dosguard_common::rule::{RuleIndex, Scope};
 
 use super::super::changes::{Naming, saved_ban, saved_offender};
-use super::super::testing::{DAY, SECOND, SMTP, WEB, at, clock, imposed, live, rule, source, without};
+use super::super::testing::{
+    DAY, SECOND, SMTP, WEB, at, clock, imposed, live, requiring_proof, rule, source, without,
+};
 use super::*;
 
 /// When it was saved: at this time, and this long after the boot.
@@ -241,4 +243,20 @@ fn without_proof_a_ban_stays_one() {
     }
     let whole = after.offenders.get(&SourceKey::everywhere(source(1)));
     assert!(whole.is_none_or(|offender| offender.offences == 0), "it is held against nobody");
+}
+
+#[test]
+fn without_proof_a_ban_reaches_no_further_than_its_rule_says_now() {
+    let live = live();
+    let rules = live.rules().iter().map(|(index, rule)| (*index, requiring_proof(rule))).collect();
+    let live = Live::new(live.mask(), rules);
+    let (key, mut ban) = imposed(&live, SMTP, 1, Mode::Enforce, UP_NS);
+    ban.offence = 0;
+    let saved = saved(&live, &[(key, ban)], &[]);
+    let [(key, ban)] = plan(&saved, &live, SAVED_AT).bans[..] else { panic!("one ban") };
+    assert_eq!(key, SourceKey::for_rule(source(1), SMTP));
+    assert_eq!((ban.until_ns - NEXT_UP_NS, ban.length_ns), (10 * SECOND, 10 * SECOND));
+    assert_eq!((ban.scope(), ban.refreshes()), (Scope::Syn, false));
+    let after = plan(&saved, &without(&live, "smtp"), SAVED_AT);
+    assert_eq!((after.bans.len(), after.restored.dropped), (0, 1));
 }
