@@ -188,7 +188,8 @@ counters! {
         ChallengeAnswered = "challenges-answered",
         /// A source was seen to be real that had no proof, or none that still counted.
         SourceProven = "sources-proven",
-        /// A proof could not be kept: its source counts as one without.
+        /// A proof could not be kept: its source counts as one without. Or not that a source has used up its limit: it gets no
+        /// SYN beyond that to show that it is real.
         ProofLost = "proofs-lost",
         /// A completed handshake was dropped: its source has made more connections than the limit, is banned for that, or has
         /// sent the same again.

@@ -348,12 +348,13 @@ impl StateRecord {
 
     /// What the kernel lost, by name.
     pub(super) fn losses(&self) -> impl Iterator<Item = &TallyRecord> {
-        const LOSSES: [Tally; 5] = [
+        const LOSSES: [Tally; 6] = [
             Tally::BanTableFull,
             Tally::BanDeferred,
             Tally::OffenceLost,
             Tally::EventLost,
             Tally::EventSuppressed,
+            Tally::ProofLost,
         ];
         self.tallies.iter().filter(|tally| LOSSES.iter().any(|loss| loss.name() == tally.name))
     }

@@ -24,18 +24,19 @@ pub enum FieldError {
     },
     /// A ban of zero was asked for.
     #[error(
-        "{field} `{text}`: a ban cannot be zero\nhint: such as `10m`; action `drop` is the one without bans"
+        "{field} `{text}`: a ban cannot be zero\nhint: such as `{}`; action `drop` is the one without bans",
+        ban_of(*.field)
     )]
     ZeroBan {
-        /// `ban` or `ban_max`.
+        /// `ban`, `ban_max` or `unproven_ban`.
         field: RuleField,
         /// What was written.
         text: String,
     },
     /// A ban of next to nothing was asked for.
-    #[error("{field} `{text}` is too short\nhint: `{SHORTEST_BAN}` or more, such as `10m`")]
+    #[error("{field} `{text}` is too short\nhint: `{SHORTEST_BAN}` or more, such as `{}`", ban_of(*.field))]
     ShortBan {
-        /// `ban` or `ban_max`.
+        /// `ban`, `ban_max` or `unproven_ban`.
         field: RuleField,
         /// What was written.
         text: String,
@@ -101,7 +102,7 @@ pub enum FieldError {
         text: String,
     },
     /// It is no limit of the SYNs of all sources.
-    #[error("flood_limit: {error}\nor `none` for any number")]
+    #[error("flood_limit: {error}, or `none` for any number (in a file `\"none\"`)")]
     FloodLimit {
         /// Why it is no limit.
         error: Box<LimitError>,
@@ -115,4 +116,12 @@ pub enum FieldError {
     /// A port is malformed.
     #[error(transparent)]
     Port(#[from] PortError),
+}
+
+/// How long such a ban may be.
+const fn ban_of(field: RuleField) -> &'static str {
+    match field {
+        RuleField::UnprovenBan => "10s",
+        _ => "10m",
+    }
 }

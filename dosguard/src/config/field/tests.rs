@@ -95,6 +95,22 @@ fn a_bad_value_changes_nothing_and_says_what_is_accepted() {
             "2",
             "close cannot be `2`\nhint: `true` if connections of a source that holds too many are closed, or `false`",
         ),
+        (
+            RuleField::UnprovenBan,
+            "0s",
+            "unproven_ban `0s`: a ban cannot be zero\nhint: such as `10s`; action `drop` is the one without bans",
+        ),
+        (
+            RuleField::UnprovenBan,
+            "50ms",
+            "unproven_ban `50ms` is too short\nhint: `100ms` or more, such as `10s`",
+        ),
+        (
+            RuleField::FloodLimit,
+            "any",
+            "flood_limit: limit `any` is not a count and a window\nhint: a number of SYNs, a slash and a window, such as \
+             `100/1s`, or `none` for any number (in a file `\"none\"`)",
+        ),
         (RuleField::Ports, "tcp/0", "`tcp/0`: there is no port `0`\nhint: from 1 to 65535"),
     ];
     for (field, value, message) in cases {

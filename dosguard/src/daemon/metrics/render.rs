@@ -206,7 +206,7 @@ const fn tally_help(tally: Tally) -> &'static str {
         }
         Tally::ChallengeAnswered => "Connections that were made with a cookie while challenges were sent.",
         Tally::SourceProven => "Sources that were seen to be real.",
-        Tally::ProofLost => "Proofs that sources are real that could not be kept.",
+        Tally::ProofLost => "Proofs that sources are real, and used up limits, that could not be kept.",
         Tally::AnswerDropped => {
             "Completed handshakes that were dropped: too many of a source, or the same again."
         }
