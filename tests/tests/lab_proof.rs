@@ -178,6 +178,24 @@ fn segments_of_no_connection_prove_nothing() {
     daemon.terminate().unwrap();
 }
 
+#[test]
+fn beyond_the_limit_of_a_port_that_is_turned_to_another_syns_are_dropped_and_ban_nobody() {
+    let lab = Lab::new().unwrap();
+    let dosguard = Dosguard::new(&lab).unwrap();
+    let _server = TcpServer::start(lab.guard(), (Ipv6Addr::UNSPECIFIED, MAIL)).unwrap();
+    let redirect = "-t nat -A PREROUTING -p tcp --dport 80 -j REDIRECT --to-ports 25";
+    lab.guard().run("iptables", redirect.split(' ')).unwrap();
+    let _replies = make_possible(&lab);
+    let daemon = start(&dosguard, "[rule.default]\nlimit = '5/60s'\nban = '10m'\n");
+    let open = |port| connect(lab.client(), (GUARD_CLIENT_V4, port), MOMENT);
+    let _held: Vec<_> = (0..5).map(|_| open(WEB).unwrap()).collect();
+    assert!(open(WEB).is_err(), "nobody listens at the port that it says");
+    assert!(tallied(&lab, Tally::ChallengeUnsent) > 0);
+    assert!(open(MAIL).is_ok());
+    assert!(events(&daemon, "ban").is_empty() && bans(&dosguard).is_empty());
+    daemon.terminate().unwrap();
+}
+
 /// Resident memory of a process, in KiB.
 fn resident(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
