@@ -46,7 +46,7 @@ fn an_instance_of_abi_2_goes_on_with_all_that_it_had() {
     let (old, pinned) = (one_program(&[lab.guard()]), pins(&lab));
 
     let plan =
-        ["ABI version 2", "carries over 10 of 28 maps, converts global settings, rules and loses nothing"];
+        ["ABI version 2", "carries over 10 of 30 maps, converts global settings, rules and loses nothing"];
     for line in
         ["run", "attach up0", "status", "bans list", "upgrade", "upgrade --force", "run --kernel-log debug"]
     {

@@ -348,13 +348,14 @@ impl StateRecord {
 
     /// What the kernel lost, by name.
     pub(super) fn losses(&self) -> impl Iterator<Item = &TallyRecord> {
-        const LOSSES: [Tally; 6] = [
+        const LOSSES: [Tally; 7] = [
             Tally::BanTableFull,
             Tally::BanDeferred,
             Tally::OffenceLost,
             Tally::EventLost,
             Tally::EventSuppressed,
             Tally::ProofLost,
+            Tally::AnswerUncounted,
         ];
         self.tallies.iter().filter(|tally| LOSSES.iter().any(|loss| loss.name() == tally.name))
     }
