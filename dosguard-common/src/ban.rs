@@ -2,6 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::clock::Clock;
 use crate::config::Mode;
 use crate::label::Label;
 use crate::proof::Evidence;
@@ -337,8 +338,8 @@ impl Ban {
 
     /// What matters to a packet of its source, if it still holds.
     #[inline(always)]
-    pub const fn hold(&self, now_ns: u64) -> Option<Hold> {
-        if self.is_active(now_ns) { Some(Hold { rule: self.rule, flags: self.flags }) } else { None }
+    pub fn hold(&self, clock: &impl Clock) -> Option<Hold> {
+        if clock.is_before(self.until_ns) { Some(Hold { rule: self.rule, flags: self.flags }) } else { None }
     }
 
     /// The name that the rule had, or the administrator's note.

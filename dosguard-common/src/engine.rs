@@ -18,6 +18,7 @@ use core::borrow::Borrow;
 use crate::address::Address;
 use crate::ban::{BanReason, Hold};
 use crate::claim::Claim;
+use crate::clock::Clock;
 use crate::config::{Config, Mode};
 use crate::event::{Cause, Event, Kind};
 use crate::frame::Frame;
@@ -31,9 +32,9 @@ use crate::rule::{Action, Rule, RuleIndex};
 use crate::tables::{Refused, Tables};
 use crate::window::{Window, low_half, share_of_limit, share_to_watch, window_of};
 
-/// Decides about a frame at `now_ns`, nanoseconds of boot time, and counts the decision.
+/// Decides about a frame by `clock`, and counts the decision.
 #[inline(always)]
-pub fn decide<F: Frame + ?Sized, T: Tables>(frame: &F, tables: &mut T, now_ns: impl Fn() -> u64) -> Reason {
+pub fn decide<F: Frame + ?Sized, T: Tables, C: Clock>(frame: &F, tables: &mut T, clock: C) -> Reason {
     let (reason, rule) = match parse(frame) {
         Err(Unparsed::NotIp) => (Reason::NotIp, None),
         Err(Unparsed::Truncated) => (Reason::Truncated, None),
@@ -47,7 +48,7 @@ pub fn decide<F: Frame + ?Sized, T: Tables>(frame: &F, tables: &mut T, now_ns: i
                 if is_watched {
                     tables.note_address(&packet.address);
                 }
-                let (reason, rule) = judge(&packet, tables, config, || frame.arrival(), &now_ns);
+                let (reason, rule) = judge(&packet, tables, config, || frame.arrival(), &clock);
                 let reason = match config.mode() {
                     Mode::Enforce => reason,
                     Mode::Monitor => reason.monitored(),
@@ -55,7 +56,7 @@ pub fn decide<F: Frame + ?Sized, T: Tables>(frame: &F, tables: &mut T, now_ns: i
                 if reason.verdict() == Verdict::Drop {
                     // Without anybody who watches, the clock is not asked.
                     let until_ns = tables.drops_watched_until_ns();
-                    if until_ns != 0 && now_ns() < until_ns {
+                    if until_ns != 0 && clock.is_before(until_ns) {
                         tables.count_drop();
                     }
                 }
@@ -69,12 +70,12 @@ pub fn decide<F: Frame + ?Sized, T: Tables>(frame: &F, tables: &mut T, now_ns: i
 }
 
 #[inline(always)]
-fn judge<T: Tables>(
+fn judge<T: Tables, C: Clock>(
     packet: &Packet,
     tables: &mut T,
     config: &Config,
     arrival: impl FnOnce() -> crate::frame::Arrival,
-    now_ns: impl FnOnce() -> u64,
+    clock: &C,
 ) -> (Reason, Option<RuleIndex>) {
     let Packet { address, mac, .. } = packet;
     let payload = packet.payload();
@@ -85,16 +86,15 @@ fn judge<T: Tables>(
         return (Reason::Denied, None);
     }
     let source = config.mask().source(*address);
-    let now_ns = now_ns();
     let cause = |port| Cause { port, mac: *mac, arrival: arrival() };
     let key = SourceKey::everywhere(source);
-    if let Some(hold) = hold(tables, &key, now_ns) {
+    if let Some(hold) = hold(tables, &key, clock) {
         // In monitor mode it drops nothing, and so nothing prolongs it.
         if let Payload::Syn { port } = payload
             && hold.refreshes()
             && config.mode() == Mode::Enforce
         {
-            refresh(tables, config, &key, &cause(port), now_ns);
+            refresh(tables, config, &key, &cause(port), clock.now_ns());
         }
         if payload == Payload::Ending && hold.awaits_ending() {
             tables.note_ending(&key);
@@ -104,14 +104,16 @@ fn judge<T: Tables>(
     let port = match payload {
         Payload::Syn { port } => port,
         // Of a connection, or the answer to a challenge: the host takes one that gives the connection up at once, too.
-        Payload::Segment | Payload::Ending if now_ns < tables.answers_until_ns() => {
-            return (Reason::MayAnswer, None);
+        Payload::Segment | Payload::Ending => {
+            // Without anybody who may answer, the clock is not asked.
+            let until_ns = tables.answers_until_ns();
+            let may_answer = until_ns != 0 && clock.lately_ns() < until_ns;
+            return (if may_answer { Reason::MayAnswer } else { Reason::NotSyn }, None);
         }
-        Payload::Segment | Payload::Ending => return (Reason::NotSyn, None),
         Payload::NotTcp => return (Reason::NotTcp, None),
         Payload::LaterFragment => return (Reason::LaterFragment, None),
         Payload::Malformed => {
-            let mode = config.mode();
+            let (mode, now_ns) = (config.mode(), clock.now_ns());
             let fill =
                 |event: &mut Event| event.fill_packet(Kind::Malformed, source, &cause(0), mode, now_ns);
             report(tables, config, Kind::Malformed, now_ns, fill);
@@ -119,7 +121,7 @@ fn judge<T: Tables>(
         }
     };
     let index = tables.rule_of(port);
-    (syn(tables, config, source, index, &cause(port), now_ns), Some(index))
+    (syn(tables, config, source, index, &cause(port), clock.now_ns()), Some(index))
 }
 
 /// A SYN from a source that is not banned everywhere.
@@ -133,7 +135,7 @@ fn syn<T: Tables>(
     now_ns: u64,
 ) -> Reason {
     let key = SourceKey::for_rule(source, index);
-    let hold = hold(tables, &key, now_ns);
+    let hold = hold(tables, &key, &|| now_ns);
     let rule = tables.rule(index);
     let rule = rule.as_ref().map(Borrow::borrow);
     if let Some(hold) = hold {
@@ -213,8 +215,8 @@ pub fn era_of<T: Tables>(tables: &T, config: &Config, key: &SourceKey, rule: &Ru
 
 /// The ban that holds at this place, if there is one.
 #[inline(always)]
-fn hold<T: Tables>(tables: &T, key: &SourceKey, now_ns: u64) -> Option<Hold> {
-    tables.with_ban(key, |ban| ban.hold(now_ns)).flatten()
+fn hold<T: Tables>(tables: &T, key: &SourceKey, clock: &impl Clock) -> Option<Hold> {
+    tables.with_ban(key, |ban| ban.hold(clock)).flatten()
 }
 
 /// The reason that goes with a ban of the source that holds by now, if there is one.
@@ -226,10 +228,10 @@ fn new_ban<T: Tables>(
     mode: Mode,
     now_ns: u64,
 ) -> Option<Reason> {
-    if hold(tables, &SourceKey::everywhere(source), now_ns).is_some() {
+    if hold(tables, &SourceKey::everywhere(source), &|| now_ns).is_some() {
         return Some(Reason::Banned);
     }
-    let hold = hold(tables, &SourceKey::for_rule(source, index), now_ns)?;
+    let hold = hold(tables, &SourceKey::for_rule(source, index), &|| now_ns)?;
     match (hold.is_monitored(), mode) {
         (false, _) => Some(Reason::Banned),
         (true, Mode::Monitor) => Some(Reason::MonitoredBanned),

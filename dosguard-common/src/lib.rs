@@ -11,6 +11,7 @@ pub mod address;
 pub mod ban;
 pub mod challenge;
 pub mod claim;
+pub mod clock;
 pub mod config;
 pub mod connection;
 pub mod engine;

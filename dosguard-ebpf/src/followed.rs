@@ -7,14 +7,13 @@ mod program {
     #![expect(clippy::needless_pass_by_value, reason = "the entry point is handed its context")]
 
     use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
-    use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
     use aya_ebpf::{macros::xdp, programs::XdpContext};
+    use dosguard_ebpf::clock::KernelClock;
 
     /// Entry point.
     #[xdp]
     pub fn dosguard(ctx: XdpContext) -> u32 {
-        // SAFETY: as in the shipped program.
-        match dosguard_ebpf::judge(&ctx, || unsafe { bpf_ktime_get_boot_ns() }) {
+        match dosguard_ebpf::judge(&ctx, KernelClock) {
             XDP_PASS => XDP_DROP,
             action => action,
         }

@@ -6,6 +6,7 @@
 #![expect(unsafe_code, reason = "packets and maps are reached through the kernel's pointers")]
 
 pub mod challenge;
+pub mod clock;
 pub mod context;
 pub mod maps;
 pub mod tables;
@@ -14,6 +15,7 @@ use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::programs::XdpContext;
 use aya_log_ebpf::debug;
 use dosguard_common::abi;
+use dosguard_common::clock::Clock;
 use dosguard_common::engine;
 use dosguard_common::frame::Frame as _;
 use dosguard_common::reason::{Reason, Tally, Verdict};
@@ -30,11 +32,11 @@ fn step(ctx: &XdpContext, place: u32) {
     unsafe { maps::STEPS.tail_call(ctx, place) };
 }
 
-/// Judges a packet at the time that `now_ns` tells, in nanoseconds of boot time. Returns an XDP action.
+/// Judges a packet by `clock`. Returns an XDP action.
 #[inline(always)]
-pub fn judge(ctx: &XdpContext, now_ns: impl Fn() -> u64) -> u32 {
+pub fn judge(ctx: &XdpContext, clock: impl Clock) -> u32 {
     let frame = ContextFrame::new(ctx);
-    let reason = engine::decide(&frame, &mut KernelTables::<false>, now_ns);
+    let reason = engine::decide(&frame, &mut KernelTables::<false>, clock);
     if reason == Reason::OverLimit {
         // Removed by the verifier unless the object is loaded with a log level.
         debug!(ctx, "{}: {} bytes on queue {}", reason.name(), frame.length(), ctx.rx_queue_index());

@@ -6,14 +6,13 @@ mod program {
     #![expect(unsafe_code, reason = "the entry point and its licence have fixed names")]
     #![expect(clippy::needless_pass_by_value, reason = "the entry point is handed its context")]
 
-    use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
     use aya_ebpf::{macros::xdp, programs::XdpContext};
+    use dosguard_ebpf::clock::KernelClock;
 
     /// Entry point.
     #[xdp]
     pub fn dosguard(ctx: XdpContext) -> u32 {
-        // SAFETY: the helper takes no arguments and only reads a clock (Linux 5.8, commit 71d19214776e).
-        dosguard_ebpf::judge(&ctx, || unsafe { bpf_ktime_get_boot_ns() })
+        dosguard_ebpf::judge(&ctx, KernelClock)
     }
 
     #[panic_handler]

@@ -3,6 +3,7 @@
 mod connections;
 mod contender;
 mod machine;
+mod paths;
 mod report;
 mod spread;
 mod throughput;
@@ -29,6 +30,8 @@ struct Arguments {
 enum Benchmark {
     /// Stop floods of several kinds, next to a bare drop and to other limiters
     Throughput(ThroughputArguments),
+    /// Judge a packet of each kind over and over: what the program itself costs
+    Paths(PathsArguments),
     /// Count the connections of each source, as recipes do, while very many are held
     Connections(ConnectionsArguments),
     /// Hold connections for `connections`, until standard input ends
@@ -76,9 +79,22 @@ struct ThroughputArguments {
     chart: Option<PathBuf>,
 }
 
+/// How much is measured.
+#[derive(Debug, Args)]
+struct PathsArguments {
+    /// Fewer and shorter rounds
+    #[arg(long)]
+    quick: bool,
+
+    /// A file for the results
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
 fn main() -> ExitCode {
     let result = match Arguments::parse().benchmark {
         Benchmark::Throughput(arguments) => throughput::run(&arguments),
+        Benchmark::Paths(arguments) => paths::measure(&arguments),
         Benchmark::Connections(arguments) => connections::run(&arguments),
         Benchmark::Hold(arguments) => hold(&arguments),
     };

@@ -82,7 +82,7 @@ impl Contender {
                 (Place::Rules, shortened(&rules.text))
             }
             (Self::Dosguard, _) => {
-                let followed = !matches!(traffic.treatment, Treatment::Banned | Treatment::Limited);
+                let followed = traffic.treatment != Treatment::Banned;
                 let method = if followed {
                     "the shipped program with XDP_DROP for XDP_PASS"
                 } else {

@@ -44,7 +44,7 @@ impl Filter {
     pub(super) fn start(guard: &Namespace, traffic: &Traffic) -> Result<Self> {
         let (object, limit, action, expected) = match traffic.treatment {
             Treatment::Banned => (SHIPPED, HIGH, Action::Ban, Reason::Banned),
-            Treatment::Limited => (SHIPPED, LOW, Action::Drop, Reason::OverLimit),
+            Treatment::Limited => (FOLLOWED_OBJECT, LOW, Action::Drop, Reason::OverLimit),
             Treatment::Counted => (FOLLOWED_OBJECT, HIGH, Action::Ban, Reason::UnderLimit),
             Treatment::Established { .. } => (FOLLOWED_OBJECT, HIGH, Action::Ban, Reason::NotSyn),
         };
