@@ -27,6 +27,7 @@ pub const LAB: &[Tool] = &[
     ("tcpd", &["tcpdmatch"]),
     ("tcpdump", &["tcpdump"]),
     ("util-linux", &["nsenter", "prlimit", "setpriv", "taskset", "unshare"]),
+    ("xdp-tools", &["xdp-filter"]),
 ];
 
 /// The services that come with packages of which only a program is wanted. They would be started at once and at every boot.

@@ -66,7 +66,7 @@ struct ThroughputArguments {
     #[arg(long)]
     quick: bool,
 
-    /// Only kinds of traffic with this in their name
+    /// Only the kind of traffic of this name, or those with this in theirs
     #[arg(long, value_name = "PART")]
     only: Option<String>,
 

@@ -36,8 +36,12 @@ pub(crate) fn run(arguments: &ThroughputArguments) -> Result<()> {
     let lab = Lab::new_unless(&interrupt).context("cannot make the lab")?;
     let machine = Machine::this()?;
     let mut rows = Vec::new();
-    let wanted =
-        |traffic: &&Traffic| arguments.only.as_deref().is_none_or(|part| traffic.name.contains(part));
+    let is_one = |name: &str| traffic::ALL.iter().any(|traffic| traffic.name == name);
+    let wanted = |traffic: &&Traffic| match arguments.only.as_deref() {
+        None => true,
+        Some(name) if is_one(name) => traffic.name == name,
+        Some(part) => traffic.name.contains(part),
+    };
     for traffic in traffic::ALL.iter().filter(wanted) {
         progress(traffic.name);
         let row = measure(&lab, &interrupt, traffic, extent)
