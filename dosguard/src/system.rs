@@ -45,10 +45,24 @@ pub enum SystemError {
         /// Why it could not be mounted.
         reason: String,
     },
+    /// There is no BPF file system, and one that is mounted now would not last.
+    #[error(
+        "no BPF file system at `{}`: mounted from here it would be gone with this process, which has a mount namespace of its \
+         own, as `ip netns exec` makes one\nhint: {ONE_SYS}",
+        path.display()
+    )]
+    OwnMounts {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
     /// The clock cannot be read.
     #[error("cannot read the boot-time clock")]
     Clock(#[source] nix::Error),
 }
+
+/// How to be in a network namespace and see the pins that others see.
+pub const ONE_SYS: &str =
+    "`nsenter --net=/run/netns/NS dosguard …` enters a network namespace alone, and has one `/sys` for all commands";
 
 const NEEDED: [Capability; 3] = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN, Capability::CAP_PERFMON];
 
@@ -111,6 +125,20 @@ pub fn is_bpffs(path: &Path) -> bool {
     statfs(path).is_ok_and(|status| status.filesystem_type() == BPF_FS_MAGIC)
 }
 
+/// Whether process `pid` has another file system at `path` than this one, since their mount namespaces differ. Not if that
+/// cannot be told.
+pub fn has_other_mount(pid: u32, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let device = |path: &Path| fs::metadata(path).map(|found| found.dev());
+    let there = Path::new("/proc").join(pid.to_string()).join("root").join(path.strip_prefix("/").unwrap_or(path));
+    matches!((device(path), device(&there)), (Ok(here), Ok(there)) if here != there)
+}
+
+/// Whether the BPF file system at `path` is of this mount namespace alone, and ends with it.
+pub fn is_own_bpffs(path: &Path) -> bool {
+    is_bpffs(path) && has_other_mount(1, path)
+}
+
 /// Mounts a BPF file system at `path` unless there is one.
 pub fn require_bpffs(path: &Path) -> Result<Bpffs, SystemError> {
     if is_bpffs(path) {
@@ -125,9 +153,7 @@ pub fn require_bpffs(path: &Path) -> Result<Bpffs, SystemError> {
     if let (Ok(own), Ok(init)) = (fs::read_link("/proc/self/ns/mnt"), fs::read_link("/proc/1/ns/mnt"))
         && own != init
     {
-        let reason = "mounted from here it would be gone with this process, which has a mount namespace of its own \
-                      (`ip netns exec` makes one; `nsenter --net` does not)";
-        return Err(no_bpffs(reason.to_owned()));
+        return Err(SystemError::OwnMounts { path: path.to_owned() });
     }
     nix::mount::mount(
         Some("bpf"),

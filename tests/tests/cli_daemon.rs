@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{Write as _, pipe};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -10,8 +11,8 @@ use dosguard_tests::addresses::{
     ATTACKER_V4, FORGED_V4, GUARD_ATTACKER_SIDE, GUARD_CLIENT_SIDE, SECOND_FORGED_V4,
 };
 use dosguard_tests::cli::{
-    Lines, Listener, PATIENCE, assert_same_moment, assert_untouched, at, bans, done, programs, refused, say,
-    start, start_into, syns, syns_from,
+    Lines, Listener, PATIENCE, Said, assert_same_moment, assert_untouched, at, bans, done, programs, refused, say,
+    start, start_into, syns, syns_from, words,
 };
 use dosguard_tests::daemon::Dosguard;
 use dosguard_tests::lab::Lab;
@@ -228,4 +229,47 @@ fn a_closed_pipe_is_success() {
     drop(child.stdout.take());
     wait_until("it ends", PATIENCE, || Ok(child.try_wait()?.is_some())).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+/// Runs a command in a mount namespace of its own that has another file system at `path`, as `ip netns exec` has another `/sys`.
+fn unshared(dosguard: &Dosguard<'_>, kind: &str, path: &Path, line: &str) -> Said {
+    let command = dosguard.command(words(line));
+    let mount = "mount -t \"$1\" none \"$2\"; shift 2; exec \"$@\"";
+    let mut unshared = Command::new("unshare");
+    unshared.args(["--mount", "sh", "-ec", mount, "sh", kind]).arg(path);
+    unshared.arg(command.get_program()).args(command.get_args()).output().unwrap().into()
+}
+
+#[test]
+fn pins_in_another_mount_namespace_are_told_of() {
+    let lab = Lab::new().unwrap();
+    let dosguard = Dosguard::new(&lab).unwrap();
+    let bpffs = lab.directory().bpffs();
+    let elsewhere = |line: &str| unshared(&dosguard, "bpf", &bpffs, line);
+    let said = elsewhere("status");
+    assert!(said.err.contains("is not loaded"), "{said:?}");
+    let daemon = start(&dosguard, "");
+    let told = format!(
+        "instance `lab` is run by process {}, and its pins are in another mount namespace: there are none at",
+        daemon.pid()
+    );
+    let said = elsewhere("status");
+    assert!(said.code == Some(1) && said.err.contains(&told) && said.err.contains("\nhint: `nsenter --net="), "{said:?}");
+    let said = elsewhere("status --json");
+    assert!(said.out.contains(&told), "{said:?}");
+    elsewhere("bans list").assert_refused(&[&told, "nsenter --net="]);
+    assert_eq!(daemon.terminate().unwrap().code(), Some(0));
+    done(&dosguard, "detach --all");
+}
+
+#[test]
+fn a_filter_that_ends_with_its_mount_namespace_is_warned_of() {
+    let lab = Lab::new().unwrap();
+    let dosguard = Dosguard::new(&lab).unwrap();
+    let line = format!("attach {GUARD_ATTACKER_SIDE}");
+    let attached = |kind: &str| unshared(&dosguard, kind, &lab.directory().bpffs(), &line);
+    attached("tmpfs").assert_refused(&["mounted from here it would be gone", "nsenter --net="]);
+    let said = attached("bpf");
+    assert!(said.err.contains("is a BPF file system of this mount namespace alone"), "{said:?}");
+    wait_until("nothing is guarded", PATIENCE, || Ok(programs(lab.guard()).is_empty())).unwrap();
 }

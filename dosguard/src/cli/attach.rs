@@ -20,7 +20,7 @@ use crate::guards::{self, Change, Guard, Start};
 use crate::lock::{StateLock, running_daemon};
 use crate::output::{BOLD, YELLOW};
 use crate::paths::{LinkName, Paths};
-use crate::system::{self, Bpffs};
+use crate::system::{self, Bpffs, ONE_SYS};
 
 #[derive(Debug, Args)]
 pub(super) struct AttachArgs {
@@ -336,6 +336,13 @@ pub(super) fn warn_of(denied: &[Cidr]) {
 pub(super) fn report_attached(paths: &Paths, started: &Started, guards: &[Guard]) -> anyhow::Result<()> {
     if started.bpffs == Bpffs::Mounted {
         talk::say(&format!("mounted a BPF file system at `{}`", paths.bpffs().display()));
+    }
+    if system::is_own_bpffs(paths.bpffs()) {
+        log::warn!(
+            "`{}` is a BPF file system of this mount namespace alone: commands elsewhere do not see the instance, and the filter \
+             ends with the namespace's last process\nhint: {ONE_SYS}",
+            paths.bpffs().display()
+        );
     }
     say_ended(&started.ended);
     started.restored.iter().for_each(survive::say_restored);

@@ -154,6 +154,7 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
     let history = History::open(paths, started.created);
     challenge::make_ready(paths, &mut started.datapath, args.guards.fix_sysctl);
     drop(lock);
+    let ends_with_namespace = system::is_own_bpffs(paths.bpffs());
     let served = (|| {
         let ended = names.map(|names| names.records(Kind::Unban, &started.ended)).transpose()?;
         report_attached(paths, &started, &guards)?;
@@ -212,6 +213,8 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
         talk::say("detached; nothing is guarded any more");
     } else if served.is_ok() && !is_guarding(paths) {
         talk::say("stopped; no interface is guarded");
+    } else if served.is_ok() && ends_with_namespace {
+        talk::say("stopped; the filter ends with the last process of this mount namespace");
     } else if served.is_ok() {
         talk::say(&format!("stopped; the filter goes on, `{} detach --all` removes it", paths.command()));
     } else {

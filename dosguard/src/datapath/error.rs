@@ -8,8 +8,9 @@ use dosguard_common::abi::ABI_VERSION;
 use thiserror::Error;
 
 use super::{AttachMode, Plan};
+use crate::lock::RunningDaemon;
 use crate::paths::command;
-use crate::system::SystemError;
+use crate::system::{ONE_SYS, SystemError};
 
 /// An error of the data path.
 #[derive(Debug, Error)]
@@ -133,6 +134,20 @@ pub enum Error {
         instance: String,
         /// Where the pins would be.
         path: PathBuf,
+    },
+    /// The instance is loaded, and its pins are not to be seen from here.
+    #[error(
+        "instance `{instance}` is run by {daemon}, and its pins are in another mount namespace: there are none at `{}`\n\
+         hint: {ONE_SYS}",
+        path.display()
+    )]
+    Elsewhere {
+        /// The instance.
+        instance: String,
+        /// Where the pins would be.
+        path: PathBuf,
+        /// Who sees them.
+        daemon: RunningDaemon,
     },
     /// The pins are of an earlier version, and can be migrated.
     #[error(

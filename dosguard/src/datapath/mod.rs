@@ -52,8 +52,9 @@ pub use upgrade::{Replaced, finish_interrupted, is_interrupted};
 pub use walk::{Bans, Found, Walk};
 
 use crate::config::policy::{NamedRule, Policy};
+use crate::lock::{RunningDaemon, running_daemon};
 use crate::paths::{LINKS, NEXT_PROGRAM, PROGRAM, Paths};
-use crate::system;
+use crate::system::{self, has_other_mount};
 
 /// One instance in the kernel.
 pub struct Datapath {
@@ -75,8 +76,14 @@ impl Datapath {
 
     /// Opens an instance that must be there.
     pub fn require(paths: &Paths) -> Result<Self, Error> {
-        Self::open(paths)?
-            .ok_or_else(|| Error::NotLoaded { instance: paths.instance().to_owned(), path: paths.pins() })
+        let missing = || {
+            let (instance, path) = (paths.instance().to_owned(), paths.pins());
+            match daemon_elsewhere(paths) {
+                Some(daemon) => Error::Elsewhere { instance, path, daemon },
+                None => Error::NotLoaded { instance, path },
+            }
+        };
+        Self::open(paths)?.ok_or_else(missing)
     }
 
     /// Loads the program, makes its maps, fills them according to `policy` and pins it all.
@@ -185,6 +192,11 @@ impl Datapath {
         }
         Ok(())
     }
+}
+
+/// The instance's daemon, if one runs and has other pins before it than this process.
+pub fn daemon_elsewhere(paths: &Paths) -> Option<RunningDaemon> {
+    running_daemon(paths).filter(|daemon| daemon.pid.is_some_and(|pid| has_other_mount(pid, paths.bpffs())))
 }
 
 fn pinned_map(path: &Path, name: &'static str) -> Result<MapData, Error> {

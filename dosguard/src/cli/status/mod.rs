@@ -36,7 +36,10 @@ pub(super) fn status(paths: &Paths, args: &StatusArgs, out: &mut dyn Write) -> a
         return Ok(answer);
     }
     let (Some(datapath), Some(state)) = (&datapath, &record.state) else {
-        talk::say(&format!("instance `{}` is not loaded: nothing is guarded", record.instance));
+        match &record.elsewhere {
+            Some(error) => talk::say(&error.to_string()),
+            None => talk::say(&format!("instance `{}` is not loaded: nothing is guarded", record.instance)),
+        }
         return Ok(answer);
     };
     let rates = match &record.daemon.told {

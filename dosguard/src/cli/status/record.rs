@@ -12,7 +12,7 @@ use crate::config::field::{NO_LIMIT, RuleField};
 use crate::confirm::{Pending, Waiter};
 use crate::daemon::report::{ConnectionReport, Rates};
 use crate::daemon::{SubscriptionError, ask_status};
-use crate::datapath::{Datapath, Guarded, List};
+use crate::datapath::{Datapath, Error, Guarded, List};
 use crate::lock::running_daemon;
 use crate::output::{SCHEMA, WallClock, approx, grouped};
 use crate::paths::Paths;
@@ -30,6 +30,9 @@ pub(super) struct StatusRecord {
     pub(super) warnings: Vec<String>,
     #[serde(flatten)]
     pub(super) state: Option<StateRecord>,
+    /// Why it is not to be seen, where it is loaded all the same.
+    #[serde(skip)]
+    pub(super) elsewhere: Option<Error>,
 }
 
 #[derive(Default, Serialize)]
@@ -186,8 +189,13 @@ impl StatusRecord {
             let found = state.challenges.warnings.iter();
             warnings.extend(found.filter(|text| !warnings.contains(text)).cloned().collect::<Vec<_>>());
         }
+        let elsewhere = match &state {
+            None => Datapath::require(paths).err().filter(|error| matches!(error, Error::Elsewhere { .. })),
+            Some(_) => None,
+        };
+        warnings.extend(elsewhere.iter().map(|error| error.to_string().replace("\nhint: ", "; ")));
         let (instance, loaded) = (paths.instance().to_owned(), state.is_some());
-        Ok(Self { version: SCHEMA, instance, loaded, daemon, warnings, state })
+        Ok(Self { version: SCHEMA, instance, loaded, daemon, warnings, state, elsewhere })
     }
 
     /// Whether some interface is guarded.
