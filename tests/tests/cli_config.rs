@@ -107,8 +107,8 @@ fn check_shows_what_the_files_come_to() {
         format!(
             "`{shown}/lab.toml`, `{shown}/lab.d/50-smtp.toml` together are valid: 2 rules\n\
              interfaces: up0\n\
-             rule default: every other port, 100/1s, then ban for 1m, scope all\n\
-             rule smtp: tcp/25, 7/1m, then ban for 1m, scope all\n\
+             rule default: every other port, 100/1s, then ban for 1m, scope all, 10s by SYNs alone\n\
+             rule smtp: tcp/25, 7/1m, then ban for 1m, scope all, 10s by SYNs alone\n\
              log: stdout for people\n\
              history: 90d, up to 256M\n\
              size: bans 2048 instead of 65536\n\

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use super::{survive, talk};
 use crate::bans::{Live, Naming};
 use crate::config::policy::{NamedRule, Policy, SourcePrefixes};
-use crate::config::warnings::ban_without_proof;
+use crate::config::warnings::of_proof;
 use crate::daemon::{self, SubscriptionError};
 use crate::datapath::Datapath;
 use crate::lock::running_daemon;
@@ -98,12 +98,12 @@ pub(super) fn warn_of_uncounted(paths: &Paths, before: &Policy, after: &Policy) 
     }
 }
 
-/// Warns of rules that ban without proof from now on.
-pub(super) fn warn_of_bare(before: &Policy, after: &Policy) {
-    let was_bare =
-        |rule: &NamedRule| before.rule(rule.name.as_str()).is_some_and(NamedRule::bans_without_proof);
-    for rule in after.rules.iter().filter(|rule| !was_bare(rule)) {
-        if let Some(warning) = ban_without_proof(rule) {
+/// Warns of what is hardly meant about proof, and was not so before.
+pub(super) fn warn_of_proof(before: &Policy, after: &Policy) {
+    let before = |rule: &NamedRule| before.rule(rule.name.as_str()).map(of_proof).unwrap_or_default();
+    for rule in &after.rules {
+        let known = before(rule);
+        for warning in of_proof(rule).into_iter().filter(|warning| !known.contains(warning)) {
             log::warn!("{warning}");
         }
     }

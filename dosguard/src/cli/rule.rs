@@ -5,16 +5,16 @@ use std::io::Write;
 use clap::{Args, Subcommand};
 use dosguard_common::config::Mode;
 use dosguard_common::event::Kind;
-use dosguard_common::proof::ProofDemand;
-use dosguard_common::rule::{Action, ConnectionLimit};
+use dosguard_common::rule::{Action, ConnectionLimit, Rule};
 use serde::Serialize;
 
-use super::changes::{Names, count, warn_of_bare, warn_of_uncounted};
+use super::changes::{Names, count, warn_of_proof, warn_of_uncounted};
 use super::{Answer, talk};
 use crate::config::field::{NO_LIMIT, RuleField, with_room_for_ban};
 use crate::config::keys::unknown_rule;
 use crate::config::policy::{NamedRule, RuleName, default_spec};
 use crate::config::ports::Ports;
+use crate::config::units::Span;
 use crate::datapath::Datapath;
 use crate::guards::warn_of_rules;
 use crate::lock::StateLock;
@@ -140,11 +140,11 @@ pub(super) fn describe(rule: &NamedRule) -> String {
             RuleField::Scope.get(rule)
         ),
     };
-    let ProofDemand { required, unproven_ban_ns } = rule.spec.proof;
-    if rule.spec.action == Action::Ban && !required {
+    if rule.bans_without_proof() {
         over += ", by SYNs alone";
-    } else if rule.spec.action == Action::Ban && unproven_ban_ns != ProofDemand::DEFAULT.unproven_ban_ns {
-        over += &format!(", {} by SYNs alone", RuleField::UnprovenBan.get(rule));
+    } else if rule.spec.action == Action::Ban {
+        let in_force = Rule::new("", &rule.spec, 1).unproven_ban_ns();
+        over += &format!(", {} by SYNs alone", Span::from_ns(in_force));
     }
     if rule.spec.action.bans() && rule.spec.refresh {
         over += ", SYNs while banned restart its clock";
@@ -236,7 +236,7 @@ fn add(paths: &Paths, args: &AddArgs) -> anyhow::Result<Answer> {
         paths.command()
     ));
     warn_of_uncounted(paths, &live, &wanted);
-    warn_of_bare(&live, &wanted);
+    warn_of_proof(&live, &wanted);
     Ok(Answer::Done)
 }
 
@@ -325,7 +325,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_unusual_of_proof_and_floods_is_described() {
+    fn how_far_syns_alone_go_and_floods_are_described() {
         let said = |settings: &[(RuleField, &str)]| {
             let mut rule =
                 NamedRule { name: "web".parse().unwrap(), ports: Ports::default(), spec: default_spec() };
@@ -335,15 +335,17 @@ mod tests {
             }
             anstream::adapter::strip_str(&describe(&rule)).to_string()
         };
-        use RuleField::{Action, FloodLimit, RequireProof, UnprovenBan};
-        let cases: [(&[_], &str); 5] = [
-            (&[], "ban for 1m, scope all"),
+        use RuleField::{Action, Ban, FloodLimit, RequireProof, UnprovenBan};
+        let cases: [(&[_], &str); 7] = [
+            (&[], "ban for 1m, scope all, 10s by SYNs alone"),
+            (&[(Ban, "2s")], "ban for 2s, scope all, 2s by SYNs alone"),
+            (&[(UnprovenBan, "5m")], "ban for 1m, scope all, 1m by SYNs alone"),
             (&[(UnprovenBan, "5s")], "ban for 1m, scope all, 5s by SYNs alone"),
             (&[(RequireProof, "false"), (UnprovenBan, "5s")], "ban for 1m, scope all, by SYNs alone"),
             (&[(Action, "drop"), (RequireProof, "false")], "drop the excess"),
             (
                 &[(FloodLimit, "20000/1s")],
-                "ban for 1m, scope all; beyond 20000/1s of all sources those without proof are challenged",
+                "ban for 1m, scope all, 10s by SYNs alone; beyond 20000/1s of all sources those without proof are challenged",
             ),
         ];
         for (settings, expected) in cases {

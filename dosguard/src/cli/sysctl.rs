@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use clap::Args;
 use dosguard_common::event::Kind;
 
-use super::changes::{Names, say_ended, warn_of_bare, warn_of_uncounted};
+use super::changes::{Names, say_ended, warn_of_proof, warn_of_uncounted};
 use super::list::refuse_cut;
 use super::{Answer, talk};
 use crate::config::assignments::{Assignment, Place, apply, parse_lines};
@@ -92,7 +92,12 @@ pub(super) fn sysctl(paths: &Paths, args: &SysctlArgs, out: &mut dyn Write) -> a
         say_ended(&ended);
         names.report(paths, Kind::Unban, &ended);
         warn_of_uncounted(paths, &live, &wanted);
-        warn_of_bare(&live, &wanted);
+        warn_of_proof(&live, &wanted);
+        talk::say(&format!(
+            "it lasts until a configuration file is applied again (SIGHUP, the next `{0} run`), or until `{0} detach`; what is to \
+             stay belongs in the file",
+            paths.command()
+        ));
     }
     let live = datapath.settings()?;
     let written =

@@ -3,7 +3,11 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use dosguard_common::proof::ProofDemand;
+use dosguard_common::rule::Action;
+
 use super::cidr::Cidr;
+use super::field::RuleField;
 use super::file::Configuration;
 use super::policy::{NamedRule, Policy};
 
@@ -17,7 +21,7 @@ pub fn warnings(configuration: &Configuration) -> Vec<String> {
     lists(&configuration.policy, &mut found);
     for rule in &configuration.policy.rules {
         let name = &rule.name;
-        found.extend(ban_without_proof(rule));
+        found.extend(of_proof(rule));
         if rule.spec.refresh && rule.spec.proof.required {
             found.push(format!(
                 "rule `{name}` has `refresh` and demands proof: no SYN prolongs a ban, as it may be anybody's; \
@@ -67,14 +71,24 @@ fn part(network: &Cidr) -> String {
     }
 }
 
-/// What is to be said of a rule by which SYNs alone ban.
-pub fn ban_without_proof(rule: &NamedRule) -> Option<String> {
+/// What is to be said of how far a rule goes without proof.
+pub fn of_proof(rule: &NamedRule) -> Vec<String> {
     let name = &rule.name;
-    rule.bans_without_proof().then(|| {
-        format!(
+    let mut found = Vec::new();
+    if rule.bans_without_proof() {
+        found.push(format!(
             "rule `{name}` has `require_proof = false`: whoever forges the address of a client has it banned"
-        )
-    })
+        ));
+    }
+    let (said, usual) = (rule.spec.proof.unproven_ban_ns, ProofDemand::DEFAULT.unproven_ban_ns);
+    if rule.spec.action == Action::Ban && rule.spec.proof.required && said > rule.spec.ban_ns && said != usual {
+        found.push(format!(
+            "rule `{name}` has an `unproven_ban` of {} that is longer than its `ban`: SYNs alone ban for {}, as `ban` says",
+            RuleField::UnprovenBan.get(rule),
+            RuleField::Ban.get(rule)
+        ));
+    }
+    found
 }
 
 #[cfg(test)]
@@ -95,6 +109,9 @@ mod tests {
             "deny = ['10.0.0.0/8', '2001:db8::/32']",
             "metrics.listen = '127.0.0.2:1'",
             "metrics.listen = '[::1]:1'",
+            "[rule.default]\nban = '5s'",
+            "[rule.default]\nban = '1m'\nunproven_ban = '1m'",
+            "[rule.default]\nban = '1m'\nunproven_ban = '5m'\naction = 'drop'",
         ] {
             assert_eq!(said(fine), Vec::<String>::new(), "{fine}");
         }
@@ -103,6 +120,10 @@ mod tests {
                 "[rule.default]\nrefresh = true",
                 "rule `default` has `refresh` and demands proof: no SYN prolongs a ban, as it may be anybody's; \
                  `require_proof = false` lets them",
+            ),
+            (
+                "[rule.default]\nban = '1m'\nunproven_ban = '5m'",
+                "rule `default` has an `unproven_ban` of 5m that is longer than its `ban`: SYNs alone ban for 1m, as `ban` says",
             ),
             (
                 "deny = ['0.0.0.0/0']",
