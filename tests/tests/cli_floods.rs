@@ -24,7 +24,7 @@ fn a_flood_is_told_and_shown_and_its_end_is_told_once() {
     let lab = Lab::new().unwrap();
     let dosguard = Dosguard::new(&lab).unwrap();
     let daemon = start_telling(&dosguard, CONFIG);
-    let warning = "no SYN is challenged, floods are told of and nothing more: net.ipv4.tcp_syncookies is 1";
+    let warning = "no SYN is challenged, floods of rule `default` are told of and nothing more: net.ipv4.tcp_syncookies is 1";
     wait_until("a warning", PATIENCE, || Ok(daemon.stderr()?.contains(warning))).unwrap();
 
     syns(&lab, &dosguard, 80, 60);

@@ -254,7 +254,11 @@ fn what_the_host_cannot_take_is_dropped_and_status_says_why() {
         "{}",
         warnings()
     );
-    assert!(daemon.stderr().unwrap().contains("no SYN is challenged, what is beyond the limit is dropped"));
+    let warning = "warning: no SYN is challenged, what is beyond the limit of rule `web` is dropped";
+    let said = daemon.stderr().unwrap();
+    assert!(said.matches(warning).count() == 1 && said.contains("\nchallenges: off, net.ipv4"), "{said}");
+    let status = done(&dosguard, "status");
+    assert!(status.matches(warning).count() == 1 && status.contains("\nchallenges: off, net.ipv4"), "{status}");
     assert_eq!(events(&daemon, "limited").len(), 1);
 
     // Each change is noticed by the daemon, which nobody tells.
@@ -277,11 +281,10 @@ fn what_the_host_cannot_take_is_dropped_and_status_says_why() {
     };
     set_host(&lab, "2", "1");
     settles(true, "no SYN is challenged");
-    assert!(
-        warnings().contains("no window scale and no SACK: net.ipv4.tcp_timestamps is 1"),
-        "{}",
-        warnings()
-    );
+    let again = "\nchallenging SYNs works again\n";
+    wait_until("it is told", PATIENCE, || Ok(daemon.stderr()?.contains(again))).unwrap();
+    let status = done(&dosguard, "status");
+    assert!(status.contains("no window scale and no SACK: net.ipv4.tcp_timestamps is 1"), "{status}");
     set_host(&lab, "2", "2");
     wait_until("nothing is missing", PATIENCE, || Ok(warnings() == "[]")).unwrap();
     for (setting, why) in [
@@ -343,6 +346,14 @@ fn what_challenges_need_is_set_and_put_back_if_asked_for() {
     let said = say(&dosguard, words("detach --all"));
     assert!(said.err.contains("set net.ipv4.tcp_timestamps back to 0"), "{said:?}");
     assert_eq!(host(&lab), ["1", "0"]);
+
+    // Where something else is in the way it would be of no use.
+    lab.guard().sysctl("net.ipv4.ip_forward", "1").unwrap();
+    let said = say(&dosguard, words(&line("attach --fix-sysctl")));
+    let why = "warning: `--fix-sysctl` has changed nothing: SYNs could not be challenged all the same, since the host forwards";
+    assert!(said.code == Some(0) && said.err.contains(why), "{said:?}");
+    assert_eq!(host(&lab), ["1", "0"]);
+    lab.guard().sysctl("net.ipv4.ip_forward", "0").unwrap();
 
     let daemon = dosguard.start(words(&line("run --fix-sysctl"))).unwrap();
     assert_eq!(host(&lab), ["2", "2"]);

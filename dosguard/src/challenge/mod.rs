@@ -49,10 +49,46 @@ impl Need {
         // What is only watched is told as it would be, and asks for nothing.
         if mode == Mode::Monitor { need.min(Self::Helpful) } else { need }
     }
+}
+
+/// Which rules need challenges, and how much.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// By name, those that have a use for them at all.
+    rules: Vec<(String, Need)>,
+}
+
+impl Needs {
+    /// Of the live rules.
+    ///
+    /// # Errors
+    ///
+    /// The rules cannot be read.
+    pub fn read(datapath: &Datapath) -> Result<Self, Error> {
+        let config = datapath.maps().config()?;
+        let rules = datapath.maps().rules()?;
+        let need = |rule: &Rule| (rule.name().to_owned(), Need::of(rule, config.mode_of(rule)));
+        let mut rules: Vec<_> = rules.iter().map(|(_, rule)| need(rule)).collect();
+        rules.retain(|(_, need)| *need != Need::None);
+        Ok(Self { rules })
+    }
+
+    /// Whether no rule has a use for challenges.
+    pub const fn is_none(&self) -> bool {
+        self.rules.is_empty()
+    }
 
     /// Whether somebody has asked for challenges, and is to be warned where there are none.
-    pub fn is_asked(self) -> bool {
-        self >= Self::Flood
+    pub fn is_asked(&self) -> bool {
+        self.rules.iter().any(|(_, need)| *need >= Need::Flood)
+    }
+
+    /// The rules with this need, as part of a sentence; none if there are none.
+    fn named(&self, wanted: Need) -> Option<String> {
+        let names: Vec<_> =
+            self.rules.iter().filter(|(_, need)| *need == wanted).map(|(name, _)| format!("`{name}`")).collect();
+        let rules = if names.len() == 1 { "rule" } else { "rules" };
+        (!names.is_empty()).then(|| format!("{rules} {}", names.join(", ")))
     }
 }
 
@@ -89,18 +125,23 @@ impl Readiness {
         self.obstacles.push(Obstacle { what: what.into(), more: more.into(), can_be_set: false });
     }
 
-    /// What there is to warn of where challenges were asked for; nothing where they were not.
-    pub fn warnings(&self, need: Need) -> Vec<String> {
-        let then = match need {
-            Need::None | Need::Helpful => return Vec::new(),
-            Need::Flood => "floods are told of and nothing more",
-            Need::Action => "what is beyond the limit is dropped",
-        };
-        let warning = |Obstacle { what, more, can_be_set }: &Obstacle| {
-            let fix = if *can_be_set { format!(" {FIX}") } else { String::new() };
-            format!("no SYN is challenged, {then}: {what}: {more}{fix}")
-        };
-        self.obstacles.iter().map(warning).chain(self.notes.iter().cloned()).collect()
+    /// What there is to warn of where challenges were asked for and are in no way possible; nothing where they were not.
+    pub fn warning(&self, needs: &Needs) -> Option<String> {
+        let excess = needs.named(Need::Action).map(|rules| format!("what is beyond the limit of {rules} is dropped"));
+        let floods =
+            needs.named(Need::Flood).map(|rules| format!("floods of {rules} are told of and nothing more"));
+        let then: Vec<_> = excess.into_iter().chain(floods).collect();
+        if then.is_empty() || self.obstacles.is_empty() {
+            return None;
+        }
+        let why: Vec<_> = self.obstacles.iter().map(|Obstacle { what, more, .. }| format!("{what}: {more}")).collect();
+        Some(format!("no SYN is challenged, {}: {}", then.join(", "), why.join("; ")))
+    }
+
+    /// What `--fix-sysctl` does not take out of the way; none if all that is in the way it does.
+    pub fn beyond_settings(&self) -> Option<String> {
+        let mut obstacles = self.obstacles.iter().filter(|obstacle| !obstacle.can_be_set);
+        obstacles.next().map(|Obstacle { what, more, .. }| format!("{what}: {more}"))
     }
 
     /// Notes that the host could be answered for, and nobody has looked since.
@@ -127,7 +168,7 @@ impl Readiness {
     }
 
     /// How it is with challenges, in a line; `are_sent` says whether they are.
-    pub fn line(&self, are_sent: bool) -> String {
+    pub fn line(&self, needs: &Needs, are_sent: bool) -> String {
         if self.obstacles.is_empty() {
             let notes = self.notes.iter().map(|note| format!("; {note}"));
             return format!("challenges: on{}", notes.collect::<String>());
@@ -137,9 +178,12 @@ impl Readiness {
             return format!("challenges: on, although {}", what.join(", "));
         }
         let can_be_set = self.obstacles.iter().all(|obstacle| obstacle.can_be_set);
+        // With an action of another kind SYNs alone ban nobody.
+        let bans = needs.rules.iter().any(|(_, need)| *need != Need::Action);
         format!(
-            "challenges: off, {}; SYNs alone ban for a short while only{}",
+            "challenges: off, {}{}{}",
             what.join(", "),
+            if bans { "; SYNs alone ban for a short while only" } else { "" },
             if can_be_set { format!(" {FIX}") } else { String::new() }
         )
     }
@@ -229,18 +273,6 @@ impl Look {
     }
 }
 
-/// How much the rules need challenges.
-///
-/// # Errors
-///
-/// The rules cannot be read.
-pub fn need(datapath: &Datapath) -> Result<Need, Error> {
-    let config = datapath.maps().config()?;
-    let rules = datapath.maps().rules()?;
-    let needs = rules.iter().map(|(_, rule)| Need::of(rule, config.mode_of(rule)));
-    Ok(needs.max().unwrap_or(Need::None))
-}
-
 #[cfg(test)]
 mod tests {
     use dosguard_common::rule::RuleSpec;
@@ -264,47 +296,61 @@ mod tests {
         assert!(found.obstacles.is_empty() && found.notes[0].contains("net.ipv4.tcp_timestamps is 1"));
     }
 
+    fn needs(rules: &[(&str, Need)]) -> Needs {
+        Needs { rules: rules.iter().map(|(name, need)| ((*name).to_owned(), *need)).collect() }
+    }
+
     #[test]
-    fn what_is_in_the_way_is_said_in_a_line_or_warned_of() {
+    fn what_is_in_the_way_is_said_in_a_line_and_warned_of() {
         let found = Host { cookies: 1, ..host() }.readiness();
+        let (helpful, action) = (needs(&[("default", Need::Helpful)]), needs(&[("smtp", Need::Action)]));
         assert_eq!(
-            found.line(false),
+            found.line(&helpful, false),
             "challenges: off, net.ipv4.tcp_syncookies is 1; SYNs alone ban for a short while only \
              (`--fix-sysctl` of `run` and `attach` sets it)"
         );
         assert_eq!(
-            found.warnings(Need::Action),
-            [
-                "no SYN is challenged, what is beyond the limit is dropped: net.ipv4.tcp_syncookies is 1: with 2 the host takes \
-              cookies that it has not sent itself (`--fix-sysctl` of `run` and `attach` sets it)"
-            ]
+            found.line(&action, false),
+            "challenges: off, net.ipv4.tcp_syncookies is 1 (`--fix-sysctl` of `run` and `attach` sets it)"
         );
-        assert!(found.warnings(Need::Flood)[0].contains(", floods are told of and nothing more: net.ipv4"));
-        assert_eq!(found.warnings(Need::Helpful), Vec::<String>::new());
+        assert_eq!(
+            found.warning(&action).unwrap(),
+            "no SYN is challenged, what is beyond the limit of rule `smtp` is dropped: net.ipv4.tcp_syncookies is 1: with 2 the \
+             host takes cookies that it has not sent itself"
+        );
+        let all = needs(&[("default", Need::Helpful), ("a", Need::Flood), ("b", Need::Action), ("c", Need::Flood)]);
+        assert!(all.is_asked() && found.warning(&all).unwrap().starts_with(
+            "no SYN is challenged, what is beyond the limit of rule `b` is dropped, floods of rules `a`, `c` are told of and \
+             nothing more: net.ipv4"
+        ));
+        assert!(!helpful.is_asked() && found.warning(&helpful).is_none());
+        assert_eq!((found.beyond_settings(), host().readiness().warning(&all)), (None, None));
         let both = Host { cookies: 0, forwards: router(), ..host() }.readiness();
         assert_eq!(
-            both.line(false),
+            both.line(&helpful, false),
             "challenges: off, net.ipv4.tcp_syncookies is 0, the host forwards packets (net.ipv4.ip_forward is 1); SYNs \
              alone ban for a short while only"
         );
-        assert_eq!(host().readiness().line(true), "challenges: on");
-        let note = Host { timestamps: 1, ..host() }.readiness().line(true);
+        assert!(both.beyond_settings().unwrap().starts_with("the host forwards packets (net.ipv4.ip_forward is 1): "));
+        assert_eq!(host().readiness().line(&helpful, true), "challenges: on");
+        let note = Host { timestamps: 1, ..host() }.readiness().line(&helpful, true);
         assert!(note.starts_with("challenges: on; challenged connections have no window scale"), "{note}");
     }
 
     #[test]
     fn status_says_what_is_and_not_what_could_be() {
         let paths = Paths::new("mail", "/bpf".into(), "/run".into(), "/state".into()).unwrap();
+        let (helpful, action) = (needs(&[("default", Need::Helpful)]), needs(&[("smtp", Need::Action)]));
         let mut found = host().readiness();
         found.note_unseen(&paths);
         assert_eq!(
-            found.line(false),
+            found.line(&helpful, false),
             "challenges: off, the host could by now, and `dosguard --instance mail attach` of an interface looks again; \
              SYNs alone ban for a short while only"
         );
-        assert!(found.warnings(Need::Action)[0].ends_with("looks again: a daemon does each second"));
+        assert!(found.warning(&action).unwrap().ends_with("looks again: a daemon does each second"));
         let found = Host { cookies: 1, ..host() }.readiness();
-        assert_eq!(found.line(true), "challenges: on, although net.ipv4.tcp_syncookies is 1");
+        assert_eq!(found.line(&helpful, true), "challenges: on, although net.ipv4.tcp_syncookies is 1");
     }
 
     #[test]

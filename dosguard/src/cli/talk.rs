@@ -5,7 +5,7 @@ use std::io::Write as _;
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
-use crate::output::{self, BOLD, RED, YELLOW, printable};
+use crate::output::{self, BOLD, NEWS, RED, YELLOW, printable};
 
 /// So many characters of a line are shown.
 const LONGEST: usize = 2_000;
@@ -21,6 +21,11 @@ impl Log for Stderr {
         if !self.enabled(record.metadata()) {
             return;
         }
+        let text = lines(&record.args().to_string());
+        if record.target() == NEWS {
+            let _ = writeln!(anstream::stderr().lock(), "{text}");
+            return;
+        }
         let (style, word) = match record.level() {
             Level::Error => (RED, "error"),
             Level::Warn => (YELLOW, "warning"),
@@ -29,11 +34,7 @@ impl Log for Stderr {
             Level::Trace => (BOLD, "trace"),
         };
         // There is nowhere to report that stderr is gone.
-        let _ = writeln!(
-            anstream::stderr().lock(),
-            "{style}{word}:{style:#} {}",
-            lines(&record.args().to_string())
-        );
+        let _ = writeln!(anstream::stderr().lock(), "{style}{word}:{style:#} {text}");
     }
 
     fn flush(&self) {}

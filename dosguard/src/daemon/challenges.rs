@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::DaemonError;
 use super::health::Health;
-use crate::challenge::{self, Look, Need};
+use crate::challenge::{self, Look, Needs};
 use crate::datapath::Datapath;
 use crate::lock::StateLock;
 use crate::paths::Paths;
@@ -12,31 +12,32 @@ use crate::paths::Paths;
 /// How long others who change the instance are waited for.
 const LOCK: Duration = Duration::from_millis(500);
 
-const ABOUT: &str = "challenges";
+const ABOUT: &str = "challenging SYNs";
 
 /// Brings challenges in line with what the host can do at the moment, and warns of what is in their way where a rule asks for
-/// them.
-pub(super) fn look_after(paths: &Paths, health: &Health) {
+/// them. `is_first` says whether whoever started the daemon has just been told.
+pub(super) fn look_after(paths: &Paths, health: &Health, is_first: bool) {
     match look(paths) {
         // Nobody has to do anything: rules do without. `status` shows it.
-        Ok((need, _)) if !need.is_asked() => health.forget(ABOUT),
-        Ok((_, warnings)) if warnings.is_empty() => health.recovered(ABOUT),
-        Ok((_, warnings)) => health.warn(ABOUT, warnings.join("; ")),
+        Ok((needs, _)) if !needs.is_asked() => health.forget(ABOUT),
+        Ok((_, None)) => health.recovered(ABOUT),
+        Ok((_, Some(warning))) if is_first => health.warn_of_known(ABOUT, warning),
+        Ok((_, Some(warning))) => health.warn(ABOUT, warning),
         Err(error) => health.warn(ABOUT, format!("challenges are as they were: {error}")),
     }
 }
 
-/// How much they are needed, and what there is to warn of if they are asked for.
-fn look(paths: &Paths) -> Result<(Need, Vec<String>), DaemonError> {
+/// Who needs them, and what there is to warn of.
+fn look(paths: &Paths) -> Result<(Needs, Option<String>), DaemonError> {
     let mut datapath = Datapath::require(paths)?;
-    let need = challenge::need(&datapath)?;
-    if need == Need::None {
-        return Ok((need, Vec::new()));
+    let needs = Needs::read(&datapath)?;
+    if needs.is_none() {
+        return Ok((needs, None));
     }
     let Look { differs, mut readiness, .. } = Look::at(&datapath)?;
     if differs && let Some(_lock) = StateLock::acquire_within(paths, LOCK)? {
         readiness = challenge::refresh(&mut datapath)?;
     }
-    let is_off = !readiness.obstacles.is_empty();
-    Ok((need, if is_off { readiness.warnings(need) } else { Vec::new() }))
+    let warning = readiness.warning(&needs);
+    Ok((needs, warning))
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use super::report::{ConnectionReport, DaemonReport, Rates};
-use crate::output::SCHEMA;
+use crate::output::{NEWS, SCHEMA};
 
 /// What goes wrong over and over is logged this often.
 const QUIET: Duration = Duration::from_secs(10);
@@ -158,13 +158,19 @@ impl Health {
         (subject.warning, subject.is_logged) = (Some(text.into()), false);
     }
 
+    /// The same of something that the log has already, and that is to be taken back there.
+    pub fn warn_of_known(&self, about: impl Into<String>, text: impl Into<String>) {
+        let subject = Subject { warning: Some(text.into()), is_logged: true, logged_at: None };
+        self.subjects().insert(about.into(), subject);
+    }
+
     /// What was wrong with `about` is right again. Logged if the warning was.
     pub fn recovered(&self, about: &str) {
         if let Some(subject) = self.subjects().get_mut(about)
             && subject.warning.take().is_some()
             && std::mem::take(&mut subject.is_logged)
         {
-            log::warn!("{about} works again");
+            log::warn!(target: NEWS, "{about} works again");
         }
     }
 

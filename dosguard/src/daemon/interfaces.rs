@@ -17,6 +17,7 @@ use super::health::Health;
 use super::{DaemonError, io_error};
 use crate::datapath::{AttachMode, Datapath};
 use crate::lock::StateLock;
+use crate::output::NEWS;
 use crate::paths::Paths;
 
 /// How often it is looked for interfaces.
@@ -74,11 +75,12 @@ struct Watch {
 
 impl Watch {
     fn run(&mut self, wanted: &Receiver<Vec<String>>) {
+        let mut is_first = true;
         loop {
             for name in self.wanted.clone() {
                 self.look_at(&name);
             }
-            look_after(&self.paths, &self.health);
+            look_after(&self.paths, &self.health, std::mem::take(&mut is_first));
             match wanted.recv_timeout(INTERVAL) {
                 Ok(wanted) => self.want(wanted),
                 Err(RecvTimeoutError::Timeout) => {}
@@ -134,7 +136,7 @@ impl Watch {
         let (attached, held) = datapath.attach(name, self.mode)?;
         if let Some(held) = held {
             held.pin()?;
-            log::warn!("interface `{name}` is there, and guarded in {} mode", attached.mode);
+            log::warn!(target: NEWS, "interface `{name}` is there, and guarded in {} mode", attached.mode);
         }
         Ok(true)
     }

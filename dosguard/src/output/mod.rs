@@ -21,6 +21,8 @@ use crate::config::cidr::{Cidr, to_ip};
 use crate::config::policy::SourcePrefixes;
 use crate::config::units::Span;
 
+/// The target of what the log has to say that is no warning, and is told as it stands.
+pub const NEWS: &str = "news";
 /// The version of the JSON schema.
 pub const SCHEMA: u32 = 1;
 

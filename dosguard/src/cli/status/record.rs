@@ -6,7 +6,7 @@ use dosguard_common::reason::{Reason, Tally};
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::challenge::{self, Look, Need, Obstacle};
+use crate::challenge::{Look, Needs, Obstacle};
 use crate::cli::changes::UNCOUNTED;
 use crate::config::field::{NO_LIMIT, RuleField};
 use crate::confirm::{Pending, Waiter};
@@ -95,11 +95,11 @@ pub(super) struct ChallengesRecord {
     on: bool,
     obstacles: Vec<Obstacle>,
     notes: Vec<String>,
-    /// The same in a line; none where no rule has a use for it, or a warning says it.
+    /// The same in a line; none where no rule has a use for it.
     #[serde(skip)]
     pub(super) line: Option<String>,
     #[serde(skip)]
-    warnings: Vec<String>,
+    warning: Option<String>,
     #[serde(skip)]
     is_stale: bool,
 }
@@ -186,8 +186,8 @@ impl StatusRecord {
                     paths.command()
                 ));
             }
-            let found = state.challenges.warnings.iter();
-            warnings.extend(found.filter(|text| !warnings.contains(text)).cloned().collect::<Vec<_>>());
+            // The daemon tells it, too, once it has looked.
+            warnings.extend(state.challenges.warning.clone().filter(|text| !warnings.contains(text)));
         }
         let elsewhere = match &state {
             None => Datapath::require(paths).err().filter(|error| matches!(error, Error::Elsewhere { .. })),
@@ -371,20 +371,18 @@ impl StateRecord {
 
 impl ChallengesRecord {
     fn read(paths: &Paths, datapath: &Datapath) -> anyhow::Result<Self> {
-        let need = challenge::need(datapath)?;
+        let needs = Needs::read(datapath)?;
         let Look { mut readiness, differs, is_live, .. } = Look::at(datapath)?;
         if !is_live && readiness.obstacles.is_empty() {
             readiness.note_unseen(paths);
         }
         // What is in the way of those that are sent is stale.
         let are_sent = is_live && !readiness.obstacles.is_empty();
-        let warnings = if are_sent { Vec::new() } else { readiness.warnings(need) };
-        let says = need != Need::None && warnings.is_empty();
         Ok(Self {
             on: is_live,
-            line: says.then(|| readiness.line(is_live)),
-            warnings,
-            is_stale: need != Need::None && is_live && differs,
+            line: (!needs.is_none()).then(|| readiness.line(&needs, is_live)),
+            warning: readiness.warning(&needs).filter(|_| !are_sent),
+            is_stale: !needs.is_none() && is_live && differs,
             obstacles: readiness.obstacles,
             notes: readiness.notes,
         })
