@@ -207,7 +207,12 @@ impl Context {
                     let left = Span::from_ns(until_ns.saturating_sub(self.clock.boot_now_ns())).approx();
                     format!("the ban's clock starts again: another {left}")
                 }
-                (kind, _) => kind.name().to_owned(),
+                (Kind::Limited, _) if explanation.reason.verdict() == Verdict::Drop => {
+                    "the event limited: what is beyond the limit is dropped, and the source is not banned".to_owned()
+                }
+                (Kind::Limited, _) => "the event limited: monitor mode lets pass what is beyond the limit".to_owned(),
+                (Kind::Challenge, _) => "the event challenge, once in a window".to_owned(),
+                (kind, _) => format!("the event {}", kind.name()),
             };
             self.line(out, "brings", &text)?;
         }

@@ -92,7 +92,7 @@ pub(super) struct InterfaceRecord {
 /// Whether SYNs can be challenged.
 #[derive(Serialize)]
 pub(super) struct ChallengesRecord {
-    on: bool,
+    pub(super) on: bool,
     obstacles: Vec<Obstacle>,
     notes: Vec<String>,
     /// The same in a line; none where no rule has a use for it.
@@ -117,6 +117,7 @@ pub(super) struct RuleRecord {
     pub(super) mode: &'static str,
     pub(super) under_limit: u64,
     pub(super) over_limit: u64,
+    pub(super) challenged: u64,
     pub(super) banned: u64,
     pub(super) monitored_over_limit: u64,
     pub(super) monitored_banned: u64,
@@ -233,6 +234,7 @@ impl StateRecord {
                 mode: rule.spec.mode.name(),
                 under_limit: maps.rule_packets(index, Reason::UnderLimit)?,
                 over_limit: maps.rule_packets(index, Reason::OverLimit)?,
+                challenged: maps.rule_packets(index, Reason::Challenged)?,
                 banned: maps.rule_packets(index, Reason::Banned)?,
                 monitored_over_limit: maps.rule_packets(index, Reason::MonitoredOverLimit)?,
                 monitored_banned: maps.rule_packets(index, Reason::MonitoredBanned)?,

@@ -63,11 +63,12 @@ pub(super) fn write(
             grouped(count.bytes),
         ]);
     }
-    for verdict in ["pass", "drop"] {
-        let counts = || state.counters.iter().filter(|count| count.verdict == verdict);
+    let verdicts: &[_] = if challenges(state) { &["pass", "drop", "reply"] } else { &["pass", "drop"] };
+    for verdict in verdicts {
+        let counts = || state.counters.iter().filter(|count| count.verdict == *verdict);
         let (packets, bytes) =
             (counts().map(|count| count.packets).sum(), counts().map(|count| count.bytes).sum());
-        counters.add_row([verdict.to_owned(), "total".to_owned(), grouped(packets), grouped(bytes)]);
+        counters.add_row([(*verdict).to_owned(), "total".to_owned(), grouped(packets), grouped(bytes)]);
     }
     write_table(out, &counters)?;
     Ok(())
@@ -163,6 +164,11 @@ fn write_losses(record: &StatusRecord, state: &StateRecord, out: &mut dyn Write)
     Ok(())
 }
 
+/// Whether SYNs are challenged, or were.
+fn challenges(state: &StateRecord) -> bool {
+    state.challenges.on || state.rules.iter().any(|rule| rule.challenged > 0)
+}
+
 /// The rules and their counters; if any limits connections, with that limit; if any is only watched, or was, with what it would
 /// have dropped.
 fn rules_table(state: &StateRecord) -> Table {
@@ -179,7 +185,12 @@ fn rules_table(state: &StateRecord) -> Table {
     if has_floods {
         header.extend(["FLOOD LIMIT", "FLOODED"]);
     }
-    header.extend(["ACTION", "SYNS PASSED", "OVER LIMIT", "BANNED"]);
+    let has_challenges = challenges(state);
+    header.extend(["ACTION", "SYNS PASSED", "OVER LIMIT"]);
+    if has_challenges {
+        header.push("CHALLENGED");
+    }
+    header.push("BANNED");
     if watched {
         header.extend(["MODE", "WATCHED OVER LIMIT", "WATCHED BANNED"]);
     }
@@ -200,7 +211,9 @@ fn rules_table(state: &StateRecord) -> Table {
             );
         }
         row.push(rule.action.to_owned());
-        row.extend([rule.under_limit, rule.over_limit, rule.banned].map(grouped));
+        row.extend([rule.under_limit, rule.over_limit].map(grouped));
+        row.extend(has_challenges.then(|| grouped(rule.challenged)));
+        row.push(grouped(rule.banned));
         if watched {
             let mode = if state.is_monitored() { state.mode } else { rule.mode };
             row.push(mode.to_owned());
@@ -213,11 +226,27 @@ fn rules_table(state: &StateRecord) -> Table {
 
 #[cfg(test)]
 mod tests {
+    use dosguard_common::reason::{Reason, Tally};
+
     use super::*;
+    use crate::daemon::health::Loss;
 
     #[test]
     fn rates_are_as_exact_as_they_need_to_be() {
         assert_eq!([0.0, 0.25, 9.96, 10.4, 391_302.7].map(rate_text), ["0", "0.2", "10.0", "10", "391,303"]);
+    }
+
+    #[test]
+    fn every_reason_and_tally_is_explained() {
+        let text = include_str!("../../../../docs/reasons.md");
+        let rows = |name: &str| text.lines().filter(|line| line.starts_with(&format!("| `{name}` |"))).count();
+        for reason in Reason::ALL {
+            let row = format!("| `{}` | {} |", reason.name(), reason.verdict().name());
+            assert!(text.contains(&row) && rows(reason.name()) == 1, "no `{row}` in docs/reasons.md");
+        }
+        for name in Tally::ALL.iter().map(|tally| tally.name()).chain(Loss::ALL.map(Loss::name)) {
+            assert_eq!(rows(name), 1, "`{name}` in docs/reasons.md");
+        }
     }
 
     #[test]
