@@ -279,7 +279,7 @@ pub(super) fn take_away(paths: &Paths) -> anyhow::Result<()> {
 
 fn remove(paths: &Paths) -> anyhow::Result<Answer> {
     take_away(paths)?;
-    talk::say(&format!("instance `{}` is gone: detached, and nothing left behind", paths.instance()));
+    talk::say(&format!("instance `{}` is gone: detached, and {}", paths.instance(), survive::what_stays(paths)));
     Ok(Answer::Done)
 }
 

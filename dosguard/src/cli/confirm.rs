@@ -8,7 +8,7 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{self, SignalKind, signal};
 use tokio::time::Instant;
 
-use super::{Answer, talk};
+use super::{Answer, survive, talk};
 use crate::config::units::Span;
 use crate::confirm::{Ask, Outcome, PendingInterface, Reply, Waiter, Waiting, ask};
 use crate::datapath::{Datapath, Held, Started};
@@ -172,7 +172,7 @@ fn remove_unused(paths: &Paths, created: bool, instance: u32) -> anyhow::Result<
     // Not one that somebody else has loaded since.
     if datapath.identity()? == instance && is_unused(paths, &datapath)? {
         Datapath::remove(paths)?;
-        talk::say(&format!("instance `{}` is gone again, and nothing left behind", paths.instance()));
+        talk::say(&format!("instance `{}` is gone again, and {}", paths.instance(), survive::what_stays(paths)));
     }
     Ok(())
 }

@@ -65,14 +65,17 @@ pub enum CutError {
         "this would cut off your own ssh session, which comes from {peer}: {}; nothing was changed\n\
          hint: {}, or say `--force`",
         match cut {
+            Cut::Denied(network) if *disallows => format!("`{network}` is denied, and {peer} would not be allowed any more"),
             Cut::Denied(network) => format!("`{network}` would be denied, and {peer} not allowed"),
+            Cut::Banned if *disallows => "it is banned, and would not be allowed any more".to_owned(),
             Cut::Banned => "it would be banned, and not allowed".to_owned(),
             Cut::Restored => "it was banned before, that ban holds again, and it is not allowed".to_owned(),
         },
-        if *loaded {
-            format!("`{command} allow add {peer}` first")
-        } else {
-            "leave `--no-guards` out, put it on the file's allow-list".to_owned()
+        match cut {
+            Cut::Denied(network) if *disallows => format!("`{command} deny del {network}` first"),
+            Cut::Banned if *disallows => format!("`{command} bans del {peer}` first"),
+            _ if *loaded => format!("`{command} allow add {peer}` first"),
+            _ => "leave `--no-guards` out, put it on the file's allow-list".to_owned(),
         }
     )]
     Cut {
@@ -84,6 +87,8 @@ pub enum CutError {
         command: String,
         /// Whether the instance is loaded.
         loaded: bool,
+        /// Whether it is by being allowed no more.
+        disallows: bool,
     },
     /// What is in force cannot be read.
     #[error(transparent)]
@@ -99,7 +104,13 @@ pub fn refuse_cut(paths: &Paths, datapath: Option<&Datapath>, change: Change<'_>
     let Some(peer) = ssh_peer() else { return Ok(()) };
     match would_cut(datapath, peer, change)? {
         None => Ok(()),
-        Some(cut) => Err(CutError::Cut { peer, cut, command: paths.command(), loaded: datapath.is_some() }),
+        Some(cut) => Err(CutError::Cut {
+            peer,
+            cut,
+            command: paths.command(),
+            loaded: datapath.is_some(),
+            disallows: matches!(change, Change::Disallow(_)),
+        }),
     }
 }
 
