@@ -34,7 +34,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Verb {
     /// Find what the build and the lab need, and install what is missing
-    Setup,
+    Setup(SetupArgs),
     /// Run the unit tests, and as root the tests of the program, the lab and the command line
     Test(TestArgs),
     /// Show an attacker being banned while a client goes on being served
@@ -57,6 +57,14 @@ enum Verb {
     Fuzz(FuzzArgs),
     /// Run `lint`, `test`, then `vm` on the oldest kernel and on one that is widespread
     Ci,
+}
+
+/// What `cargo xtask setup` installs.
+#[derive(Args)]
+struct SetupArgs {
+    /// Only what building takes: the compiler's sources and the BPF linker
+    #[arg(long)]
+    build: bool,
 }
 
 /// What `cargo xtask test` runs.
@@ -107,9 +115,9 @@ impl VmArgs {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().verb {
-        Verb::Setup => {
-            setup::ensure(Scope { lint_tools: Want::Warn, lab: Want::Warn, vm: Want::Warn, verbose: true })
-                .map(drop)
+        Verb::Setup(SetupArgs { build }) => {
+            let rest = if build { Want::No } else { Want::Warn };
+            setup::ensure(Scope { lint_tools: rest, lab: rest, vm: rest, verbose: true }).map(drop)
         }
         Verb::Test(args) => test::run(&args),
         Verb::Demo { args } => demo::run(&args),
