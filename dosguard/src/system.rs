@@ -61,8 +61,8 @@ pub enum SystemError {
 }
 
 /// How to be in a network namespace and see the pins that others see.
-pub const ONE_SYS: &str =
-    "`nsenter --net=/run/netns/NS dosguard …` enters a network namespace alone, and has one `/sys` for all commands";
+pub const ONE_SYS: &str = "`nsenter --net=/run/netns/NS dosguard …` enters a network namespace alone, and all commands have \
+                            one `/sys`";
 
 const NEEDED: [Capability; 3] = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN, Capability::CAP_PERFMON];
 
@@ -130,7 +130,8 @@ pub fn is_bpffs(path: &Path) -> bool {
 pub fn has_other_mount(pid: u32, path: &Path) -> bool {
     use std::os::unix::fs::MetadataExt as _;
     let device = |path: &Path| fs::metadata(path).map(|found| found.dev());
-    let there = Path::new("/proc").join(pid.to_string()).join("root").join(path.strip_prefix("/").unwrap_or(path));
+    let there =
+        Path::new("/proc").join(pid.to_string()).join("root").join(path.strip_prefix("/").unwrap_or(path));
     matches!((device(path), device(&there)), (Ok(here), Ok(there)) if here != there)
 }
 

@@ -11,8 +11,8 @@ use dosguard_tests::addresses::{
     ATTACKER_V4, FORGED_V4, GUARD_ATTACKER_SIDE, GUARD_CLIENT_SIDE, SECOND_FORGED_V4,
 };
 use dosguard_tests::cli::{
-    Lines, Listener, PATIENCE, Said, assert_same_moment, assert_untouched, at, bans, done, programs, refused, say,
-    start, start_into, syns, syns_from, words,
+    Lines, Listener, PATIENCE, Said, assert_same_moment, assert_untouched, at, bans, done, programs, refused,
+    say, start, start_into, syns, syns_from, words,
 };
 use dosguard_tests::daemon::Dosguard;
 use dosguard_tests::lab::Lab;
@@ -254,7 +254,10 @@ fn pins_in_another_mount_namespace_are_told_of() {
         daemon.pid()
     );
     let said = elsewhere("status");
-    assert!(said.code == Some(1) && said.err.contains(&told) && said.err.contains("\nhint: `nsenter --net="), "{said:?}");
+    assert!(
+        said.code == Some(1) && said.err.contains(&told) && said.err.contains("\nhint: `nsenter --net="),
+        "{said:?}"
+    );
     let said = elsewhere("status --json");
     assert!(said.out.contains(&told), "{said:?}");
     elsewhere("bans list").assert_refused(&[&told, "nsenter --net="]);

@@ -258,7 +258,10 @@ fn what_the_host_cannot_take_is_dropped_and_status_says_why() {
     let said = daemon.stderr().unwrap();
     assert!(said.matches(warning).count() == 1 && said.contains("\nchallenges: off, net.ipv4"), "{said}");
     let status = done(&dosguard, "status");
-    assert!(status.matches(warning).count() == 1 && status.contains("\nchallenges: off, net.ipv4"), "{status}");
+    assert!(
+        status.matches(warning).count() == 1 && status.contains("\nchallenges: off, net.ipv4"),
+        "{status}"
+    );
     assert_eq!(events(&daemon, "limited").len(), 1);
 
     // Each change is noticed by the daemon, which nobody tells.

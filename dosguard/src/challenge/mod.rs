@@ -85,8 +85,12 @@ impl Needs {
 
     /// The rules with this need, as part of a sentence; none if there are none.
     fn named(&self, wanted: Need) -> Option<String> {
-        let names: Vec<_> =
-            self.rules.iter().filter(|(_, need)| *need == wanted).map(|(name, _)| format!("`{name}`")).collect();
+        let names: Vec<_> = self
+            .rules
+            .iter()
+            .filter(|(_, need)| *need == wanted)
+            .map(|(name, _)| format!("`{name}`"))
+            .collect();
         let rules = if names.len() == 1 { "rule" } else { "rules" };
         (!names.is_empty()).then(|| format!("{rules} {}", names.join(", ")))
     }
@@ -127,14 +131,16 @@ impl Readiness {
 
     /// What there is to warn of where challenges were asked for and are in no way possible; nothing where they were not.
     pub fn warning(&self, needs: &Needs) -> Option<String> {
-        let excess = needs.named(Need::Action).map(|rules| format!("what is beyond the limit of {rules} is dropped"));
+        let excess =
+            needs.named(Need::Action).map(|rules| format!("what is beyond the limit of {rules} is dropped"));
         let floods =
             needs.named(Need::Flood).map(|rules| format!("floods of {rules} are told of and nothing more"));
         let then: Vec<_> = excess.into_iter().chain(floods).collect();
         if then.is_empty() || self.obstacles.is_empty() {
             return None;
         }
-        let why: Vec<_> = self.obstacles.iter().map(|Obstacle { what, more, .. }| format!("{what}: {more}")).collect();
+        let why: Vec<_> =
+            self.obstacles.iter().map(|Obstacle { what, more, .. }| format!("{what}: {more}")).collect();
         Some(format!("no SYN is challenged, {}: {}", then.join(", "), why.join("; ")))
     }
 
@@ -318,7 +324,8 @@ mod tests {
             "no SYN is challenged, what is beyond the limit of rule `smtp` is dropped: net.ipv4.tcp_syncookies is 1: with 2 the \
              host takes cookies that it has not sent itself"
         );
-        let all = needs(&[("default", Need::Helpful), ("a", Need::Flood), ("b", Need::Action), ("c", Need::Flood)]);
+        let all =
+            needs(&[("default", Need::Helpful), ("a", Need::Flood), ("b", Need::Action), ("c", Need::Flood)]);
         assert!(all.is_asked() && found.warning(&all).unwrap().starts_with(
             "no SYN is challenged, what is beyond the limit of rule `b` is dropped, floods of rules `a`, `c` are told of and \
              nothing more: net.ipv4"
@@ -331,7 +338,11 @@ mod tests {
             "challenges: off, net.ipv4.tcp_syncookies is 0, the host forwards packets (net.ipv4.ip_forward is 1); SYNs \
              alone ban for a short while only"
         );
-        assert!(both.beyond_settings().unwrap().starts_with("the host forwards packets (net.ipv4.ip_forward is 1): "));
+        assert!(
+            both.beyond_settings()
+                .unwrap()
+                .starts_with("the host forwards packets (net.ipv4.ip_forward is 1): ")
+        );
         assert_eq!(host().readiness().line(&helpful, true), "challenges: on");
         let note = Host { timestamps: 1, ..host() }.readiness().line(&helpful, true);
         assert!(note.starts_with("challenges: on; challenged connections have no window scale"), "{note}");

@@ -279,7 +279,11 @@ pub(super) fn take_away(paths: &Paths) -> anyhow::Result<()> {
 
 fn remove(paths: &Paths) -> anyhow::Result<Answer> {
     take_away(paths)?;
-    talk::say(&format!("instance `{}` is gone: detached, and {}", paths.instance(), survive::what_stays(paths)));
+    talk::say(&format!(
+        "instance `{}` is gone: detached, and {}",
+        paths.instance(),
+        survive::what_stays(paths)
+    ));
     Ok(Answer::Done)
 }
 

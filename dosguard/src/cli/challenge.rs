@@ -30,7 +30,9 @@ fn set(paths: &Paths, datapath: &Datapath) {
     match Look::at(datapath).map(|look| look.readiness.beyond_settings()) {
         Ok(None) => {}
         Ok(Some(why)) => {
-            log::warn!("`--fix-sysctl` has changed nothing: SYNs could not be challenged all the same, since {why}");
+            log::warn!(
+                "`--fix-sysctl` has changed nothing: SYNs could not be challenged all the same, since {why}"
+            );
             return;
         }
         Err(error) => return talk::warning("`--fix-sysctl` has changed nothing", &error),

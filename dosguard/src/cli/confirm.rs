@@ -172,7 +172,11 @@ fn remove_unused(paths: &Paths, created: bool, instance: u32) -> anyhow::Result<
     // Not one that somebody else has loaded since.
     if datapath.identity()? == instance && is_unused(paths, &datapath)? {
         Datapath::remove(paths)?;
-        talk::say(&format!("instance `{}` is gone again, and {}", paths.instance(), survive::what_stays(paths)));
+        talk::say(&format!(
+            "instance `{}` is gone again, and {}",
+            paths.instance(),
+            survive::what_stays(paths)
+        ));
     }
     Ok(())
 }

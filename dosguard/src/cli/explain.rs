@@ -208,9 +208,12 @@ impl Context {
                     format!("the ban's clock starts again: another {left}")
                 }
                 (Kind::Limited, _) if explanation.reason.verdict() == Verdict::Drop => {
-                    "the event limited: what is beyond the limit is dropped, and the source is not banned".to_owned()
+                    "the event limited: what is beyond the limit is dropped, and the source is not banned"
+                        .to_owned()
                 }
-                (Kind::Limited, _) => "the event limited: monitor mode lets pass what is beyond the limit".to_owned(),
+                (Kind::Limited, _) => {
+                    "the event limited: monitor mode lets pass what is beyond the limit".to_owned()
+                }
                 (Kind::Challenge, _) => "the event challenge, once in a window".to_owned(),
                 (kind, _) => format!("the event {}", kind.name()),
             };

@@ -42,7 +42,8 @@ pub(super) fn say_restored(restored: &Restored) {
 
 /// What is left of an instance that was removed.
 pub(super) fn what_stays(paths: &Paths) -> String {
-    let mut text = format!("nothing of it left in the kernel; lock files stay in `{}`", paths.run_dir().display());
+    let mut text =
+        format!("nothing of it left in the kernel; lock files stay in `{}`", paths.run_dir().display());
     if paths.database().exists() {
         text += &format!(", and its history is `{}`", paths.database().display());
     }

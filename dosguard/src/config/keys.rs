@@ -183,7 +183,11 @@ impl FromStr for Key {
         let Some((rule, field)) = parts else {
             let fixed = FIXED.map(|key| key.to_string());
             let near = nearest(text, global.iter().chain(&fixed).map(String::as_str));
-            let forms = format!("`{}` or `rule.<name>.{}`", global.join("`, `"), RuleField::Limit);
+            let forms = format!(
+                "`{}` or `rule.<name>.{}`; `sysctl -a` shows all",
+                global.join("`, `"),
+                RuleField::Limit
+            );
             return Err(unknown(near.map_or(forms, |key| format!("did you mean `{key}`?"))));
         };
         let name = rule

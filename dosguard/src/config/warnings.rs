@@ -81,7 +81,8 @@ pub fn of_proof(rule: &NamedRule) -> Vec<String> {
         ));
     }
     let (said, usual) = (rule.spec.proof.unproven_ban_ns, ProofDemand::DEFAULT.unproven_ban_ns);
-    if rule.spec.action == Action::Ban && rule.spec.proof.required && said > rule.spec.ban_ns && said != usual {
+    if rule.spec.action == Action::Ban && rule.spec.proof.required && said > rule.spec.ban_ns && said != usual
+    {
         found.push(format!(
             "rule `{name}` has an `unproven_ban` of {} that is longer than its `ban`: SYNs alone ban for {}, as `ban` says",
             RuleField::UnprovenBan.get(rule),

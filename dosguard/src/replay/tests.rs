@@ -193,6 +193,8 @@ fn what_was_sent_or_goes_elsewhere_is_left_out() {
     );
     assert!(text::warnings(&report).is_empty());
     assert!(printed(&report).contains("\nleft out: 1 to other addresses\n"));
+    let report = run_to(&both.bytes, SMTP, &["203.0.113.0/24"]);
+    assert_eq!(text::warnings(&report), ["no packet goes to an address of `--to`: nothing was judged"]);
 
     let flagged = PcapNg::new(Order::Big).interface(1, 0, &[]);
     let flagged = flagged.packet_with(0, AT / 1_000, &syn(ATTACKER, 25), &[(2, &2_u32.to_be_bytes())]);

@@ -217,6 +217,10 @@ pub fn warnings(report: &Report) -> Vec<String> {
             "{mac} both sends and receives here, so what the machine sent was judged, too; `--to ADDRESS` leaves it out"
         ));
     }
+    let left = &report.left_out;
+    if left.elsewhere > 0 && left.elsewhere + left.outgoing + left.cut_short + left.link >= report.packets {
+        warnings.push("no packet goes to an address of `--to`: nothing was judged".to_owned());
+    }
     let stamps = &report.stamps;
     if stamps.furthest_back_s > 1.0 {
         warnings.push(format!(

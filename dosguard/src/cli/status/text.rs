@@ -239,7 +239,8 @@ mod tests {
     #[test]
     fn every_reason_and_tally_is_explained() {
         let text = include_str!("../../../../docs/reasons.md");
-        let rows = |name: &str| text.lines().filter(|line| line.starts_with(&format!("| `{name}` |"))).count();
+        let rows =
+            |name: &str| text.lines().filter(|line| line.starts_with(&format!("| `{name}` |"))).count();
         for reason in Reason::ALL {
             let row = format!("| `{}` | {} |", reason.name(), reason.verdict().name());
             assert!(text.contains(&row) && rows(reason.name()) == 1, "no `{row}` in docs/reasons.md");

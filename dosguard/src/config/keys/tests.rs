@@ -99,7 +99,7 @@ fn unknown_keys_get_a_hint() {
         (
             "limit",
             "no such key as `limit`\nhint: `core.mode`, `core.ipv4_prefix`, `core.ipv6_prefix`, `core.proof_age`, `events.rate` or \
-             `rule.<name>.limit`",
+             `rule.<name>.limit`; `sysctl -a` shows all",
         ),
         ("rule.smpt.limit", "no such rule as `smpt`\nhint: there are `default`, `smtp`"),
         ("rule.smt.limit", "no such rule as `smt`\nhint: did you mean `smtp`?"),

@@ -11,6 +11,7 @@ use crate::connections::{Census, Limits};
 use crate::daemon::DaemonError;
 use crate::daemon::report::{ConnectionReport, Holder};
 use crate::output::source_text;
+use crate::system::boot_now_ns;
 
 /// From here on a source that holds nearly all connections is worth a word.
 const WORTH_A_WORD: u32 = 20;
@@ -19,6 +20,11 @@ impl Work {
     pub(super) fn report(&self, census: &Census, limits: &Limits, cpu: Duration) -> Result<(), DaemonError> {
         let prefixes = self.datapath.maps().source_mask()?.into();
         let most = census.held.iter().max_by_key(|(key, held)| (held.established, std::cmp::Reverse(**key)));
+        // Whoever is banned has been decided on.
+        let is_banned = match most {
+            Some((key, _)) => self.is_banned(key)?,
+            None => false,
+        };
         let most = most.map(|(key, held)| Holder {
             source: source_text(key.source(), prefixes),
             rule: key.rule().map(|index| self.datapath.rule_name(index)).unwrap_or_default(),
@@ -28,7 +34,8 @@ impl Work {
         });
         let total = census.total();
         let local = census.look.local.established;
-        let hint = hint(total.established, local, most.as_ref(), &self.paths.command());
+        let advised = most.as_ref().filter(|_| !is_banned);
+        let hint = hint(total.established, local, advised, &self.paths.command());
         self.health.counted(Some(ConnectionReport {
             at: Timestamp::now(),
             method: self.here.by().unwrap_or_default().name().to_owned(),
@@ -44,6 +51,18 @@ impl Work {
             hint,
         }));
         Ok(())
+    }
+
+    /// Whether SYNs of the source to the rule's ports are dropped because of a ban.
+    fn is_banned(&self, key: &SourceKey) -> Result<bool, DaemonError> {
+        let now_ns = boot_now_ns()?;
+        for key in [*key, SourceKey::everywhere(key.source())] {
+            if self.datapath.maps().ban(&key)?.is_some_and(|ban| ban.is_active(now_ns) && !ban.is_monitored())
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 }
 
