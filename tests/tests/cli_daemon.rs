@@ -232,6 +232,7 @@ fn a_closed_pipe_is_success() {
 }
 
 /// Runs a command in a mount namespace of its own that has another file system at `path`, as `ip netns exec` has another `/sys`.
+#[expect(clippy::unwrap_used, reason = "a test's helpers fail as the test itself does")]
 fn unshared(dosguard: &Dosguard<'_>, kind: &str, path: &Path, line: &str) -> Said {
     let command = dosguard.command(words(line));
     let mount = "mount -t \"$1\" none \"$2\"; shift 2; exec \"$@\"";
@@ -263,16 +264,4 @@ fn pins_in_another_mount_namespace_are_told_of() {
     elsewhere("bans list").assert_refused(&[&told, "nsenter --net="]);
     assert_eq!(daemon.terminate().unwrap().code(), Some(0));
     done(&dosguard, "detach --all");
-}
-
-#[test]
-fn a_filter_that_ends_with_its_mount_namespace_is_warned_of() {
-    let lab = Lab::new().unwrap();
-    let dosguard = Dosguard::new(&lab).unwrap();
-    let line = format!("attach {GUARD_ATTACKER_SIDE}");
-    let attached = |kind: &str| unshared(&dosguard, kind, &lab.directory().bpffs(), &line);
-    attached("tmpfs").assert_refused(&["mounted from here it would be gone", "nsenter --net="]);
-    let said = attached("bpf");
-    assert!(said.err.contains("is a BPF file system of this mount namespace alone"), "{said:?}");
-    wait_until("nothing is guarded", PATIENCE, || Ok(programs(lab.guard()).is_empty())).unwrap();
 }
