@@ -368,10 +368,11 @@ fn a_challenged_connection_is_as_fast_as_any_other() {
         let each: Vec<_> = speeds.iter().map(|speed| (speed / 1e6).round()).collect();
         println!("{name}: median {:.0} MB/s of {each:?}", median(speeds) / 1e6);
     }
-    // Of each round, as the machine may be busier in one than in another.
-    let ratios: Vec<_> = speeds[0].iter().zip(&speeds[1]).map(|(before, after)| after / before).collect();
-    println!("challenged / ordinary: median {:.3} of {ratios:.2?}", median(&ratios));
-    assert!((0.75..1.34).contains(&median(&ratios)), "{ratios:?}");
+    // The fastest of each, as a machine that is busy only ever slows one down.
+    let [ordinary, challenged] = speeds.map(|speeds| speeds.into_iter().fold(0.0, f64::max));
+    let ratio = challenged / ordinary;
+    println!("challenged / ordinary: {ratio:.3}");
+    assert!((0.90..1.11).contains(&ratio), "{challenged:.0} and {ordinary:.0} bytes a second");
     assert!(events(&daemon, "ban").is_empty());
     daemon.terminate().unwrap();
 }

@@ -234,10 +234,13 @@ fn a_flood_of_random_sources_neither_pushes_counters_out_nor_shuts_anybody_out()
     show("quiet", &quiet);
     show("flooded", &report);
     // Each is answered by the same CPU that sends it.
-    assert!(sent.rate_per_second() > 20_000, "{sent:?}");
+    assert!(sent.rate_per_second() > 100_000, "{sent:?}");
     assert_eq!((report.successes(), report.failures()), (100, 0), "{:?}", report.reasons());
-    let [before_it, meanwhile] = [&quiet, &report].map(|report| report.percentile(50).unwrap());
-    assert!(meanwhile < before_it * 2 + Duration::from_millis(1), "{before_it:?} {meanwhile:?}");
+    // Twice as long at most. Of a hundred the slowest may be whom the scheduler had forgotten for a moment.
+    for (percent, scheduler) in [(50, Duration::from_micros(200)), (95, Duration::from_millis(1))] {
+        let [before_it, meanwhile] = [&quiet, &report].map(|report| report.percentile(percent).unwrap());
+        assert!(meanwhile < before_it * 2 + scheduler, "{percent} %: {before_it:?} {meanwhile:?}");
+    }
     // The client itself may have got one.
     assert!(after.0 <= before.0 + 1, "{before:?} {after:?}");
     // Each CPU adds to the sum in parts of a sixteenth of the limit.
