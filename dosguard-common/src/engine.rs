@@ -34,6 +34,10 @@ use crate::window::{Window, low_half, share_of_limit, share_to_watch, window_of}
 
 /// Decides about a frame by `clock`, and counts the decision.
 #[inline(always)]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "whoever calls has a closure, and no use for it afterwards"
+)]
 pub fn decide<F: Frame + ?Sized, T: Tables, C: Clock>(frame: &F, tables: &mut T, clock: C) -> Reason {
     let (reason, rule) = match parse(frame) {
         Err(Unparsed::NotIp) => (Reason::NotIp, None),
