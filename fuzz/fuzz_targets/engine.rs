@@ -104,11 +104,16 @@ fuzz_target!(|bytes: &[u8]| {
         let mut segment: Segment = bytemuck::Zeroable::zeroed();
         if segment.read(frame) && segment.may_answer() {
             let (mac, arrival) = ([0; 6], Arrival::default());
-            match step >> 3 & 7 {
-                2 => judge_established(&mut tables, &segment, now_ns),
-                3 => judge_answer(&mut tables, &segment, Completed::Challenge, mac, arrival, now_ns),
-                4 => judge_answer(&mut tables, &segment, Completed::Handshake, mac, arrival, now_ns),
-                _ => {}
+            let completed = match step >> 3 & 7 {
+                3 => Some(Completed::Challenge),
+                4 => Some(Completed::Handshake),
+                _ => None,
+            };
+            if let Some(completed) = completed {
+                let passes = judge_answer(&mut tables, &segment, completed, mac, arrival, now_ns);
+                assert!(passes || mode == Mode::Enforce);
+            } else if step >> 3 & 7 == 2 {
+                judge_established(&mut tables, &segment, now_ns);
             }
         }
     }
