@@ -51,7 +51,7 @@ fn they_load_for_as_many_cpus_as_sums_are_made_over() {
     let at = |name: &str| bpffs.0.join(name);
     let paths = Paths::new("steps", at("bpf"), at("run"), at("state")).unwrap();
     let sizes = vec![(abi::SYNS.name, 1024)];
-    let options = LoadOptions { cpus: Some(256), sizes, ..LoadOptions::default() };
+    let options = LoadOptions { cpus: Some(192), sizes, ..LoadOptions::default() };
     let before = steps();
     let _datapath = Datapath::create(&paths, &Policy::default(), &options).unwrap();
     assert!(steps().iter().any(|(id, name)| name == abi::ANSWER_PROGRAM && !before.contains_key(id)));

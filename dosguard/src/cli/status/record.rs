@@ -346,7 +346,7 @@ impl StateRecord {
         }
         if !self.program.exact_over_cpus {
             let what =
-                "no sums over CPUs here (Linux 5.19, up to 256 CPUs): each CPU has its share of the limits";
+                "no sums over CPUs here (Linux 5.19, up to 192 CPUs): each CPU has its share of the limits";
             warnings.push(what.to_owned());
         }
         warnings
