@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: builds the lab's measurements and runs one of them.
+//! `cargo xtask bench`: builds the lab's measurements and runs all of them, or the one that is named.
 
 use std::ffi::OsString;
 

@@ -1,12 +1,13 @@
 //! Where and when something was measured.
 
-use std::fs;
+use std::{fmt, fs};
 
 use anyhow::{Context as _, Result};
 use dosguard_tests::cpu;
 use jiff::{Timestamp, Unit};
 
 /// What a result depends on besides what was measured.
+#[derive(Clone, Debug)]
 pub(crate) struct Machine {
     pub(crate) kernel: String,
     pub(crate) processor: String,
@@ -25,6 +26,13 @@ impl Machine {
             processors: cpu::available()?.len(),
             date: Timestamp::now().round(Unit::Second)?,
         })
+    }
+}
+
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kernel, processor, processors, date } = self;
+        write!(f, "Linux {kernel}, {processors} x {processor}, {date}")
     }
 }
 

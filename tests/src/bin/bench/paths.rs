@@ -1,23 +1,18 @@
 //! What a packet costs the program itself, by the way that it takes through the engine.
 
-use std::{fs, io, path::Path};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::{
     Ebpf,
     programs::{TestRun as _, TestRunOptions, Xdp, XdpMode},
 };
-use comfy_table::CellAlignment;
-use dosguard::datapath::{List, LoadOptions, Loaded, Maps, Origin, list_add};
-use dosguard::output::{grouped, table, write_table};
+use dosguard::datapath::{List, Loaded, Maps};
+use dosguard::output::grouped;
 use dosguard_common::{
-    abi,
-    address::{Address, SourceMask},
-    ban::Ban,
-    config::{Config, Mode},
-    key::SourceKey,
+    config::Mode,
     reason::Reason,
-    rule::{Action, Rule, RuleIndex, RuleSpec, Scope},
+    rule::{Action, RuleSpec},
 };
 use dosguard_flood_config::PASS_PROGRAM;
 use dosguard_tests::{
@@ -25,19 +20,20 @@ use dosguard_tests::{
     netns::Namespace,
     objects::{FLOOD_OBJECT, real},
     packet::{Frame, Packet},
-    program::{SECOND, ban_over},
+    program::ban_over,
 };
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::{
-    PathsArguments,
     machine::Machine,
+    prepared::{Wanted, others},
     progress,
+    report::{Report, columns},
     spread::{Spread, three_digits},
 };
 
-const SOURCE: &str = "192.0.2.66";
-const SOURCE6: &str = "2001:db8:0:1::66";
+const SOURCE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 66);
+const SOURCE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, 0x66);
 const GUARD: &str = "198.51.100.1";
 const GUARD6: &str = "2001:db8:a::1";
 /// A limit that nobody reaches in a run.
@@ -113,34 +109,19 @@ struct Ready {
 
 impl Ready {
     fn new(way: Way) -> Result<Self> {
-        let sizes = vec![(abi::BANS.name, 131_072)];
-        let mut loaded = Loaded::shipped(&LoadOptions { sizes, ..LoadOptions::default() })?;
-        let mut maps = loaded.take_maps()?;
-        maps.set_config(Config::new(SourceMask::new(32, 64)).with_mode(way.mode))?;
-        maps.set_rule(RuleIndex::DEFAULT, Rule::new("default", &way.spec, 1))?;
-        let ban = Ban::by_admin(Scope::All, RuleIndex::DEFAULT, SECOND, u64::MAX, "");
-        let sources = [Address::from_ipv4(SOURCE.parse::<std::net::Ipv4Addr>()?.octets())];
-        let sources6 = [Address::from_ipv6(SOURCE6.parse::<std::net::Ipv6Addr>()?.octets())];
+        let mut banned: Vec<_> = others(way.others, false).collect();
         if way.is_banned {
-            for source in sources.iter().chain(&sources6) {
-                maps.set_ban(&SourceKey::everywhere(maps.source_mask()?.source(*source)), &ban)?;
-            }
+            banned.extend([IpAddr::from(SOURCE), SOURCE6.into()]);
         }
-        for other in 0..way.others {
-            let other = Address::from_ipv4((0x6440_0000 + other).to_be_bytes());
-            maps.set_ban(&SourceKey::everywhere(other), &ban)?;
-        }
-        if let Some(list) = way.list {
-            let network: dosguard::config::cidr::Cidr = SOURCE.parse()?;
-            list_add(&mut maps, list, [network.to_prefix()], Origin::HAND)?;
-        }
+        let listed = way.list.map(|list| (list, SOURCE.into()));
+        let (loaded, maps) = Wanted { mode: way.mode, banned, listed, ..Wanted::shipped(way.spec) }.load()?;
         Ok(Self { way, loaded, maps })
     }
 
     /// Runs the frame, and returns nanoseconds for each run.
     fn run(&mut self, repeat: u32) -> Result<f64> {
         let before = self.maps.packets(self.way.reason)?.packets;
-        let took = run(self.loaded.program()?, &self.way.frame, repeat)?;
+        let took = judge(self.loaded.program()?, &self.way.frame, repeat)?;
         let counted = self.maps.packets(self.way.reason)?.packets - before;
         // The first one of a limit that drops passes.
         ensure!(
@@ -152,26 +133,18 @@ impl Ready {
     }
 }
 
-fn run(program: &Xdp, frame: &Frame, repeat: u32) -> Result<f64> {
+fn judge(program: &Xdp, frame: &Frame, repeat: u32) -> Result<f64> {
     let result =
         program.test_run(TestRunOptions { data_in: Some(frame), repeat, ..TestRunOptions::default() })?;
     Ok(result.duration.as_secs_f64() * 1e9)
 }
 
-/// What was measured.
-struct Report {
-    machine: Machine,
-    rounds: u32,
-    repeat: u32,
-    empty: Spread,
-    /// Names, reasons and what they cost beyond the empty program.
-    ways: Vec<(&'static str, Reason, Spread)>,
-}
+const METHOD: &str = "test runs of the shipped program on one frame over and over, minus those of a program that only passes, \
+                      in the same round; the caches are warm";
 
-/// Measures, and prints and writes what was found.
-pub(crate) fn measure(arguments: &PathsArguments) -> Result<()> {
-    let (rounds, repeat) = if arguments.quick { (5, 100_000) } else { (15, 300_000) };
-    let interrupt = Interrupt::install()?;
+/// Measures.
+pub(crate) fn run(is_quick: bool, interrupt: &Interrupt) -> Result<Report> {
+    let (rounds, repeat) = if is_quick { (5, 100_000) } else { (15, 300_000) };
     // A program that is attached somewhere is in the kernel's dispatcher already, here where no packet comes by.
     let stage = Namespace::new("paths")?;
     let mut object = Ebpf::load(real(FLOOD_OBJECT)?).context("cannot load the lab's programs")?;
@@ -187,7 +160,7 @@ pub(crate) fn measure(arguments: &PathsArguments) -> Result<()> {
     let (mut nothing, mut samples) = (Vec::new(), vec![Vec::new(); ready.len()]);
     for round in 0..=rounds {
         progress(&format!("round {round} of {rounds}"));
-        let base = run(empty, &blank, repeat)?;
+        let base = judge(empty, &blank, repeat)?;
         for (ready, samples) in ready.iter_mut().zip(&mut samples) {
             interrupt.check()?;
             let took = ready.run(repeat).with_context(|| ready.way.name.to_owned())?;
@@ -197,72 +170,20 @@ pub(crate) fn measure(arguments: &PathsArguments) -> Result<()> {
         }
         nothing.push(base);
     }
-    let ways = ready.iter().zip(samples);
-    let report = Report {
-        machine: Machine::this()?,
-        rounds,
-        repeat,
-        empty: Spread::of(nothing),
-        ways: ways.map(|(ready, samples)| (ready.way.name, ready.way.reason, Spread::of(samples))).collect(),
-    };
-    report.print()?;
-    arguments.json.as_deref().map_or(Ok(()), |path| report.write_json(path))
-}
-
-impl Report {
-    fn print(&self) -> Result<()> {
-        let mut rows = table(&["packet", "verdict", "ns", "least-most"]);
-        for (name, reason, spread) in &self.ways {
-            rows.add_row([
-                (*name).to_owned(),
-                reason.name().to_owned(),
-                three_digits(spread.median),
-                format!("{}-{}", three_digits(spread.least), three_digits(spread.most)),
-            ]);
-        }
-        for column in 2..=3 {
-            if let Some(column) = rows.column_mut(column) {
-                column.set_cell_alignment(CellAlignment::Right);
-            }
-        }
-        let Machine { kernel, processor, processors, date } = &self.machine;
-        let heading = format!(
-            "nanoseconds beyond an empty program, which takes {}; {} rounds of {} runs, Linux {kernel}, {processors} x \
-             {processor}, {date}\n",
-            three_digits(self.empty.median),
-            self.rounds,
-            grouped(self.repeat.into())
-        );
-        let mut out = anstream::stdout();
-        let written = io::Write::write_all(&mut out, heading.as_bytes());
-        match written.and_then(|()| write_table(&mut out, &rows)) {
-            // Whoever has closed the pipe has seen enough.
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("cannot print"),
-            _ => Ok(()),
-        }
+    let empty = Spread::of(nothing);
+    let mut rows = columns(&["packet", "verdict", "ns", "least-most"], 2);
+    let mut found = Vec::new();
+    for (Ready { way, .. }, samples) in ready.iter().zip(samples) {
+        let (verdict, spread) = (way.reason.name(), Spread::of(samples));
+        let range = format!("{}-{}", three_digits(spread.least), three_digits(spread.most));
+        rows.add_row([way.name, verdict, &three_digits(spread.median), &range]);
+        found.push(json!({"packet": way.name, "verdict": verdict, "ns": spread.json()}));
     }
-
-    fn write_json(&self, path: &Path) -> Result<()> {
-        let Machine { kernel, processor, processors, date } = &self.machine;
-        let way = |(name, reason, spread): &(&str, Reason, Spread)| -> Value {
-            json!({"packet": name, "verdict": reason.name(), "ns": spread.json()})
-        };
-        let report = json!({
-            "version": 1,
-            "benchmark": "paths",
-            "date": date.to_string(),
-            "kernel": kernel,
-            "processor": processor,
-            "processors": processors,
-            "rounds": self.rounds,
-            "runs": self.repeat,
-            "method": "test runs of the shipped program on one frame over and over, minus those of a program that only passes, \
-                       in the same round; the caches are warm",
-            "empty_ns": self.empty.json(),
-            "ways": self.ways.iter().map(way).collect::<Vec<_>>(),
-        });
-        let mut text = serde_json::to_string_pretty(&report)?;
-        text.push('\n');
-        fs::write(path, text).with_context(|| format!("cannot write `{}`", path.display()))
-    }
+    let heading = format!(
+        "nanoseconds beyond an empty program, which takes {}; {rounds} rounds of {} runs",
+        three_digits(empty.median),
+        grouped(repeat.into())
+    );
+    let findings = json!({"rounds": rounds, "runs": repeat, "empty_ns": empty.json(), "ways": found});
+    Ok(Report::new("paths", Machine::this()?, METHOD, findings).table(&heading, rows))
 }

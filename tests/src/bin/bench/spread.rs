@@ -32,6 +32,11 @@ pub(crate) fn three_digits(number: f64) -> String {
     format!("{number:.decimals$}")
 }
 
+/// A time in seconds, as milliseconds.
+pub(crate) fn milliseconds(time: f64) -> String {
+    format!("{} ms", three_digits(time * 1e3))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,7 +8,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::contender::Contender;
-use super::report::{Outcome, Report, Row};
+use super::report::{Found, Outcome, Row};
 use crate::machine::Machine;
 
 const WIDTH: u32 = 900;
@@ -20,34 +20,34 @@ const TOP: i32 = 64;
 const FONT: &str = "sans-serif";
 
 /// Draws bars of packets a second for each kind of traffic, as SVG into a file.
-pub(super) fn draw(report: &Report, path: &Path) -> Result<()> {
-    let bars: usize = report.rows.iter().map(|row| row.outcomes.len()).sum();
-    let height = TOP + i32::try_from(bars)? * BAR + i32::try_from(report.rows.len())? * GAP + 10;
+pub(super) fn draw(found: &Found, path: &Path) -> Result<()> {
+    let bars: usize = found.rows.iter().map(|row| row.outcomes.len()).sum();
+    let height = TOP + i32::try_from(bars)? * BAR + i32::try_from(found.rows.len())? * GAP + 10;
     let area = SVGBackend::new(path, (WIDTH, u32::try_from(height)?)).into_drawing_area();
-    draw_on(&area, report).map_err(|error| anyhow!("cannot draw `{}`: {error}", path.display()))
+    draw_on(&area, found).map_err(|error| anyhow!("cannot draw `{}`: {error}", path.display()))
 }
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 type Failure = DrawingAreaErrorKind<std::io::Error>;
 
-fn draw_on(area: &Area<'_>, report: &Report) -> Result<(), Failure> {
+fn draw_on(area: &Area<'_>, found: &Found) -> Result<(), Failure> {
     area.fill(&WHITE)?;
-    let Machine { kernel, processor, processors, date } = &report.machine;
+    let Machine { kernel, processor, processors, date } = &found.machine;
     let title = (FONT, 16).into_font().color(&BLACK);
     let small = (FONT, 11).into_font().color(&BLACK.mix(0.7));
     area.draw(&Text::new("Packets stopped a second, in millions, generator included", (10, 8), title))?;
     let machine = format!(
         "Linux {kernel}, {processors} x {processor}, {}; {} rounds of {} frames",
         date.strftime("%Y-%m-%d"),
-        report.rounds,
-        grouped(report.frames)
+        found.rounds,
+        grouped(found.frames)
     );
     area.draw(&Text::new(machine, (10, 32), small.clone()))?;
 
     let millions = |outcome: &Outcome| 1e3 / outcome.spread().median.max(1.0);
-    let most = report.rows.iter().flat_map(|row| &row.outcomes).map(millions).fold(0.1, f64::max);
+    let most = found.rows.iter().flat_map(|row| &row.outcomes).map(millions).fold(0.1, f64::max);
     let mut top = TOP;
-    for row in &report.rows {
+    for row in &found.rows {
         let heading = (FONT, 12, FontStyle::Bold).into_font().color(&BLACK);
         area.draw(&Text::new(row.traffic.name, (10, top), heading))?;
         top += GAP - 8;

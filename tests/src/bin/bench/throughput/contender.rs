@@ -14,7 +14,7 @@ use dosguard_tests::{
 
 use super::filter::Filter;
 use super::netfilter::Kind;
-use super::traffic::{SOURCE_V4, SOURCE_V6, Traffic, Treatment};
+use super::traffic::{Traffic, Treatment};
 
 /// One that stops floods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,8 +140,7 @@ struct XdpFilter {
 
 impl XdpFilter {
     fn start(guard: &Namespace, traffic: &Traffic) -> Result<(Self, String)> {
-        let (feature, source) =
-            if traffic.is_v6 { ("ipv6", SOURCE_V6.to_string()) } else { ("ipv4", SOURCE_V4.to_string()) };
+        let (feature, source) = (if traffic.is_v6 { "ipv6" } else { "ipv4" }, traffic.source());
         let load = format!("xdp-filter load -m native -p allow -f {feature} {GUARD_ATTACKER_SIDE}");
         let method = format!("{load} && xdp-filter ip -m src {source}");
         let script = format!("mount -t bpf bpf /sys/fs/bpf && {method} && echo ready && read -r end");

@@ -1,36 +1,25 @@
 //! dosguard's own program on an interface, for as long as it is measured.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::XdpMode;
-use dosguard::datapath::{LoadOptions, Loaded, Maps, SHIPPED};
+use dosguard::datapath::{Loaded, Maps, SHIPPED};
 use dosguard_common::{
-    abi,
-    address::{Address, SourceMask},
-    ban::Ban,
-    config::{Config, Mode},
-    key::SourceKey,
     reason::Reason,
-    rule::{Action, Rule, RuleIndex, RuleSpec, Scope},
+    rule::{Action, RuleSpec},
 };
 use dosguard_tests::{
-    addresses::GUARD_ATTACKER_SIDE,
-    netns::Namespace,
-    objects::{FOLLOWED_OBJECT, real},
-    program::{SECOND, ban_over},
+    addresses::GUARD_ATTACKER_SIDE, netns::Namespace, objects::FOLLOWED_OBJECT, program::ban_over,
 };
 
-use super::traffic::{SOURCE_V4, SOURCE_V6, Traffic, Treatment};
+use super::traffic::{Traffic, Treatment};
+use crate::prepared::{Wanted, others};
 
 /// A limit that nobody reaches here.
 const HIGH: u32 = 500_000;
 /// A limit that everybody is over.
 const LOW: u32 = 10;
-/// The first address that is banned beside those that send.
-const BANNED_V4: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 0);
-const BANNED_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0x8000, 0, 0, 0, 0, 0);
-
 /// The program with its maps, attached.
 pub(super) struct Filter {
     _loaded: Loaded,
@@ -48,17 +37,9 @@ impl Filter {
             Treatment::Counted => (FOLLOWED_OBJECT, HIGH, Action::Ban, Reason::UnderLimit),
             Treatment::Established { .. } => (FOLLOWED_OBJECT, HIGH, Action::Ban, Reason::NotSyn),
         };
-        let sizes = vec![(abi::BANS.name, 131_072)];
-        let mut loaded = Loaded::new(real(object)?, &LoadOptions { sizes, ..LoadOptions::default() })?;
-        let mut maps = loaded.take_maps()?;
-        maps.set_config(Config::new(SourceMask::new(32, 64)).with_mode(Mode::Enforce))?;
         let spec = RuleSpec { limit, action, ..ban_over(limit) };
-        maps.set_rule(RuleIndex::DEFAULT, Rule::new("default", &spec, 1))?;
-        for address in banned(traffic) {
-            let source = maps.source_mask()?.source(address);
-            let ban = Ban::by_admin(Scope::All, RuleIndex::DEFAULT, SECOND, u64::MAX, "");
-            maps.set_ban(&SourceKey::everywhere(source), &ban)?;
-        }
+        let wanted = Wanted { object, banned: banned(traffic), ..Wanted::shipped(spec) };
+        let (mut loaded, maps) = wanted.load()?;
         let program = loaded.program()?;
         guard
             .run_in(|| program.attach(GUARD_ATTACKER_SIDE, XdpMode::Driver))?
@@ -86,26 +67,10 @@ impl Filter {
 }
 
 /// Who is banned: the source that sends, or others.
-fn banned(traffic: &Traffic) -> Vec<Address> {
-    let address = |address: IpAddr| match address {
-        IpAddr::V4(address) => Address::from_ipv4(address.octets()),
-        IpAddr::V6(address) => Address::from_ipv6(address.octets()),
-    };
+fn banned(traffic: &Traffic) -> Vec<IpAddr> {
     match traffic.treatment {
-        Treatment::Banned if traffic.is_v6 => vec![address(SOURCE_V6.into())],
-        Treatment::Banned => vec![address(SOURCE_V4.into())],
-        Treatment::Established { bans } => others(bans, traffic.is_v6).map(address).collect(),
+        Treatment::Banned => vec![traffic.source()],
+        Treatment::Established { bans } => others(bans, traffic.is_v6).collect(),
         Treatment::Limited | Treatment::Counted => Vec::new(),
     }
-}
-
-/// So many sources that send nothing.
-pub(super) fn others(count: u32, is_v6: bool) -> impl Iterator<Item = IpAddr> {
-    (0..count).map(move |number| {
-        if is_v6 {
-            Ipv6Addr::from(u128::from(BANNED_V6) + (u128::from(number) << 64)).into()
-        } else {
-            Ipv4Addr::from(u32::from(BANNED_V4) + number).into()
-        }
-    })
 }

@@ -11,9 +11,9 @@ use anyhow::{Context as _, Result};
 use dosguard_tests::{interrupt::Interrupt, lab::Lab};
 
 use self::contender::Ready;
-use self::report::{Outcome, Report, Row};
+use self::report::{Found, Outcome, Row};
 use self::traffic::Traffic;
-use crate::{ThroughputArguments, machine::Machine, progress};
+use crate::{ThroughputArguments, machine::Machine, progress, report::Report};
 
 /// All floods come from, and so arrive on, this processor.
 const CPU: usize = 0;
@@ -29,11 +29,10 @@ struct Extent {
 const WHOLE: Extent = Extent { rounds: 9, frames: 400_000 };
 const QUICK: Extent = Extent { rounds: 3, frames: 150_000 };
 
-/// Measures, and prints and writes what was found.
-pub(crate) fn run(arguments: &ThroughputArguments) -> Result<()> {
-    let extent = if arguments.quick { QUICK } else { WHOLE };
-    let interrupt = Interrupt::install()?;
-    let lab = Lab::new_unless(&interrupt).context("cannot make the lab")?;
+/// Measures, and draws a picture if one is wanted.
+pub(crate) fn run(arguments: &ThroughputArguments, interrupt: &Interrupt) -> Result<Report> {
+    let extent = if arguments.common.quick { QUICK } else { WHOLE };
+    let lab = Lab::new_unless(interrupt).context("cannot make the lab")?;
     let machine = Machine::this()?;
     let mut rows = Vec::new();
     let is_one = |name: &str| traffic::ALL.iter().any(|traffic| traffic.name == name);
@@ -44,16 +43,15 @@ pub(crate) fn run(arguments: &ThroughputArguments) -> Result<()> {
     };
     for traffic in traffic::ALL.iter().filter(wanted) {
         progress(traffic.name);
-        let row = measure(&lab, &interrupt, traffic, extent)
+        let row = measure(&lab, interrupt, traffic, extent)
             .with_context(|| format!("traffic `{}`", traffic.name))?;
         rows.push(row);
     }
-    let report = Report { machine, rounds: extent.rounds, frames: extent.frames, rows };
-    report.print()?;
+    let found = Found { machine, rounds: extent.rounds, frames: extent.frames, rows };
     if let Some(path) = &arguments.chart {
-        chart::draw(&report, path)?;
+        chart::draw(&found, path)?;
     }
-    arguments.json.as_deref().map_or(Ok(()), |path| report.write_json(path))
+    Ok(found.report())
 }
 
 /// All contenders stand ready, and take turns.

@@ -1,10 +1,9 @@
 //! The same limits as rules of netfilter, each at the hook where it is cheapest.
 
 use std::fmt::Write as _;
-use std::net::IpAddr;
 
-use super::filter::others;
-use super::traffic::{SOURCE_V4, SOURCE_V6, Traffic, Treatment};
+use super::traffic::{Traffic, Treatment};
+use crate::prepared::others;
 
 /// What decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +65,7 @@ impl Kind {
         const RECENT: &str = "-m recent --name dg";
         const HASHLIMIT: &str = "-m hashlimit --hashlimit-name dg --hashlimit-mode srcip --hashlimit-htable-size 65536 \
                                  --hashlimit-htable-max 131072 --hashlimit-htable-expire 60000 --hashlimit-above";
-        let source = source(traffic);
+        let source = traffic.source();
         let rules = match (self, traffic.treatment) {
             (Self::Drop, Treatment::Banned) => vec![format!("-s {source} -j DROP")],
             // Its list keeps 20 packets of each source, and can ask for no more.
@@ -134,8 +133,4 @@ impl Kind {
             "table {table} dg {{\n set dg {{ {set} }}\n chain dg {{\n  {hook}; policy accept;\n  {rule}\n  drop\n }}\n}}\n"
         ))
     }
-}
-
-fn source(traffic: &Traffic) -> IpAddr {
-    if traffic.is_v6 { SOURCE_V6.into() } else { SOURCE_V4.into() }
 }

@@ -1,16 +1,13 @@
 //! What was measured, for people and for machines.
 
-use std::{fs, io, path::Path};
-
-use anyhow::{Context as _, Result};
-use comfy_table::CellAlignment;
-use dosguard::output::{grouped, table, write_table};
+use dosguard::output::grouped;
 use serde_json::{Value, json};
 
 use super::contender::Contender;
 use super::traffic::Traffic;
 use crate::{
     machine::Machine,
+    report::{Report, columns},
     spread::{Spread, three_digits},
 };
 
@@ -22,7 +19,7 @@ const METHOD: &str = "Frames are made by an XDP program on live-frame test runs 
                       is verified after each.";
 
 /// Everything that was measured.
-pub(super) struct Report {
+pub(super) struct Found {
     pub(super) machine: Machine,
     pub(super) rounds: u32,
     pub(super) frames: u64,
@@ -59,11 +56,11 @@ impl Row {
     }
 }
 
-impl Report {
-    /// Prints a table.
-    pub(super) fn print(&self) -> Result<()> {
+impl Found {
+    /// For people and for machines.
+    pub(super) fn report(&self) -> Report {
         let mut rows =
-            table(&["traffic", "contender", "ns/packet", "least-most", "of the floor", "promised"]);
+            columns(&["traffic", "contender", "ns/packet", "least-most", "of the floor", "promised"], 2);
         for row in &self.rows {
             for outcome in &row.outcomes {
                 let spread = outcome.spread();
@@ -78,35 +75,11 @@ impl Report {
                 ]);
             }
         }
-        for column in 2..=5 {
-            if let Some(column) = rows.column_mut(column) {
-                column.set_cell_alignment(CellAlignment::Right);
-            }
-        }
-        let Machine { kernel, processor, processors, date } = &self.machine;
-        let mut out = anstream::stdout();
-        let heading = format!(
-            "{} rounds of {} frames each, Linux {kernel}, {processors} x {processor}, {date}\n",
-            self.rounds,
-            grouped(self.frames)
-        );
-        let written = io::Write::write_all(&mut out, heading.as_bytes());
-        match written.and_then(|()| write_table(&mut out, &rows)) {
-            // Whoever has closed the pipe has seen enough.
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("cannot print"),
-            _ => Ok(()),
-        }
-    }
-
-    /// Writes everything into a file.
-    pub(super) fn write_json(&self, path: &Path) -> Result<()> {
-        let mut text = serde_json::to_string_pretty(&self.json())?;
-        text.push('\n');
-        fs::write(path, text).with_context(|| format!("cannot write `{}`", path.display()))
+        let heading = format!("{} rounds of {} frames each", self.rounds, grouped(self.frames));
+        Report::new("throughput", self.machine.clone(), METHOD, self.json()).table(&heading, rows)
     }
 
     fn json(&self) -> Value {
-        let Machine { kernel, processor, processors, date } = &self.machine;
         let rows: Vec<_> = self
             .rows
             .iter()
@@ -128,15 +101,8 @@ impl Report {
             })
             .collect();
         json!({
-            "version": 1,
-            "benchmark": "throughput",
-            "date": date.to_string(),
-            "kernel": kernel,
-            "processor": processor,
-            "processors": processors,
             "rounds": self.rounds,
             "frames": self.frames,
-            "method": METHOD,
             "rows": rows,
         })
     }

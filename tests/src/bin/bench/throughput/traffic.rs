@@ -1,6 +1,6 @@
 //! What is sent at the contenders, and what they are to do with it.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use dosguard_tests::{
     addresses::{GUARD_V4, GUARD_V6},
@@ -9,8 +9,8 @@ use dosguard_tests::{
 };
 
 /// The first source of every flood.
-pub(super) const SOURCE_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
-pub(super) const SOURCE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, 1);
+const SOURCE_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+const SOURCE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, 1);
 /// Where SYNs go.
 const PORT: u16 = 80;
 
@@ -102,6 +102,11 @@ impl Traffic {
     /// Whether frames have tags, which netfilter's hooks for IP never see.
     pub(super) const fn is_tagged(&self) -> bool {
         self.tags > 0
+    }
+
+    /// Its first source.
+    pub(super) fn source(&self) -> IpAddr {
+        if self.is_v6 { SOURCE_V6.into() } else { SOURCE_V4.into() }
     }
 
     /// The flood. Source ports take turns, as those of real ones differ.

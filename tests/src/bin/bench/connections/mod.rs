@@ -1,5 +1,8 @@
 //! What it takes to count the connections of each source.
 
+mod contender;
+mod report;
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -18,22 +21,19 @@ use dosguard_tests::{
     siege::paths,
 };
 
-use crate::{
-    ConnectionsArguments,
-    contender::{self, Contender, Count, Look},
-    machine::Machine,
-    progress,
-    report::{Daemon, Outcome, Report},
-};
+use self::contender::{Contender, Count, Look};
+use self::report::{Daemon, Found, Outcome};
+use crate::{ConnectionsArguments, machine::Machine, progress, report::Report};
 
-/// Measures, and prints and writes what was found.
-pub(crate) fn run(arguments: &ConnectionsArguments) -> Result<()> {
+/// Measures.
+pub(crate) fn run(arguments: &ConnectionsArguments, interrupt: &Interrupt) -> Result<Report> {
     let expected = Count {
         sources: arguments.sources.min(arguments.connections).into(),
         connections: arguments.connections.into(),
     };
-    let interrupt = Interrupt::install()?;
-    let lab = Lab::new_unless(&interrupt).context("cannot make the lab")?;
+    let rounds = if arguments.common.quick { arguments.rounds.min(3) } else { arguments.rounds };
+    let machine = Machine::this()?;
+    let lab = Lab::new_unless(interrupt).context("cannot make the lab")?;
     progress(&format!(
         "opening {} connections from {} sources",
         grouped(expected.connections),
@@ -42,7 +42,7 @@ pub(crate) fn run(arguments: &ConnectionsArguments) -> Result<()> {
     let own = std::env::current_exe().context("cannot find this program")?;
     let began = Instant::now();
     let holders =
-        Holders::start(&lab, &interrupt, &own, usize::try_from(arguments.connections)?, arguments.sources)
+        Holders::start(&lab, interrupt, &own, usize::try_from(arguments.connections)?, arguments.sources)
             .context("cannot hold connections")?;
     let opened_in = began.elapsed();
     progress(&format!("held after {:.1} s, processes: {}", opened_in.as_secs_f64(), holders.processes()));
@@ -53,27 +53,25 @@ pub(crate) fn run(arguments: &ConnectionsArguments) -> Result<()> {
     let daemon = dosguard.start(words(&line)).context("the daemon does not start")?;
     let contenders = contender::all(&paths(&lab));
     // Without a sample: what is read from the disk is read now.
-    look_around(&lab, &interrupt, &contenders, expected)?;
+    look_around(&lab, interrupt, &contenders, expected)?;
     let mut samples = vec![Vec::new(); contenders.len()];
-    for round in 1..=arguments.rounds {
-        progress(&format!("round {round} of {}", arguments.rounds));
-        let looks = look_around(&lab, &interrupt, &contenders, expected)?;
+    for round in 1..=rounds {
+        progress(&format!("round {round} of {rounds}"));
+        let looks = look_around(&lab, interrupt, &contenders, expected)?;
         samples.iter_mut().zip(looks).for_each(|(samples, look)| samples.push(look));
     }
     let daemon = Daemon::of(&daemon, &paths(&lab))?;
     drop(holders);
 
     let outcomes = contenders.iter().zip(samples);
-    let report = Report {
-        machine: Machine::this()?,
+    let found = Found {
         held: expected,
         opened_in,
-        rounds: arguments.rounds,
+        rounds,
         daemon,
         outcomes: outcomes.map(|(contender, looks)| Outcome::new(contender.as_ref(), looks)).collect(),
     };
-    report.print()?;
-    arguments.json.as_deref().map_or(Ok(()), |path| report.write_json(path))
+    Ok(found.report(machine))
 }
 
 /// How long the daemon is asked.
