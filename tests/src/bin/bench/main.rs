@@ -7,6 +7,7 @@ mod prepared;
 mod report;
 mod spread;
 mod throughput;
+mod user;
 
 use std::path::{Path, PathBuf};
 use std::{io::Write as _, process::ExitCode};
@@ -44,6 +45,8 @@ enum Benchmark {
     Throughput(ThroughputArguments),
     /// Judge a packet of each kind over and over: what the program itself costs
     Paths(Common),
+    /// Run commands and the daemon with very many bans and events: what users notice
+    User(Common),
     /// Count the connections of each source, as recipes do, while very many are held
     Connections(ConnectionsArguments),
     /// Hold connections for `connections`, until standard input ends
@@ -136,6 +139,7 @@ impl Benchmark {
         match self {
             Self::Throughput(arguments) => throughput::run(arguments, interrupt),
             Self::Paths(arguments) => paths::run(arguments.quick, interrupt),
+            Self::User(common) => user::run(common, interrupt),
             Self::Connections(arguments) => connections::run(arguments, interrupt),
             Self::Hold(_) => anyhow::bail!("`hold` measures nothing"),
         }
@@ -144,7 +148,7 @@ impl Benchmark {
     fn common(&self) -> &Common {
         match self {
             Self::Throughput(arguments) => &arguments.common,
-            Self::Paths(common) => common,
+            Self::Paths(common) | Self::User(common) => common,
             Self::Connections(arguments) => &arguments.common,
             Self::Hold(_) => const { &Common { quick: false, json: None } },
         }
@@ -166,6 +170,7 @@ fn everything(arguments: &Arguments, interrupt: &Interrupt) -> Result<()> {
             only: None,
         }),
         Benchmark::Paths(common_to_all.clone()),
+        Benchmark::User(common_to_all.clone()),
         Benchmark::Connections(ConnectionsArguments {
             common: common_to_all.clone(),
             ..ConnectionsArguments::ALL
