@@ -3,10 +3,11 @@
 use std::{
     collections::BTreeMap,
     io::Read as _,
-    net::{SocketAddr, TcpStream},
+    net::{IpAddr, SocketAddr, TcpStream},
+    os::fd::AsFd as _,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -14,7 +15,9 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::netns::Namespace;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::{held, netns::Namespace};
 
 /// No client runs longer.
 pub const MAX_DURATION: Duration = Duration::from_secs(60);
@@ -27,7 +30,9 @@ const MAX_IN_FLIGHT: u64 = 1000;
 #[must_use = "call `.start(…)` or `.run(…)`"]
 pub struct Client {
     server: SocketAddr,
+    sources: Vec<IpAddr>,
     per_second: u32,
+    at_once: Option<usize>,
     timeout: Duration,
     duration: Duration,
 }
@@ -37,7 +42,9 @@ impl Client {
     pub fn new(server: impl Into<SocketAddr>) -> Self {
         Self {
             server: server.into(),
+            sources: Vec::new(),
             per_second: 50,
+            at_once: None,
             timeout: Duration::from_secs(2),
             duration: Duration::from_secs(3),
         }
@@ -46,6 +53,17 @@ impl Client {
     /// Attempts a second. An attempt starts when it is due, however long the ones before it take.
     pub fn per_second(self, attempts: u32) -> Self {
         Self { per_second: attempts, ..self }
+    }
+
+    /// As many attempts as can be made with so many under way: the next one starts where one has ended.
+    pub fn at_once(self, attempts: usize) -> Self {
+        Self { at_once: Some(attempts), ..self }
+    }
+
+    /// Attempts come from these addresses in turn, which need not be on any interface; [`crate::sources`] has many for which
+    /// the client answers.
+    pub fn sources(self, sources: Vec<IpAddr>) -> Self {
+        Self { sources, ..self }
     }
 
     /// How long an attempt may take up to the first byte.
@@ -65,7 +83,12 @@ impl Client {
         let shared = Arc::new(Shared::default());
         let thread = namespace.spawn_in("client", {
             let shared = Arc::clone(&shared);
-            move || Ok(self.connect_repeatedly(&shared))
+            move || {
+                Ok(match self.at_once {
+                    Some(attempts) => self.connect_without_pause(attempts, &shared),
+                    None => self.connect_repeatedly(&shared),
+                })
+            }
         })?;
         Ok(RunningClient { shared, thread: Some(thread) })
     }
@@ -75,11 +98,42 @@ impl Client {
         self.start(namespace)?.join()
     }
 
+    fn connect_without_pause(&self, at_once: usize, shared: &Shared) -> ClientReport {
+        let start = Instant::now();
+        let next = &AtomicUsize::new(0);
+        let work = move || {
+            let mut report = ClientReport::default();
+            while start.elapsed() < self.duration && !shared.stop.load(Ordering::Relaxed) {
+                let place = next.fetch_add(1, Ordering::Relaxed).checked_rem(self.sources.len());
+                let source = place.and_then(|place| self.sources.get(place)).copied();
+                match attempt(source, self.server, self.timeout) {
+                    Ok(latency) => report.latencies.push(latency),
+                    Err(error) => report.fail(&error.to_string()),
+                }
+            }
+            report
+        };
+        let mut report = ClientReport::default();
+        thread::scope(|scope| {
+            let workers: Vec<_> = (0..at_once).map(|_| scope.spawn(work)).collect();
+            for worker in workers {
+                let part = worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                report.latencies.extend(part.latencies);
+                for (reason, count) in part.failures {
+                    *report.failures.entry(reason).or_default() += count;
+                }
+            }
+        });
+        report.latencies.sort_unstable();
+        report
+    }
+
     fn connect_repeatedly(&self, shared: &Shared) -> ClientReport {
         let attempts = Mutex::new(ClientReport::default());
         let interval = Duration::from_secs(1) / self.per_second;
         let start = Instant::now();
         let mut due = start;
+        let mut sources = self.sources.iter().copied().cycle();
         // Threads of this one are in the same namespace. Each attempt has its own, so that none waits for another.
         thread::scope(|scope| {
             while due < start + self.duration && !shared.stop.load(Ordering::Relaxed) {
@@ -90,9 +144,9 @@ impl Client {
                     continue;
                 }
                 shared.in_flight.fetch_add(1, Ordering::Relaxed);
-                let attempts = &attempts;
+                let (attempts, source) = (&attempts, sources.next());
                 scope.spawn(move || {
-                    let result = attempt(self.server, self.timeout);
+                    let result = attempt(source, self.server, self.timeout);
                     shared.in_flight.fetch_sub(1, Ordering::Relaxed);
                     let mut report = attempts.lock().unwrap_or_else(PoisonError::into_inner);
                     match result {
@@ -191,15 +245,31 @@ impl Drop for RunningClient {
     }
 }
 
-fn attempt(server: SocketAddr, timeout: Duration) -> Result<Duration> {
+fn attempt(source: Option<IpAddr>, server: SocketAddr, timeout: Duration) -> Result<Duration> {
     let start = Instant::now();
-    let mut connection = TcpStream::connect_timeout(&server, timeout).context("connect")?;
+    let mut connection = match source {
+        None => TcpStream::connect_timeout(&server, timeout).context("connect")?,
+        Some(source) => connect_from(source, server, timeout)?,
+    };
     let left = timeout.saturating_sub(start.elapsed()).max(Duration::from_millis(1));
     connection.set_read_timeout(Some(left)).context("read")?;
     let mut byte = [0];
     let read = connection.read(&mut byte).context("read")?;
     ensure!(read == 1, "closed without a greeting");
     Ok(start.elapsed())
+}
+
+fn connect_from(source: IpAddr, server: SocketAddr, timeout: Duration) -> Result<TcpStream> {
+    let connection = held::begin(source, server)?;
+    let mut polled = [PollFd::new(connection.as_fd(), PollFlags::POLLOUT)];
+    let patience = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
+    ensure!(poll(&mut polled, patience).context("connect")? > 0, "connect: not answered");
+    let connection = TcpStream::from(connection);
+    if let Some(error) = connection.take_error().context("connect")? {
+        return Err(error).context("connect");
+    }
+    connection.set_nonblocking(false).context("connect")?;
+    Ok(connection)
 }
 
 #[cfg(test)]

@@ -114,8 +114,8 @@ fn open_all(
     Ok(connections)
 }
 
-/// Sends a SYN from a source.
-fn begin(source: IpAddr, server: SocketAddr) -> Result<OwnedFd> {
+/// Sends a SYN from a source, and does not wait for the answer.
+pub(crate) fn begin(source: IpAddr, server: SocketAddr) -> Result<OwnedFd> {
     ensure!(source.is_ipv4() == server.is_ipv4(), "they are not of the same family");
     let family = if source.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;

@@ -8,6 +8,7 @@ mod report;
 mod spread;
 mod throughput;
 mod user;
+mod work;
 
 use std::path::{Path, PathBuf};
 use std::{io::Write as _, process::ExitCode};
@@ -47,6 +48,8 @@ enum Benchmark {
     Paths(Common),
     /// Run commands and the daemon with very many bans and events: what users notice
     User(Common),
+    /// Attack a server harder and harder: what clients get, without protection and with several
+    Work(WorkArguments),
     /// Count the connections of each source, as recipes do, while very many are held
     Connections(ConnectionsArguments),
     /// Hold connections for `connections`, until standard input ends
@@ -110,6 +113,17 @@ struct ThroughputArguments {
     chart: Option<PathBuf>,
 }
 
+/// What becomes of the results.
+#[derive(Clone, Debug, Default, Args)]
+struct WorkArguments {
+    #[command(flatten)]
+    common: Common,
+
+    /// A file for a picture of them, as SVG
+    #[arg(long, value_name = "FILE")]
+    chart: Option<PathBuf>,
+}
+
 fn main() -> ExitCode {
     let (status, last_word) = match measure(&Arguments::parse()) {
         Ok(()) => return ExitCode::SUCCESS,
@@ -140,6 +154,7 @@ impl Benchmark {
             Self::Throughput(arguments) => throughput::run(arguments, interrupt),
             Self::Paths(arguments) => paths::run(arguments.quick, interrupt),
             Self::User(common) => user::run(common, interrupt),
+            Self::Work(arguments) => work::run(arguments, interrupt),
             Self::Connections(arguments) => connections::run(arguments, interrupt),
             Self::Hold(_) => anyhow::bail!("`hold` measures nothing"),
         }
@@ -149,6 +164,7 @@ impl Benchmark {
         match self {
             Self::Throughput(arguments) => &arguments.common,
             Self::Paths(common) | Self::User(common) => common,
+            Self::Work(arguments) => &arguments.common,
             Self::Connections(arguments) => &arguments.common,
             Self::Hold(_) => const { &Common { quick: false, json: None } },
         }
@@ -171,6 +187,7 @@ fn everything(arguments: &Arguments, interrupt: &Interrupt) -> Result<()> {
         }),
         Benchmark::Paths(common_to_all.clone()),
         Benchmark::User(common_to_all.clone()),
+        Benchmark::Work(WorkArguments { common: common_to_all.clone(), chart: chart("useful-work.svg") }),
         Benchmark::Connections(ConnectionsArguments {
             common: common_to_all.clone(),
             ..ConnectionsArguments::ALL
