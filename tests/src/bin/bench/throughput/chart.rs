@@ -69,7 +69,7 @@ fn bar(
     top: i32,
 ) -> Result<(), Failure> {
     let colour = match outcome.contender {
-        Contender::Floor => RGBColor(150, 150, 150),
+        Contender::Floor(_) => RGBColor(150, 150, 150),
         Contender::Dosguard => RGBColor(200, 60, 40),
         Contender::XdpFilter => RGBColor(70, 110, 170),
         Contender::Netfilter(_) => RGBColor(130, 160, 200),

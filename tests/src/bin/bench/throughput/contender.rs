@@ -5,13 +5,14 @@ use std::process::{Child, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use dosguard_tests::{
-    addresses::GUARD_ATTACKER_SIDE,
+    addresses::{GUARD_ATTACKER_SIDE, PEER},
     attached::Attached,
     lab::Lab,
     netns::{Namespace, feed},
     pair::Pair,
 };
 
+use super::answering::Answering;
 use super::filter::Filter;
 use super::netfilter::Kind;
 use super::traffic::{Traffic, Treatment};
@@ -19,24 +20,33 @@ use super::traffic::{Traffic, Treatment};
 /// One that stops floods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Contender {
-    /// A program that drops every frame.
-    Floor,
+    /// A program that drops every frame or, where others answer, sends it back.
+    Floor(Floor),
     Dosguard,
     /// `xdp-filter`, of xdp-tools.
     XdpFilter,
     Netfilter(Kind),
 }
 
+/// What costs least.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Floor {
+    Drop,
+    Bounce,
+}
+
 /// All of them, in the order in which they take turns.
 pub(super) fn all() -> impl Iterator<Item = Contender> {
     let netfilter = Kind::ALL.into_iter().map(Contender::Netfilter);
-    [Contender::Floor, Contender::Dosguard, Contender::XdpFilter].into_iter().chain(netfilter)
+    let floors = [Floor::Drop, Floor::Bounce].map(Contender::Floor);
+    floors.into_iter().chain([Contender::Dosguard, Contender::XdpFilter]).chain(netfilter)
 }
 
 /// What keeps a contender at its place.
 enum Place {
-    Program { _attached: Attached },
+    Programs { _attached: Vec<Attached> },
     Filter(Box<Filter>),
+    Answering { answering: Box<Answering>, _end: Attached },
     XdpFilter { _filter: XdpFilter },
     Rules,
 }
@@ -54,16 +64,24 @@ pub(super) struct Ready {
 impl Contender {
     pub(super) const fn name(self) -> &'static str {
         match self {
-            Self::Floor => "bare XDP_DROP",
+            Self::Floor(Floor::Drop) => "bare XDP_DROP",
+            Self::Floor(Floor::Bounce) => "bare XDP_TX",
             Self::Dosguard => "dosguard",
             Self::XdpFilter => "xdp-filter",
             Self::Netfilter(kind) => kind.name(),
         }
     }
 
+    /// Whether the others are compared with it.
+    pub(super) const fn is_floor(self) -> bool {
+        matches!(self, Self::Floor(_))
+    }
+
     /// Sets it up on a wire of its own; none where it has no part.
     pub(super) fn ready(self, lab: &Lab, traffic: &Traffic) -> Result<Option<Ready>> {
+        let answers = traffic.treatment == Treatment::Answered;
         let rules = match self {
+            Self::Floor(floor) if answers != (floor == Floor::Bounce) => return Ok(None),
             Self::Netfilter(kind) => match kind.rules(traffic) {
                 Some(rules) => Some(rules),
                 None => return Ok(None),
@@ -81,6 +99,11 @@ impl Contender {
                 feed(guard.command(program).args(arguments), &rules.text)?;
                 (Place::Rules, shortened(&rules.text))
             }
+            (Self::Dosguard, _) if answers => {
+                let (answering, method) = Answering::start(lab, &pair)?;
+                let end = Attached::dropping(pair.attacker(), PEER)?;
+                (Place::Answering { answering: Box::new(answering), _end: end }, method)
+            }
             (Self::Dosguard, _) => {
                 let followed = traffic.treatment != Treatment::Banned;
                 let method = if followed {
@@ -94,10 +117,18 @@ impl Contender {
                 let (filter, method) = XdpFilter::start(guard, traffic)?;
                 (Place::XdpFilter { _filter: filter }, method)
             }
-            _ => (
-                Place::Program { _attached: Attached::dropping(guard, GUARD_ATTACKER_SIDE)? },
-                "a program that returns XDP_DROP".to_owned(),
-            ),
+            (Self::Floor(Floor::Bounce), _) => {
+                let bouncing = Attached::bouncing(guard, GUARD_ATTACKER_SIDE)?;
+                // What comes back ends there.
+                let end = Attached::dropping(pair.attacker(), PEER)?;
+                let method = "a program that swaps the MAC addresses and returns XDP_TX";
+                (Place::Programs { _attached: vec![bouncing, end] }, method.to_owned())
+            }
+            _ => {
+                let dropping = Attached::dropping(guard, GUARD_ATTACKER_SIDE)?;
+                let method = "a program that returns XDP_DROP";
+                (Place::Programs { _attached: vec![dropping] }, method.to_owned())
+            }
         };
         Ok(Some(Ready { contender: self, method, place, pair }))
     }
@@ -108,6 +139,9 @@ impl Ready {
     pub(super) fn verify(&self, sent: u64) -> Result<()> {
         let received = self.pair.received()?;
         ensure!(received == sent, "of {sent} frames {received} arrived");
+        if let Place::Answering { answering, .. } = &self.place {
+            return answering.verify(sent);
+        }
         let passed = tcp_segments(self.pair.guard())?;
         ensure!(passed == 0, "{passed} segments came by it");
         if let Place::Filter(filter) = &self.place { filter.verify(sent) } else { Ok(()) }

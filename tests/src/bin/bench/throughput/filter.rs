@@ -34,7 +34,10 @@ impl Filter {
         let (object, limit, action, expected) = match traffic.treatment {
             Treatment::Banned => (SHIPPED, HIGH, Action::Ban, Reason::Banned),
             Treatment::Limited => (FOLLOWED_OBJECT, LOW, Action::Drop, Reason::OverLimit),
-            Treatment::Counted => (FOLLOWED_OBJECT, HIGH, Action::Ban, Reason::UnderLimit),
+            // Those that answer are set up otherwise, see `answering.rs`.
+            Treatment::Counted | Treatment::Answered => {
+                (FOLLOWED_OBJECT, HIGH, Action::Ban, Reason::UnderLimit)
+            }
             Treatment::Established { .. } => (FOLLOWED_OBJECT, HIGH, Action::Ban, Reason::NotSyn),
         };
         let spec = RuleSpec { limit, action, ..ban_over(limit) };
@@ -71,6 +74,6 @@ fn banned(traffic: &Traffic) -> Vec<IpAddr> {
     match traffic.treatment {
         Treatment::Banned => vec![traffic.source()],
         Treatment::Established { bans } => others(bans, traffic.is_v6).collect(),
-        Treatment::Limited | Treatment::Counted => Vec::new(),
+        Treatment::Limited | Treatment::Counted | Treatment::Answered => Vec::new(),
     }
 }

@@ -1,5 +1,6 @@
-//! How fast each contender stops a flood, relative to a program that only drops.
+//! How fast each contender stops a flood, relative to a program that only drops, or only sends back.
 
+mod answering;
 mod chart;
 mod contender;
 mod filter;

@@ -44,8 +44,8 @@ impl Kind {
 
     /// The rules, or none where it has no part.
     pub(super) fn rules(self, traffic: &Traffic) -> Option<Ruleset> {
-        // No hook for IP sees frames with a tag, and none of these limits is one of segments.
-        if traffic.is_tagged() {
+        // No hook for IP sees frames with a tag, none of these limits is one of segments, and none answers.
+        if traffic.is_tagged() || traffic.treatment == Treatment::Answered {
             return None;
         }
         match self {
@@ -104,7 +104,7 @@ impl Kind {
         let over = match traffic.treatment {
             Treatment::Banned | Treatment::Limited => "10/second",
             Treatment::Counted => "500000/second burst 500000 packets",
-            Treatment::Established { .. } => "",
+            Treatment::Established { .. } | Treatment::Answered => "",
         };
         let (table, hook) = match self {
             Self::NftPrerouting => (protocol, "type filter hook prerouting priority raw".to_owned()),

@@ -16,7 +16,8 @@ const METHOD: &str = "Frames are made by an XDP program on live-frame test runs 
                       round before the first is not counted. Generator and contender share one processor; the time is that \
                       of both, per packet. Where a limiter lets packets pass, it is followed by a drop of its own kind, so that the stack's cost \
                       does not hide the limiter's. That nothing came by and that dosguard counted each packet as was asked for \
-                      is verified after each.";
+                      is verified after each. What is answered goes back over the pair, and is dropped at its end: the floor of that row sends \
+                      each frame back.";
 
 /// Everything that was measured.
 pub(super) struct Found {
@@ -50,7 +51,7 @@ impl Outcome {
 impl Row {
     /// The throughput of an outcome, as a part of the floor's: in each round, as both were measured in the same moment.
     pub(super) fn of_floor(&self, outcome: &Outcome) -> Spread {
-        let floor = self.outcomes.iter().find(|outcome| outcome.contender == Contender::Floor);
+        let floor = self.outcomes.iter().find(|outcome| outcome.contender.is_floor());
         let floor = floor.map(|floor| floor.samples.as_slice()).unwrap_or_default();
         Spread::of(floor.iter().zip(&outcome.samples).map(|(floor, sample)| floor / sample))
     }

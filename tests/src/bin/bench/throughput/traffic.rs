@@ -12,7 +12,7 @@ use dosguard_tests::{
 const SOURCE_V4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 const SOURCE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, 1);
 /// Where SYNs go.
-const PORT: u16 = 80;
+pub(super) const PORT: u16 = 80;
 
 /// What a contender does with a flood. In the end everything is dropped, or answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub(super) enum Treatment {
     Counted,
     /// Segments of connections pass, while so many other sources are banned; what comes next drops all.
     Established { bans: u32 },
+    /// Each SYN is answered with a cookie.
+    Answered,
 }
 
 /// A flood.
@@ -46,7 +48,7 @@ const PLAIN: Traffic =
     Traffic { name: "", treatment: Treatment::Banned, is_v6: false, sources: 1, tags: 0, least: None };
 
 /// All of it, in the order of the report.
-pub(super) const ALL: [Traffic; 14] = [
+pub(super) const ALL: [Traffic; 15] = [
     Traffic { name: "a banned source", least: Some(0.80), ..PLAIN },
     Traffic { name: "a source over a drop limit", treatment: Treatment::Limited, least: Some(0.75), ..PLAIN },
     Traffic { name: "256 sources, counted", treatment: Treatment::Counted, sources: 256, ..PLAIN },
@@ -96,6 +98,13 @@ pub(super) const ALL: [Traffic; 14] = [
         tags: 1,
         ..PLAIN
     },
+    Traffic {
+        name: "16 million sources, under attack",
+        treatment: Treatment::Answered,
+        sources: 1 << 24,
+        least: Some(0.35),
+        ..PLAIN
+    },
 ];
 
 impl Traffic {
@@ -123,7 +132,9 @@ impl Traffic {
         let packet = packet.tcp(20_000, PORT);
         match self.treatment {
             Treatment::Established { .. } => packet.ack().payload(64).build(),
-            Treatment::Banned | Treatment::Limited | Treatment::Counted => packet.syn().build(),
+            Treatment::Banned | Treatment::Limited | Treatment::Counted | Treatment::Answered => {
+                packet.syn().build()
+            }
         }
     }
 }
