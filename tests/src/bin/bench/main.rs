@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: measurements in a lab, of dosguard and of what it is measured against.
 
 mod connections;
+mod footprint;
 mod machine;
 mod paths;
 mod prepared;

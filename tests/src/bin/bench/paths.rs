@@ -17,6 +17,7 @@ use dosguard_common::{
 use dosguard_flood_config::PASS_PROGRAM;
 use dosguard_tests::{
     interrupt::Interrupt,
+    lab::Lab,
     netns::Namespace,
     objects::{FLOOD_OBJECT, real},
     packet::{Frame, Packet},
@@ -25,6 +26,7 @@ use dosguard_tests::{
 use serde_json::json;
 
 use crate::{
+    footprint::Footprint,
     machine::Machine,
     prepared::{Wanted, others},
     progress,
@@ -184,6 +186,15 @@ pub(crate) fn run(is_quick: bool, interrupt: &Interrupt) -> Result<Report> {
         three_digits(empty.median),
         grouped(repeat.into())
     );
-    let findings = json!({"rounds": rounds, "runs": repeat, "empty_ns": empty.json(), "ways": found});
-    Ok(Report::new("paths", Machine::this()?, METHOD, findings).table(&heading, rows))
+    let lab = Lab::new_unless(interrupt).context("cannot make the lab")?;
+    let footprint = Footprint::measure(&lab)?;
+    let findings = json!({
+        "rounds": rounds,
+        "runs": repeat,
+        "empty_ns": empty.json(),
+        "ways": found,
+        "footprint": footprint.json(),
+    });
+    let report = Report::new("paths", Machine::this()?, METHOD, findings).table(&heading, rows);
+    Ok(footprint.tables().into_iter().fold(report, |report, (heading, rows)| report.table(&heading, rows)))
 }
