@@ -1,6 +1,6 @@
 //! `dosguard events`.
 
-use std::io::Write;
+use std::io::{BufWriter, Write};
 
 use clap::Args;
 use jiff::Timestamp;
@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use super::since::since;
 use super::{Answer, talk};
 use crate::config::cidr::Cidr;
-use crate::daemon::{BACKLOG, SubscriptionError, Wanted, subscribe};
+use crate::daemon::{BACKLOG, Subscription, SubscriptionError, Wanted, subscribe};
 use crate::datapath::Datapath;
 use crate::output::{EventRecord, write_json};
 use crate::paths::Paths;
@@ -16,6 +16,8 @@ use crate::store::{EventFilter, Store, kind_named};
 
 /// Events that are read from the history at once.
 const CHUNK: usize = 1_000;
+/// Bytes that are printed at once.
+const BUFFER: usize = 64 << 10;
 
 #[derive(Debug, Args)]
 #[command(after_help = format!(
@@ -48,10 +50,7 @@ pub(super) fn events(paths: &Paths, args: &EventsArgs, out: &mut dyn Write) -> a
     };
     match subscribe(paths, Wanted { follow: args.follow, filter: filter.clone() }) {
         Ok(events) => {
-            for record in events {
-                print(out, &record?, args.json)?;
-                out.flush()?;
-            }
+            follow(events, args.json, out)?;
             if args.follow {
                 talk::say("the daemon has ended, and with it the events; the filter does not need it");
             }
@@ -71,6 +70,33 @@ pub(super) fn events(paths: &Paths, args: &EventsArgs, out: &mut dyn Write) -> a
         Err(error) => return Err(error.into()),
     }
     Ok(Answer::Done)
+}
+
+/// Prints what comes, as soon as it has come.
+fn follow(mut events: Subscription, json: bool, out: &mut dyn Write) -> anyhow::Result<()> {
+    let mut out = BufWriter::with_capacity(BUFFER, out);
+    let printed = loop {
+        if json {
+            match events.next_line() {
+                // The daemon writes what is printed here.
+                Some(Ok(line)) => out.write_all(line.as_bytes())?,
+                Some(Err(error)) => break Err(error.into()),
+                None => break Ok(()),
+            }
+        } else {
+            match events.next() {
+                Some(Ok(record)) => writeln!(out, "{}", record.line())?,
+                Some(Err(error)) => break Err(error.into()),
+                None => break Ok(()),
+            }
+        }
+        // In a flood of them it takes long to hand over each for itself.
+        if !events.has_more() {
+            out.flush()?;
+        }
+    };
+    out.flush()?;
+    printed
 }
 
 fn from_history(

@@ -13,6 +13,7 @@ mod events;
 mod explain;
 mod history;
 mod list;
+mod printed;
 mod reload;
 mod replay;
 mod rule;
@@ -33,6 +34,7 @@ use std::process::ExitCode;
 
 use clap::{Args, ColorChoice, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum as _};
 
+use self::printed::Printed;
 use crate::datapath::List;
 use crate::paths::{
     DEFAULT_BPFFS, DEFAULT_CONFIG_DIR, DEFAULT_INSTANCE, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, Paths,
@@ -146,7 +148,7 @@ pub fn main() -> ExitCode {
         ColorChoice::Never => anstream::ColorChoice::Never.write_global(),
     }
     talk::init(cli.global.verbose);
-    let mut out = anstream::AutoStream::auto(io::stdout());
+    let mut out = Printed::new();
     let result = dispatch(cli, &mut out).and_then(|answer| Ok(out.flush().map(|()| answer)?));
     match result {
         Ok(Answer::Done) => ExitCode::SUCCESS,

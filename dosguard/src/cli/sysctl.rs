@@ -99,7 +99,7 @@ pub(super) fn sysctl(paths: &Paths, args: &SysctlArgs, out: &mut dyn Write) -> a
             paths.command()
         ));
     }
-    let live = datapath.settings()?;
+    let live = if wanted == live { live } else { datapath.settings()? };
     let written =
         assignments.iter().map(|assignment| assignment.key().parse()).collect::<Result<Vec<Key>, _>>()?;
     let written = written.into_iter().filter_map(|key| key.get(&live, &sizes).map(|value| (key, value)));

@@ -67,17 +67,22 @@ pub enum SubscriptionError {
     Io(#[from] io::Error),
 }
 
+/// Bytes that are read at once.
+const BUFFER: usize = 64 << 10;
+
 /// Events from a daemon, one after the other.
 pub struct Subscription {
     instance: String,
     reader: BufReader<UnixStream>,
+    line: String,
 }
 
 /// Asks the instance's daemon for events.
 pub fn subscribe(paths: &Paths, wanted: Wanted) -> Result<Subscription, SubscriptionError> {
     let mut stream = connect(paths)?;
     stream.write_all(&line(&Request::Events(wanted))?)?;
-    Ok(Subscription { instance: paths.instance().to_owned(), reader: BufReader::new(stream) })
+    let reader = BufReader::with_capacity(BUFFER, stream);
+    Ok(Subscription { instance: paths.instance().to_owned(), reader, line: String::new() })
 }
 
 /// Tells the instance's daemon what was changed by hand, so that it becomes an event.
@@ -135,30 +140,69 @@ fn line(request: &Request) -> io::Result<Vec<u8>> {
     Ok(line)
 }
 
-impl Iterator for Subscription {
-    type Item = Result<EventRecord, SubscriptionError>;
+/// How a line that tells of an event is known at a glance: all of them have this near their beginning, and no other has it.
+const KIND: &str = "\"kind\":";
+const GLANCE: usize = 64;
 
-    fn next(&mut self) -> Option<Self::Item> {
-        let mut line = String::new();
-        match self.reader.read_line(&mut line) {
-            Ok(0) => None,
-            Ok(_) => Some(match serde_json::from_str(&line) {
-                Ok(Line::Event(record)) => Ok(*record),
+impl Subscription {
+    /// The next event as the daemon has written it: a JSON object and the end of the line.
+    pub fn next_line(&mut self) -> Option<Result<&str, SubscriptionError>> {
+        loop {
+            self.line.clear();
+            match self.reader.read_line(&mut self.line) {
+                Ok(0) => return None,
+                Ok(_) => {}
+                Err(error) => return Some(Err(error.into())),
+            }
+            if is_event(&self.line) {
+                return Some(Ok(&self.line));
+            }
+            return Some(match serde_json::from_str(&self.line) {
+                Ok(Line::Event(_)) => Ok(&self.line),
                 Ok(Line::Missed { missed, .. }) => {
                     Err(SubscriptionError::Missed { missed, instance: self.instance.clone() })
                 }
                 Ok(Line::Refused { error, .. }) => Err(SubscriptionError::Refused { error }),
-                Ok(Line::Taken { .. }) => return self.next(),
+                Ok(Line::Taken { .. }) => continue,
                 Err(error) => Err(io::Error::from(error).into()),
-            }),
-            Err(error) => Some(Err(error.into())),
+            });
         }
     }
+
+    /// Whether something has come that was not asked for yet.
+    pub fn has_more(&self) -> bool {
+        !self.reader.buffer().is_empty()
+    }
+}
+
+impl Iterator for Subscription {
+    type Item = Result<EventRecord, SubscriptionError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let line = match self.next_line()? {
+            Ok(line) => line,
+            Err(error) => return Some(Err(error)),
+        };
+        Some(serde_json::from_str(line).map_err(|error| io::Error::from(error).into()))
+    }
+}
+
+/// Whether the line tells of an event. False also for one that has to be read to know it.
+fn is_event(line: &str) -> bool {
+    let kind = line.find(KIND);
+    kind.is_some_and(|at| at < GLANCE && line.ends_with("}\n"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn events_are_known_at_a_glance() {
+        assert!(is_event("{\"version\":1,\"seq\":18446744073709551615,\"kind\":\"ban\"}\n"));
+        assert!(!is_event("{\"version\":1,\"missed\":3}\n"));
+        assert!(!is_event("{\"version\":1,\"seq\":7,\"kind\":\"ban\""), "cut off");
+    }
 
     #[test]
     fn hints_are_for_the_instance() {

@@ -25,6 +25,8 @@ use crate::store::Saves;
 
 /// How often expired bans are looked for.
 const INTERVAL: Duration = Duration::from_millis(500);
+/// The same where the last walk has found none at all. One that is told ends the pause.
+const IDLE_INTERVAL: Duration = Duration::from_secs(4);
 /// The thread works at most this part of the time: with very many bans it looks less often.
 const SHARE: u32 = 4;
 /// Bans that were told are saved together with what is told so soon after.
@@ -79,6 +81,7 @@ impl Sweeper {
             saves_last: Arc::clone(&saves_last),
             imposed: Vec::new(),
             saved_at,
+            is_idle: false,
         };
         let thread = thread::Builder::new().name("sweep".to_owned());
         let thread = thread.spawn(move || work.run(&looked));
@@ -126,13 +129,16 @@ struct Work {
     imposed: Vec<SourceKey>,
     /// When something was last saved.
     saved_at: Instant,
+    /// The last walk has found no bans, and none was told since.
+    is_idle: bool,
 }
 
 impl Work {
     fn run(mut self, looked: &mpsc::Sender<Look>) -> Result<(), DaemonError> {
         while let Some(round) = self.round(looked) {
             let worked = *round.as_ref().unwrap_or(&Duration::ZERO);
-            let until = Instant::now() + INTERVAL.max(worked * SHARE);
+            let interval = if self.is_idle { IDLE_INTERVAL } else { INTERVAL };
+            let until = Instant::now() + interval.max(worked * SHARE);
             let Some(paused) = self.pause(until) else { break };
             // What fails now may work the next time.
             match round.and(paused) {
@@ -158,6 +164,7 @@ impl Work {
             Err(error) => return Some(Err(error.into())),
         };
         let walked = began.elapsed();
+        self.is_idle = look.bans.is_empty() && look.expired.is_empty();
         looked.blocking_send(look).ok()?;
         let (look, told) = loop {
             match self.heard.recv().ok()? {
@@ -172,7 +179,7 @@ impl Work {
     }
 
     /// Saves what is told meanwhile. None if the event loop has ended.
-    fn pause(&mut self, until: Instant) -> Option<Result<(), DaemonError>> {
+    fn pause(&mut self, mut until: Instant) -> Option<Result<(), DaemonError>> {
         let mut paused = self.save_imposed();
         let mut save_at = None;
         loop {
@@ -189,6 +196,9 @@ impl Work {
                 Ok(News::Imposed(keys)) => {
                     self.keep(keys);
                     save_at.get_or_insert(now + GATHER);
+                    if std::mem::take(&mut self.is_idle) {
+                        until = until.min(now + INTERVAL);
+                    }
                 }
                 // No walk is under way.
                 Ok(News::Settled(..)) | Err(RecvTimeoutError::Timeout) => {}

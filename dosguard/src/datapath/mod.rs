@@ -46,6 +46,7 @@ pub use maps::{Fill, Maps};
 pub use migrate::{Fate, Migrated, Plan, migrate, plan, try_plan};
 pub use object::{LoadOptions, Loaded, SHIPPED, looks_at_segments, sees_peers};
 pub use policy::Ended;
+use policy::is_default_alone;
 pub use start::{Request, Started, check, start};
 pub use sweep::{Look, Sweep};
 pub use upgrade::{Replaced, finish_interrupted, is_interrupted};
@@ -141,11 +142,14 @@ impl Datapath {
 
     /// The rules with their ports, `default` first.
     pub fn rules(&self) -> Result<Vec<(RuleIndex, NamedRule)>, Error> {
-        let mut ports = BTreeMap::<RuleIndex, Vec<u16>>::new();
-        for (port, index) in self.maps.ports()? {
-            ports.entry(index).or_default().push(port);
-        }
         let rules = self.maps.rules()?;
+        let mut ports = BTreeMap::<RuleIndex, Vec<u16>>::new();
+        // Reading all of them takes long.
+        if !is_default_alone(rules.iter().map(|(index, _)| index)) {
+            for (port, index) in self.maps.ports()? {
+                ports.entry(index).or_default().push(port);
+            }
+        }
         Ok(rules
             .into_iter()
             .map(|(index, rule)| {

@@ -193,9 +193,9 @@ fn set_mode(maps: &mut Maps, policy: &Policy) -> Result<(), Error> {
 /// Writes what differs: rules, the ports that lead to them, and what is gone, in the order of [`Transition`]. A rule keeps
 /// its index by its name, wherever it stands in the file: counters and bans are kept under the index.
 fn write_settings(maps: &mut Maps, policy: &Policy) -> Result<Ended, Error> {
-    // Reading them takes long, compared with writing those that move: no rule has changed yet.
-    let mut ports = maps.ports()?;
     let mut live: BTreeMap<_, _> = maps.rules()?.into_iter().collect();
+    // Reading them takes long, compared with writing those that move: no rule has changed yet.
+    let mut ports = if is_default_alone(live.keys()) { BTreeMap::new() } else { maps.ports()? };
     let stays = |rule: &Rule| policy.rule(rule.name()).is_some();
     let mut gone: Vec<_> = live.iter().filter(|(_, rule)| !stays(rule)).map(|(index, _)| *index).collect();
     // New rules are in force before the mode that enforces them.
@@ -242,6 +242,11 @@ fn write_settings(maps: &mut Maps, policy: &Policy) -> Result<Ended, Error> {
     ended.extend(lift(maps, &watched.map(|(index, named)| (*index, named.name.as_str())).collect())?);
     set_mode(maps, policy)?;
     Ok(ended)
+}
+
+/// Whether these rules have no ports: a port is given to a rule when that is there, and taken from it before it goes.
+pub(super) fn is_default_alone<'a>(mut rules: impl Iterator<Item = &'a RuleIndex>) -> bool {
+    rules.all(|index| *index == RuleIndex::DEFAULT)
 }
 
 /// Lets `default` have the ports of rules that are gone until others take them over: it touches no source that keeps the

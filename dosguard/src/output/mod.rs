@@ -3,6 +3,7 @@
 //! JSON objects carry `"version": 1`; fields may be added, and none changes its meaning under the same number.
 
 mod causes;
+mod columns;
 mod line;
 mod record;
 
@@ -14,6 +15,7 @@ use jiff::{SignedDuration, Timestamp, Unit, tz::TimeZone};
 use serde::Serialize;
 
 pub(crate) use causes::{in_brief, in_full, message_and_hints};
+pub use columns::Columns;
 pub(crate) use line::printable;
 pub use record::{BanFields, BanRecord, EventRecord, PacketRecord};
 

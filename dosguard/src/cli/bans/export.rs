@@ -10,6 +10,7 @@ use dosguard_common::address::Address;
 use dosguard_common::key::SourceKey;
 use jiff::Timestamp;
 
+use super::BUFFER;
 use crate::bans::export::{Format, Selected, Setting, followed_lines, write};
 use crate::bans::follow::Followed;
 use crate::bans::{Live, Naming};
@@ -62,13 +63,16 @@ pub(super) fn export(paths: &Paths, args: &ExportArgs, out: &mut dyn Write) -> a
     let clock = WallClock::new(Timestamp::now(), boot_now_ns()?);
     let allowed = datapath.maps().list(List::Allow).sources(live.mask())?;
     let (bans, now_ns) = (datapath.maps().bans()?, clock.boot_now_ns());
-    let selected = Selected::new(&bans, args.format, args.monitor, now_ns, |source| allowed.touch(source))?;
+    // Asking for each of very many takes long.
+    let has_allow_list = datapath.maps().config()?.has_allow_list();
+    let is_allowed = |source: &Address| if has_allow_list { allowed.touch(source) } else { Ok(false) };
+    let selected = Selected::new(&bans, args.format, args.monitor, now_ns, is_allowed)?;
     let rules = if selected.has_ports() { datapath.rules()? } else { Vec::new() };
     let names = Naming::new(&live);
     let setting = Setting { instance: paths.instance(), names: &names, rules: &rules, clock: &clock };
     match &args.output {
         None => {
-            let mut out = BufWriter::new(out);
+            let mut out = BufWriter::with_capacity(BUFFER, out);
             write(&mut out, args.format, &selected, &setting)?;
             out.flush()?;
         }

@@ -4,7 +4,7 @@ mod change;
 mod export;
 mod import;
 
-use std::io::Write;
+use std::io::{BufWriter, Write};
 
 use clap::{Args, Subcommand, ValueEnum};
 use dosguard_common::ban::BanReason;
@@ -12,11 +12,15 @@ use dosguard_common::rule::Scope;
 use jiff::Timestamp;
 
 use super::{Answer, talk};
+use crate::bans::{Live, Naming};
 use crate::config::units::Span;
 use crate::datapath::Datapath;
-use crate::output::{BanRecord, WallClock, printable, table, write_json, write_table};
+use crate::output::{BanRecord, Columns, WallClock, printable, write_json};
 use crate::paths::Paths;
 use crate::system::boot_now_ns;
+
+/// Bytes that are printed at once, where there may be very many lines.
+const BUFFER: usize = 64 << 10;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum BansVerb {
@@ -101,18 +105,28 @@ pub(super) fn bans(paths: &Paths, verb: &BansVerb, out: &mut dyn Write) -> anyho
 fn list(paths: &Paths, args: &ListArgs, out: &mut dyn Write) -> anyhow::Result<Answer> {
     let datapath = Datapath::require(paths)?;
     let clock = WallClock::new(Timestamp::now(), boot_now_ns()?);
-    let prefixes = datapath.maps().source_mask()?.into();
+    let names = Naming::new(&Live::read(datapath.maps())?);
     let mut bans: Vec<_> = datapath.maps().bans()?.into_iter().collect();
     bans.retain(|(_, ban)| ban.is_active(clock.boot_now_ns()));
     // The latest first: that is what one looks for.
     bans.sort_by_key(|(_, ban)| std::cmp::Reverse(ban.since_ns));
-    let mut lines =
-        table(&["SOURCE", "REMAINING", "REASON", "RULE", "SCOPE", "COUNT", "LIMIT", "OFFENCE", "EVIDENCE"]);
+    let mut out = BufWriter::with_capacity(BUFFER, out);
+    let mut lines = Columns::new([
+        "SOURCE",
+        "REMAINING",
+        "REASON",
+        "RULE",
+        "SCOPE",
+        "COUNT",
+        "LIMIT",
+        "OFFENCE",
+        "EVIDENCE",
+    ]);
     for (key, ban) in &bans {
-        let rule = |index| datapath.rule_name(index);
-        let record = BanRecord::new(key, ban, rule, prefixes, &clock);
+        let rule = |index| names.rule(index);
+        let record = BanRecord::new(key, ban, rule, names.prefixes(), &clock);
         if args.json {
-            write_json(out, &record)?;
+            write_json(&mut out, &record)?;
             continue;
         }
         let remaining = Span::from_ns(ban.until_ns.saturating_sub(clock.boot_now_ns())).approx();
@@ -138,15 +152,16 @@ fn list(paths: &Paths, args: &ListArgs, out: &mut dyn Write) -> anyhow::Result<A
             reason += " (monitor)";
         }
         let (scope, evidence) = (said(fields.scope), said(fields.evidence));
-        lines.add_row([fields.source, remaining, reason, rule, scope, count, limit, offence, evidence]);
+        lines.line(
+            [&fields.source, &remaining, &reason, &rule, &scope, &count, &limit, &offence, &evidence]
+                .map(String::as_str),
+        );
     }
-    if args.json {
-        return Ok(Answer::Done);
-    }
-    if bans.is_empty() {
+    if bans.is_empty() && !args.json {
         talk::say("no bans");
-    } else {
-        write_table(out, &lines)?;
+    } else if !args.json {
+        lines.write(&mut out)?;
     }
+    out.flush()?;
     Ok(Answer::Done)
 }
