@@ -20,7 +20,9 @@ impl Printed {
 
 impl Write for Printed {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.is_plain = self.is_plain && bytes.iter().all(|byte| matches!(byte, b' '..=b'~' | b'\n' | b'\t'));
+        // Without an early end, which would have them looked at one by one.
+        let is_plain = |plain, byte: &u8| plain & matches!(byte, b' '..=b'~' | b'\n' | b'\t');
+        self.is_plain = self.is_plain && bytes.iter().fold(true, is_plain);
         if self.is_plain {
             // The same standard output, and the same buffer.
             let mut stdout: &Stdout = self.styled.as_inner();

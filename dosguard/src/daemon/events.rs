@@ -14,7 +14,7 @@ use crate::output::{EventRecord, WallClock};
 use crate::system;
 
 /// Events on their way to one slow listener before it misses some.
-const QUEUE: usize = 8_192;
+const QUEUE: usize = 32_768;
 
 /// Makes records of what the kernel reports.
 pub struct Recorder {

@@ -15,12 +15,28 @@ pub struct Columns<const N: usize> {
     widths: [usize; N],
 }
 
+impl<const N: usize> Default for Columns<N> {
+    fn default() -> Self {
+        Self { text: String::new(), ends: Vec::new(), widths: [0; N] }
+    }
+}
+
 impl<const N: usize> Columns<N> {
     /// Begins with a line of names.
     pub fn new(names: [&str; N]) -> Self {
-        let mut columns = Self { text: String::new(), ends: Vec::new(), widths: [0; N] };
+        let mut columns = Self::default();
         columns.line(names);
         columns
+    }
+
+    /// Adds all lines of another one.
+    pub fn append(&mut self, other: &Self) {
+        let start = self.text.len();
+        self.text.push_str(&other.text);
+        self.ends.extend(other.ends.iter().map(|(end, width)| (start + end, *width)));
+        for (most, width) in self.widths.iter_mut().zip(other.widths) {
+            *most = width.max(*most);
+        }
     }
 
     /// Adds a line.
@@ -63,7 +79,9 @@ mod tests {
         let lines = [["192.0.2.1", "-", "3/60s"], ["2001:db8::/64", "zurück", ""], ["a", "日本", "b c"]];
         let (mut columns, mut rows) = (Columns::new(names), table(&names));
         for line in lines {
-            columns.line(line);
+            let mut others = Columns::default();
+            others.line(line);
+            columns.append(&others);
             rows.add_row(line);
         }
         let (mut one, mut other) = (Vec::new(), Vec::new());

@@ -19,7 +19,7 @@ use dosguard_common::key::SourceKey;
 use dosguard_common::rule::{RuleIndex, Scope};
 use thiserror::Error;
 
-pub use text::{followed_lines, hosts_deny_line, plain_line};
+pub use text::{followed_lines, hosts_deny_line, json_lines, plain_line};
 
 use super::changes::Naming;
 use crate::config::cidr::{Cidr, to_ip};

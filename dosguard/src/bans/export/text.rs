@@ -4,12 +4,15 @@ use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr};
 
 use dosguard_common::address::Address;
+use dosguard_common::ban::Ban;
+use dosguard_common::key::SourceKey;
 
 use super::{Selected, Setting, network};
+use crate::bans::Naming;
 use crate::config::cidr::Cidr;
 use crate::config::policy::SourcePrefixes;
 use crate::config::services::ExportFormat;
-use crate::output::{BanRecord, write_json};
+use crate::output::{BanRecord, WallClock, in_parts, write_json};
 
 /// A source alone.
 pub fn plain_line(source: Cidr) -> String {
@@ -54,14 +57,32 @@ pub(super) fn hosts_deny(out: &mut dyn Write, selected: &Selected, setting: &Set
 }
 
 fn records(selected: &Selected, setting: &Setting<'_>) -> impl Iterator<Item = BanRecord> {
-    selected.bans.iter().map(|(key, ban)| {
-        let rule = |index| setting.names.rule(index);
-        BanRecord::new(key, ban, rule, setting.names.prefixes(), setting.clock)
-    })
+    selected.bans.iter().map(|(key, ban)| record(key, ban, setting.names, setting.clock))
+}
+
+fn record(key: &SourceKey, ban: &Ban, names: &Naming, clock: &WallClock) -> BanRecord {
+    BanRecord::new(key, ban, |index| names.rule(index), names.prefixes(), clock)
 }
 
 pub(super) fn json(out: &mut dyn Write, selected: &Selected, setting: &Setting<'_>) -> io::Result<()> {
-    records(selected, setting).try_for_each(|record| write_json(out, &record))
+    json_lines(out, &selected.bans, setting.names, setting.clock)
+}
+
+/// A JSON object on a line for each ban, as `bans list --json` prints them.
+pub fn json_lines(
+    out: &mut dyn Write,
+    bans: &[(SourceKey, Ban)],
+    names: &Naming,
+    clock: &WallClock,
+) -> io::Result<()> {
+    let lines = |bans: &[(SourceKey, Ban)]| -> io::Result<Vec<u8>> {
+        let mut lines = Vec::new();
+        for (key, ban) in bans {
+            write_json(&mut lines, &record(key, ban, names, clock))?;
+        }
+        Ok(lines)
+    };
+    in_parts(bans, lines, |lines| out.write_all(&lines?))
 }
 
 /// Text that no spreadsheet takes for a formula.

@@ -7,15 +7,17 @@ mod import;
 use std::io::{BufWriter, Write};
 
 use clap::{Args, Subcommand, ValueEnum};
-use dosguard_common::ban::BanReason;
+use dosguard_common::ban::{Ban, BanReason};
+use dosguard_common::key::SourceKey;
 use dosguard_common::rule::Scope;
 use jiff::Timestamp;
 
 use super::{Answer, talk};
+use crate::bans::export::json_lines;
 use crate::bans::{Live, Naming};
 use crate::config::units::Span;
 use crate::datapath::Datapath;
-use crate::output::{BanRecord, Columns, WallClock, printable, write_json};
+use crate::output::{BanRecord, Columns, WallClock, in_parts, printable};
 use crate::paths::Paths;
 use crate::system::boot_now_ns;
 
@@ -111,57 +113,64 @@ fn list(paths: &Paths, args: &ListArgs, out: &mut dyn Write) -> anyhow::Result<A
     // The latest first: that is what one looks for.
     bans.sort_by_key(|(_, ban)| std::cmp::Reverse(ban.since_ns));
     let mut out = BufWriter::with_capacity(BUFFER, out);
-    let mut lines = Columns::new([
-        "SOURCE",
-        "REMAINING",
-        "REASON",
-        "RULE",
-        "SCOPE",
-        "COUNT",
-        "LIMIT",
-        "OFFENCE",
-        "EVIDENCE",
-    ]);
-    for (key, ban) in &bans {
-        let rule = |index| names.rule(index);
-        let record = BanRecord::new(key, ban, rule, names.prefixes(), &clock);
-        if args.json {
-            write_json(&mut out, &record)?;
-            continue;
-        }
-        let remaining = Span::from_ns(ban.until_ns.saturating_sub(clock.boot_now_ns())).approx();
-        let dash = || "-".to_owned();
-        let count = if ban.count == 0 { dash() } else { ban.count.to_string() };
-        let fields = record.ban;
-        let said = |text: Option<String>| text.map_or_else(dash, |text| printable(&text).into_owned());
-        // Of connections there is no window.
-        let limit = match (ban.limit, fields.window) {
-            (0, _) => dash(),
-            (limit, None) => limit.to_string(),
-            (limit, Some(window)) => format!("{limit}/{window}"),
-        };
-        let offence = if ban.offence == 0 { dash() } else { ban.offence.to_string() };
-        // A ban of everything by hand has nothing to do with a rule.
-        let by_hand = ban.reason() == Some(BanReason::Admin);
-        let rule = if by_hand && key.is_everywhere() { dash() } else { said(fields.rule) };
-        let mut reason = said(fields.reason);
-        if let Some(note) = fields.note {
-            reason = format!("{reason}: {}", printable(&note));
-        }
-        if fields.monitor {
-            reason += " (monitor)";
-        }
-        let (scope, evidence) = (said(fields.scope), said(fields.evidence));
-        lines.line(
-            [&fields.source, &remaining, &reason, &rule, &scope, &count, &limit, &offence, &evidence]
-                .map(String::as_str),
-        );
-    }
-    if bans.is_empty() && !args.json {
+    if args.json {
+        json_lines(&mut out, &bans, &names, &clock)?;
+    } else if bans.is_empty() {
         talk::say("no bans");
-    } else if !args.json {
-        lines.write(&mut out)?;
+    } else {
+        let mut all = Columns::new([
+            "SOURCE",
+            "REMAINING",
+            "REASON",
+            "RULE",
+            "SCOPE",
+            "COUNT",
+            "LIMIT",
+            "OFFENCE",
+            "EVIDENCE",
+        ]);
+        let lines = |bans: &[(SourceKey, Ban)]| {
+            let mut lines = Columns::default();
+            for (key, ban) in bans {
+                lines.line(cells(key, ban, &names, &clock).each_ref().map(String::as_str));
+            }
+            lines
+        };
+        in_parts(&bans, lines, |lines| {
+            all.append(&lines);
+            Ok(())
+        })?;
+        all.write(&mut out)?;
     }
     out.flush()?;
     Ok(Answer::Done)
+}
+
+/// A line of the list.
+fn cells(key: &SourceKey, ban: &Ban, names: &Naming, clock: &WallClock) -> [String; 9] {
+    let record = BanRecord::new(key, ban, |index| names.rule(index), names.prefixes(), clock);
+    let remaining = Span::from_ns(ban.until_ns.saturating_sub(clock.boot_now_ns())).approx();
+    let dash = || "-".to_owned();
+    let count = if ban.count == 0 { dash() } else { ban.count.to_string() };
+    let fields = record.ban;
+    let said = |text: Option<String>| text.map_or_else(dash, |text| printable(&text).into_owned());
+    // Of connections there is no window.
+    let limit = match (ban.limit, fields.window) {
+        (0, _) => dash(),
+        (limit, None) => limit.to_string(),
+        (limit, Some(window)) => format!("{limit}/{window}"),
+    };
+    let offence = if ban.offence == 0 { dash() } else { ban.offence.to_string() };
+    // A ban of everything by hand has nothing to do with a rule.
+    let by_hand = ban.reason() == Some(BanReason::Admin);
+    let rule = if by_hand && key.is_everywhere() { dash() } else { said(fields.rule) };
+    let mut reason = said(fields.reason);
+    if let Some(note) = fields.note {
+        reason = format!("{reason}: {}", printable(&note));
+    }
+    if fields.monitor {
+        reason += " (monitor)";
+    }
+    let (scope, evidence) = (said(fields.scope), said(fields.evidence));
+    [fields.source, remaining, reason, rule, scope, count, limit, offence, evidence]
 }
