@@ -39,6 +39,7 @@ pub struct Dosguard<'a> {
     binary: PathBuf,
     instance: String,
     guards: bool,
+    patience: Duration,
 }
 
 impl<'a> Dosguard<'a> {
@@ -50,6 +51,7 @@ impl<'a> Dosguard<'a> {
             binary: find_binary()?,
             instance: "lab".to_owned(),
             guards: false,
+            patience: PATIENCE,
         })
     }
 
@@ -64,6 +66,12 @@ impl<'a> Dosguard<'a> {
     #[must_use]
     pub fn with_guards(&self) -> Self {
         Self { guards: true, ..self.clone() }
+    }
+
+    /// The same, whose daemon may take so long until it is attached.
+    #[must_use]
+    pub fn with_patience(&self, patience: Duration) -> Self {
+        Self { patience, ..self.clone() }
     }
 
     /// The same instance, from within another namespace of the lab.
@@ -265,7 +273,8 @@ impl Daemon<'_> {
     }
 
     fn wait_until_ready(&mut self) -> Result<()> {
-        let end = Instant::now() + PATIENCE;
+        let patience = self.dosguard.patience;
+        let end = Instant::now() + patience;
         loop {
             if let Some(status) = self.child.try_wait().context("cannot wait for dosguard")? {
                 bail!("dosguard ended at once ({status})\n{}", self.said());
@@ -278,7 +287,7 @@ impl Daemon<'_> {
             let status = String::from_utf8_lossy(&output.stderr);
             ensure!(
                 Instant::now() < end,
-                "dosguard was not attached within {PATIENCE:?}\n{}\n{}",
+                "dosguard was not attached within {patience:?}\n{}\n{}",
                 status.trim(),
                 self.said()
             );

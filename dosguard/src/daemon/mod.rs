@@ -282,7 +282,10 @@ impl Daemon<'_> {
                     }
                 },
                 Some(_) = self.clients.join_next() => {}
-                Some(record) = self.reported.recv() => self.pump.publish(record),
+                Some(record) = self.reported.recv() => {
+                    self.pump.publish(record);
+                    self.sweeper.stir();
+                }
                 Some(record) = self.connections.found() => {
                     // After the ban that it is about.
                     self.pump.drain(self.ring.get_mut()).await?;

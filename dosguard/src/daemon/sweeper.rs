@@ -25,7 +25,7 @@ use crate::store::Saves;
 
 /// How often expired bans are looked for.
 const INTERVAL: Duration = Duration::from_millis(500);
-/// The same where the last walk has found none at all. One that is told ends the pause.
+/// The same where the last walk has found none at all, until one is told.
 const IDLE_INTERVAL: Duration = Duration::from_secs(4);
 /// The thread works at most this part of the time: with very many bans it looks less often.
 const SHARE: u32 = 4;
@@ -104,6 +104,11 @@ impl Sweeper {
         if !keys.is_empty() {
             let _ = self.news.try_send(News::Imposed(keys));
         }
+    }
+
+    /// Bans were changed by hand: the next walk comes soon. Never waits.
+    pub(super) fn stir(&self) {
+        let _ = self.news.try_send(News::Imposed(Vec::new()));
     }
 
     /// Ends the thread, which then saves what has changed until now, if that is told.

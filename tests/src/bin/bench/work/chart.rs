@@ -54,7 +54,12 @@ fn draw_on(area: &Area<'_>, found: &Found) -> Result<(), Failure> {
             .x_label_area_size(30)
             .y_label_area_size(56)
             .build_cartesian_2d(0.0..most, 0.0..highest)?;
-        chart.configure_mesh().light_line_style(TRANSPARENT).y_desc("connections a second").draw()?;
+        chart
+            .configure_mesh()
+            .light_line_style(TRANSPARENT)
+            .y_desc("connections a second")
+            .y_label_formatter(&|rate| format!("{rate:.0}"))
+            .draw()?;
         for protection in Protection::ALL {
             let line = line(&points, protection, |point| Some(point.connections().median));
             let style = colour(protection).stroke_width(2);
@@ -81,6 +86,7 @@ fn draw_on(area: &Area<'_>, found: &Found) -> Result<(), Failure> {
             .light_line_style(TRANSPARENT)
             .x_desc("SYNs of the attack a second, in millions")
             .y_desc("99th percentile, ms")
+            .y_label_formatter(&|latency| latency.to_string())
             .draw()?;
         for protection in Protection::ALL {
             let line = line(&points, protection, |point| {

@@ -18,7 +18,7 @@ pub(super) enum Protection {
     Dosguard,
 }
 
-/// Sources are cut off for a minute.
+/// A source is dropped while it has sent more than that in the last second.
 const RECENT: &str = "\
 *raw
 :PREROUTING ACCEPT [0:0]
