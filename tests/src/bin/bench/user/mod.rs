@@ -45,6 +45,9 @@ struct Extent {
 const WHOLE: Extent = Extent { slow: 7, fast: 31, idle: Duration::from_secs(60) };
 const QUICK: Extent = Extent { slow: 3, fast: 11, idle: Duration::from_secs(10) };
 
+/// A part of it.
+type Step = fn(&Bench<'_>) -> Result<Vec<Row>>;
+
 /// What all steps work with.
 struct Bench<'a> {
     lab: &'a Lab,
@@ -59,7 +62,7 @@ pub(crate) fn run(arguments: &Common, interrupt: &Interrupt) -> Result<Report> {
     let extent = if arguments.quick { QUICK } else { WHOLE };
     let lab = Lab::new_unless(interrupt).context("cannot make the lab")?;
     let bench = Bench { lab: &lab, interrupt, dosguard: Dosguard::new(&lab)?, extent };
-    let steps: [(&str, fn(&Bench<'_>) -> Result<Vec<Row>>); 4] = [
+    let steps: [(&str, Step); 4] = [
         ("attach, change a setting, idle", quiet::measure),
         ("list, export and start with a million bans", many::measure),
         ("a million bans end", many::sweep),

@@ -113,7 +113,7 @@ impl Unit {
             Self::Seconds => format!("{} s", three_digits(number)),
             Self::Bytes => format!("{} MB", three_digits(number / 1e6)),
             Self::Processors => format!("{:.3} %", number * 100.0),
-            Self::PerSecond => format!("{:.0}/s", number),
+            Self::PerSecond => format!("{number:.0}/s"),
             Self::Events => format!("{number:.0}"),
         }
     }
