@@ -3,7 +3,7 @@
 use crate::reason::{self, FIRST_COUNTERS};
 
 /// Version of the pinned maps' layout. It is part of the pin path, so that two layouts never meet.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;
 
 /// The XDP program's name in the object and in the kernel's listings.
 pub const PROGRAM: &str = "dosguard";
@@ -25,10 +25,6 @@ pub const BAN_PROGRAM: &str = "dosguard_ban";
 
 /// Load-time constant: how many CPUs the kernel may use ("possible" CPUs).
 pub const CPUS_GLOBAL: &str = "CPUS";
-
-/// Load-time constant: 1 when the kernel can read other CPUs' counters (`bpf_map_lookup_percpu_elem`, Linux 5.19,
-/// commit 07343110b293).
-pub const PEERS_GLOBAL: &str = "PEERS";
 
 /// Load-time constant: 1 when the kernel makes SYN cookies for programs (`bpf_tcp_raw_gen_syncookie_ipv4`, Linux 6.0, commit
 /// 33bf9885040c); where it is 0 the verifier removes the tail calls.
@@ -59,13 +55,16 @@ const fn map(name: &'static str, entries: u32, holds: &'static str, since: u32) 
 }
 
 /// Global settings; one [`Config`](crate::config::Config). Written by userspace.
-pub const CONFIG: MapSpec = map("CONFIG", 1, "global settings", 6);
+pub const CONFIG: MapSpec = map("CONFIG", 1, "global settings", 7);
 /// Port to rule index; every port has an entry, 0 is `default`. Written by userspace.
 pub const PORTS: MapSpec = map("PORTS", 65_536, "the rule of each port", 2);
 /// Rule index to [`Rule`](crate::rule::Rule). Written by userspace.
 pub const RULES: MapSpec = map("RULES", 256, "rules", 6);
-/// (source, rule) to [`Window`](crate::window::Window), per CPU. LRU: when full, the least recently used go.
-pub const SYNS: MapSpec = map("SYNS", 131_072, "counters of sources in the window", 2);
+/// [`Set`](crate::set::Set)s of (source, rule) and [`Window`](crate::window::Window); for so many sources, in
+/// [fewer sets](crate::set::sets_for). When a set is full, the one goes that was used least lately. Written by the kernel.
+pub const SYNS: MapSpec = map("SYNS", 131_072, "counters of sources in the window", 7);
+/// One [`Hashing`](crate::set::Hashing): which set a source is in. Written by userspace when the tables are made.
+pub const HASHING: MapSpec = map("HASHING", 1, "keys of the tables of sets", 7);
 /// (source, everywhere or rule) to [`Ban`](crate::ban::Ban). Not LRU: when full, no ban is lost and none is added.
 pub const BANS: MapSpec = map("BANS", 65_536, "bans", 2);
 /// (source, everywhere or rule) to [`Offender`](crate::offender::Offender). LRU: when full, the oldest offenders are forgotten.
@@ -82,7 +81,7 @@ pub const DENY: MapSpec = map("DENY", 262_144, "denied networks", 2);
 pub const COUNTERS: MapSpec = map("COUNTERS", FIRST_COUNTERS[0], "what became of the packets", 2);
 /// The [reasons and tallies](crate::reason::Place) that there are since, per CPU.
 pub const MORE_COUNTERS: MapSpec =
-    map("MORE_COUNTERS", reason::MORE_COUNTERS[0], "the same of newer reasons", 6);
+    map("MORE_COUNTERS", reason::MORE_COUNTERS[0], "the same of newer reasons", 7);
 /// Rule index × reason to packets, per CPU.
 pub const RULE_COUNTERS: MapSpec =
     map("RULE_COUNTERS", RULES.entries * FIRST_COUNTERS[1], "the same for each rule", 2);
@@ -102,9 +101,8 @@ pub const PROOFS: MapSpec = map("PROOFS", 65_536, "proofs that sources are real"
 /// (source, rule) to [`Spent`](crate::proof::Spent): who has used the limit up by handshakes. LRU: when full, those go that were
 /// met least lately. Written by the kernel.
 pub const SPENT: MapSpec = map("SPENT", 16_384, "limits that were used up", 6);
-/// (source, rule) to the [`Window`](crate::window::Window) of completed handshakes, per CPU. LRU: when full, the least recently
-/// used go; whoever forges addresses never gets here. Written by the kernel.
-pub const HANDSHAKES: MapSpec = map("HANDSHAKES", 16_384, "counters of completed handshakes", 6);
+/// The same of completed handshakes; whoever forges addresses never gets here.
+pub const HANDSHAKES: MapSpec = map("HANDSHAKES", 16_384, "counters of completed handshakes", 7);
 /// [`Claim`](crate::claim::Claim)s of completed handshakes to when they were made, in nanoseconds of boot time. LRU: when full,
 /// the oldest go, and what is repeated then counts again. Written by the kernel.
 pub const ANSWERS: MapSpec = map("ANSWERS", 65_536, "handshakes that were counted", 6);
@@ -113,9 +111,9 @@ pub const LOADS: MapSpec = map("LOADS", RULES.entries, "SYNs that are being adde
 /// Rule index to [`Flood`](crate::flood::Flood). Written by the kernel.
 pub const FLOODS: MapSpec = map("FLOODS", RULES.entries, "floods", 6);
 /// One [`SynAck`](crate::challenge::SynAck): what is said of the host where the program answers in its place. Written by
-/// userspace. Since 6, as `STEPS`, though its layout is that of 5: both are written before an instance that is carried over
+/// userspace. Since 7, as `STEPS`, though its layout is that of 5: both are written before an instance that is carried over
 /// takes the old one's place, which may yet go on with its own.
-pub const SYNACK: MapSpec = map("SYNACK", 1, "what replies say of the host", 6);
+pub const SYNACK: MapSpec = map("SYNACK", 1, "what replies say of the host", 7);
 /// Until when answers to challenges are looked for, and when a SYN for a closed connection was last left to the host, in
 /// nanoseconds of boot time. Written by the kernel.
 pub const CHALLENGED: MapSpec = map("CHALLENGED", 2, "until when challenges may be answered", 5);
@@ -124,7 +122,7 @@ pub const HOST: MapSpec = map("HOST", 4_096, "addresses that are answered for", 
 /// One [`Room`](crate::challenge::Room) per CPU. Written by the kernel, and of no meaning between two packets.
 pub const ROOM: MapSpec = map("ROOM", 1, "replies in progress", 5);
 /// Which program goes on with what: [`REPLY_STEP`], [`ANSWER_STEP`]. Written by userspace; an empty place drops or passes.
-pub const STEPS: MapSpec = map("STEPS", 2, "programs for challenges", 6);
+pub const STEPS: MapSpec = map("STEPS", 2, "programs for challenges", 7);
 /// One [`Rule`](crate::rule::Rule) per CPU: a copy of the one that a packet is judged by. Written by the kernel.
 pub const RULE: MapSpec = map("RULE", 1, "rules in use", 6);
 /// One [`Scratch`](crate::tables::Scratch) per CPU. Written by the kernel, and of no meaning between two packets.
@@ -148,11 +146,12 @@ pub const OWN: MapSpec = map("OWN", 4_096, "own addresses", 4);
 pub const LOOK: MapSpec = map("LOOK", 1, "what a look at the sockets has found", 4);
 
 /// Every pinned map, in the order in which they are pinned.
-pub const MAPS: [MapSpec; 30] = [
+pub const MAPS: [MapSpec; 31] = [
     CONFIG,
     PORTS,
     RULES,
     SYNS,
+    HASHING,
     BANS,
     OFFENDERS,
     CLAIMS,

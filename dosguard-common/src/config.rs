@@ -56,6 +56,9 @@ pub const CONFIG_BYTES_V2: usize = 48;
 /// How many bytes it had in ABI versions 3 to 5: without the age of proofs.
 pub const CONFIG_BYTES_V5: usize = 56;
 
+/// How many bytes it had in ABI version 6: as many as now.
+pub const CONFIG_BYTES_V6: usize = 64;
+
 impl Config {
     /// Settings with these source prefixes, empty lists, no sweep under way, [`EVENTS_RATE`] and in force.
     pub const fn new(mask: SourceMask) -> Self {
@@ -69,7 +72,7 @@ impl Config {
         }
     }
 
-    /// The settings as an earlier ABI version had them, of [`CONFIG_BYTES_V2`] or [`CONFIG_BYTES_V5`] bytes. In version 2 the
+    /// The settings as an earlier ABI version had them, of [`CONFIG_BYTES_V2`], [`CONFIG_BYTES_V5`] or [`CONFIG_BYTES_V6`] bytes. In version 2 the
     /// program was not known.
     pub fn from_earlier<const N: usize>(bytes: &[u8; N]) -> Self {
         let mut config = Self { proof_age_ns: PROOF_AGE_NS, ..Self::zeroed() };
@@ -273,5 +276,7 @@ mod tests {
         assert_eq!(Config::from_earlier(&bytes), config);
         let bytes = *bytemuck::bytes_of(&later).first_chunk::<CONFIG_BYTES_V5>().unwrap();
         assert_eq!(Config::from_earlier(&bytes), config.with_build(5));
+        let bytes = *bytemuck::bytes_of(&later).first_chunk::<CONFIG_BYTES_V6>().unwrap();
+        assert_eq!(Config::from_earlier(&bytes), later);
     }
 }

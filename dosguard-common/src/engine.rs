@@ -29,8 +29,9 @@ use crate::parse::{Packet, Payload, Unparsed, parse};
 use crate::proof::Evidence;
 use crate::reason::{Reason, Tally, Verdict};
 use crate::rule::{Action, Rule, RuleIndex};
-use crate::tables::{Refused, Tables};
-use crate::window::{Window, low_half, share_of_limit, share_to_watch, window_of};
+use crate::set::Room;
+use crate::tables::Tables;
+use crate::window::{Counted, Window, low_half, window_of};
 
 /// Decides about a frame by `clock`, and counts the decision.
 #[inline(always)]
@@ -168,46 +169,61 @@ fn syn<T: Tables>(
     }
     // After a ban the source starts with a clean window: counters belong to an era, and a ban ends it.
     let era = opaque(era_of(tables, config, &key, rule), low_half(now_ns));
-    match pass_or_count(tables, &key, rule, era, now_ns) {
-        // A ban may have come since the look at the bans: it was there before the era was, or before the counters were gone.
-        Counted::Under { fresh } if (fresh && era != 0) || now_ns < tables.answers_until_ns() => {
-            match new_ban(tables, source, index, config.mode_of(rule), now_ns) {
-                Some(reason) => {
-                    tables.with_window(&key, Window::take_back);
-                    reason
-                }
-                None => Reason::UnderLimit,
-            }
+    let (slot, limit) = (rule.slot(now_ns), rule.limit());
+    let generation = opaque(rule.counting_generation(era), low_half(now_ns));
+    let Some((counted, room)) = count(tables, &key, now_ns, slot, generation, limit) else {
+        return Reason::Uncounted;
+    };
+    if room != Room::Had {
+        tables.tally(Tally::SourceAdded);
+    }
+    if counted.is_over {
+        return over(tables, config, &key, rule, generation, &counted, cause, now_ns);
+    }
+    // A ban may have come since the look at the bans: it was there before the era was, or before the counters were gone.
+    if era != 0 || now_ns < tables.answers_until_ns() {
+        if let Some(reason) = new_ban(tables, source, index, config.mode_of(rule), now_ns) {
+            tables.with_present_window(&key, Window::take_back);
+            return reason;
         }
-        Counted::Under { .. } => Reason::UnderLimit,
-        Counted::Not => Reason::Uncounted,
-        Counted::Over { count, first } => {
-            let (reason, mode) = (BanReason::SynLimit, config.mode_of(rule));
-            let over = Over { reason, source, index, rule, count, mode, cause, now_ns };
-            if rule.action() == Action::Ban && !config.would_challenge(rule) {
-                // Who has completed as many handshakes is let pass once more: if it completes that one, too, it is banned.
-                let generation = rule.counting_generation(era);
-                if rule.proof().required
-                    && tables
-                        .spent(&key)
-                        .is_some_and(|spent| spent.holds(generation, rule.spent_ns(), now_ns))
-                    && tables
-                        .claim(&Claim::probe(&key, low_half(window_of(rule.slot(now_ns))), generation))
-                        .is_ok()
-                {
-                    return Reason::UnderLimit;
-                }
-                impose(tables, config, &over);
-            } else if first {
-                let kind = if config.challenges(rule) { Kind::Challenge } else { Kind::Limited };
-                limited(tables, config, kind, &over);
-            }
-            match config.mode_of(rule) {
-                Mode::Enforce if config.challenges(rule) => Reason::Challenged,
-                Mode::Enforce => Reason::OverLimit,
-                Mode::Monitor => Reason::MonitoredOverLimit,
-            }
+    }
+    Reason::UnderLimit
+}
+
+/// A SYN over the limit.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "what is known of the SYN by then")]
+fn over<T: Tables>(
+    tables: &mut T,
+    config: &Config,
+    key: &SourceKey,
+    rule: &Rule,
+    generation: u32,
+    counted: &Counted,
+    cause: &Cause,
+    now_ns: u64,
+) -> Reason {
+    let (reason, mode) = (BanReason::SynLimit, config.mode_of(rule));
+    let index = key.rule().unwrap_or_default();
+    let count = u32::try_from(counted.count).unwrap_or(u32::MAX);
+    let over = Over { reason, source: key.source(), index, rule, count, mode, cause, now_ns };
+    if rule.action() == Action::Ban && !config.would_challenge(rule) {
+        // Who has completed as many handshakes is let pass once more: if it completes that one, too, it is banned.
+        if rule.proof().required
+            && tables.spent(key).is_some_and(|spent| spent.holds(generation, rule.spent_ns(), now_ns))
+            && tables.claim(&Claim::probe(key, low_half(window_of(rule.slot(now_ns))), generation)).is_ok()
+        {
+            return Reason::UnderLimit;
         }
+        impose(tables, config, &over);
+    } else if counted.is_first {
+        let kind = if config.challenges(rule) { Kind::Challenge } else { Kind::Limited };
+        limited(tables, config, kind, &over);
+    }
+    match mode {
+        Mode::Enforce if config.challenges(rule) => Reason::Challenged,
+        Mode::Enforce => Reason::OverLimit,
+        Mode::Monitor => Reason::MonitoredOverLimit,
     }
 }
 
@@ -243,69 +259,21 @@ fn new_ban<T: Tables>(
     }
 }
 
-enum Counted {
-    /// Within the limit, and counted: as the first one on this CPU, or after others.
-    Under { fresh: bool },
-    /// Over the limit, with so many in the window, itself included; the first of the window on this CPU or not. It is not
-    /// counted: what was dropped does not prolong the wait of a source that slows down.
-    Over { count: u32, first: bool },
-    /// The map had no room.
-    Not,
-}
-
+/// Counts a SYN, or a completed handshake, if it is within the limit; none if there is no table.
 #[inline(always)]
-fn pass_or_count<T: Tables>(tables: &mut T, key: &SourceKey, rule: &Rule, era: u32, now_ns: u64) -> Counted {
-    let slot = rule.slot(now_ns);
-    let unknown = low_half(now_ns);
-    let generation = opaque(rule.counting_generation(era), unknown);
-    let (own, fresh, watched) = match tables.with_window(key, |window| window.count(slot, generation)) {
-        Some(found) => found,
-        None => match tables.add_window(key, &Window::first(slot, generation)) {
-            Ok(()) => {
-                tables.tally(Tally::SourceAdded);
-                // No other CPU has counted this source: whoever does next finds this entry. Forged sources that come
-                // once each never cost a look at the others.
-                return Counted::Under { fresh: true };
-            }
-            // Another CPU was faster with its own first SYN; its entry has room for this CPU's counters too.
-            Err(Refused::Exists) => match tables.with_window(key, |window| window.count(slot, generation)) {
-                Some(found) => found,
-                None => return Counted::Not,
-            },
-            Err(Refused::Full) => return Counted::Not,
-        },
-    };
-    let (fresh, watched) = (opaque(fresh.into(), unknown) != 0, opaque(watched.into(), unknown) != 0);
-    let total = if tables.sees_peers() {
-        let ask = own >= share_to_watch(opaque(rule.limit(), unknown), tables.cpus()).into();
-        let mut total = own;
-        if ask || watched {
-            tables.for_each_peer(key, |peer| {
-                total += peer.counted(slot, generation);
-                if ask {
-                    peer.watch(slot);
-                }
-            });
-        }
-        total
-    } else {
-        own
-    };
-    let limit = limit(tables, rule);
-    if total <= limit.into() {
-        return Counted::Under { fresh };
+fn count<T: Tables>(
+    tables: &mut T,
+    key: &SourceKey,
+    now_ns: u64,
+    slot: u64,
+    generation: u32,
+    limit: u32,
+) -> Option<(Counted, Room)> {
+    let (counted, room) = tables.with_window(key, now_ns, |window| window.count(slot, generation, limit))?;
+    if room == Room::Evicted {
+        tables.tally(Tally::SourceEvicted);
     }
-    let first = tables.with_window(key, |window| {
-        window.take_back();
-        window.limit(slot)
-    });
-    Counted::Over { count: u32::try_from(total).unwrap_or(u32::MAX), first: first.unwrap_or(true) }
-}
-
-/// How many pass, as far as this CPU sees: its share where it sees no other.
-#[inline(always)]
-fn limit<T: Tables>(tables: &T, rule: &Rule) -> u32 {
-    if tables.sees_peers() { rule.limit() } else { share_of_limit(rule.limit(), tables.cpus()) }
+    Some((counted, room))
 }
 
 #[cfg(test)]

@@ -44,6 +44,18 @@ impl SourceKey {
         }
     }
 
+    /// From a source and where it is counted.
+    pub(crate) const fn from_place(source: Address, place: u16) -> Self {
+        Self { source, place: place as u32 }
+    }
+
+    /// Where its source is counted, or banned.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "it is at most 512")]
+    pub(crate) const fn place(&self) -> u16 {
+        self.place as u16
+    }
+
     /// All of it as words, to be hashed.
     #[inline(always)]
     pub(crate) const fn words(&self) -> [u32; 5] {

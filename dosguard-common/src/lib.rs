@@ -28,5 +28,6 @@ pub mod parse;
 pub mod proof;
 pub mod reason;
 pub mod rule;
+pub mod set;
 pub mod tables;
 pub mod window;

@@ -20,6 +20,7 @@ use crate::offender::Offender;
 use crate::proof::{Proof, Spent, look_until_ns};
 use crate::reason::{COUNTERS, Count, Reason, Tally};
 use crate::rule::{Rule, RuleIndex};
+use crate::set::Room;
 use crate::tables::{Refused, Scratch, Tables};
 use crate::window::Window;
 
@@ -46,14 +47,12 @@ pub struct MemoryTables {
     pub offenders: HashMap<SourceKey, Offender>,
     /// How many sources may have counters.
     pub source_capacity: usize,
-    /// Counters of each source, one per CPU.
+    /// Counters of each source.
     pub windows: Windows,
     /// The CPU whose turn it is.
     pub cpu: usize,
     /// How many CPUs there are.
     pub cpus: usize,
-    /// Whether CPUs see each other's counters.
-    pub sees_peers: bool,
     /// Packets and bytes per reason, occurrences per tally.
     pub counters: Vec<Count>,
     /// Packets per rule and reason.
@@ -106,10 +105,9 @@ impl MemoryTables {
             offender_capacity: usize::MAX,
             offenders: HashMap::new(),
             source_capacity: usize::MAX,
-            windows: Windows::new(cpus.max(1)),
+            windows: Windows::default(),
             cpu: 0,
             cpus: cpus.max(1),
-            sees_peers: true,
             counters: vec![Count::default(); COUNTERS as usize],
             rule_counters: RuleCounters::default(),
             event_capacity: usize::MAX,
@@ -322,28 +320,23 @@ impl Tables for MemoryTables {
         u32::try_from(self.cpus).unwrap_or(u32::MAX)
     }
 
-    fn sees_peers(&self) -> bool {
-        self.sees_peers
-    }
-
-    fn with_window<R>(&mut self, key: &SourceKey, work: impl FnOnce(&mut Window) -> R) -> Option<R> {
-        self.windows.on(self.cpu, key).map(work)
-    }
-
-    fn for_each_peer(&mut self, key: &SourceKey, look: impl FnMut(&mut Window)) {
-        self.windows.beside(self.cpu, key).for_each(look);
-    }
-
-    fn add_window(&mut self, key: &SourceKey, window: &Window) -> Result<(), Refused> {
-        if self.windows.len() >= self.source_capacity {
-            return Err(Refused::Full);
+    fn with_window<R>(
+        &mut self,
+        key: &SourceKey,
+        _now_ns: u64,
+        work: impl FnOnce(&mut Window) -> R,
+    ) -> Option<(R, Room)> {
+        if let Some(window) = self.windows.get_mut(key) {
+            return Some((work(window), Room::Had));
         }
-        let added = self.windows.add(self.cpu, key, window);
-        if added { Ok(()) } else { Err(Refused::Exists) }
+        if self.windows.len() >= self.source_capacity {
+            return None;
+        }
+        Some((work(self.windows.add(key)), Room::Free))
     }
 
-    fn remove_window(&mut self, key: &SourceKey) {
-        self.windows.remove(key);
+    fn with_present_window(&mut self, key: &SourceKey, work: impl FnOnce(&mut Window)) {
+        self.windows.get_mut(key).map(work);
     }
 
     fn count(&mut self, reason: Reason, rule: Option<RuleIndex>, bytes: u64) {
@@ -433,9 +426,7 @@ mod tests {
         for i in 0..100_u8 {
             tables.pass_time(i.into());
             let source = Address::from_ipv4([192, 0, 2, i]);
-            tables
-                .add_window(&SourceKey::for_rule(source, RuleIndex::DEFAULT), &Window::first(1, 1))
-                .unwrap();
+            tables.with_window(&SourceKey::for_rule(source, RuleIndex::DEFAULT), 0, |_| ()).unwrap();
             let ban = Ban::by_admin(Scope::All, RuleIndex::DEFAULT, 0, i.into(), "");
             assert!(tables.remember(&SourceKey::everywhere(source), &Offender::default().after(&ban)));
             assert!(tables.keep_proof(&source, Proof { at_ns: i.into() }));

@@ -174,7 +174,7 @@ counters! {
         BanDeferred = "bans-deferred",
         /// An offence could not be remembered: its source's next ban is not longer, and its window not clean.
         OffenceLost = "offences-lost",
-        /// A source got an entry in the counting map. What exceeds the entries present was evicted.
+        /// A source got a place among the counters.
         SourceAdded = "sources-added",
         /// An event found the ring buffer full.
         EventLost = "events-lost",
@@ -196,6 +196,8 @@ counters! {
         AnswerDropped = "answers-dropped",
         /// A completed handshake was not counted: the counting map had no room.
         AnswerUncounted = "answers-uncounted",
+        /// A source lost its counters to another that had none: their places are taken by those that came last.
+        SourceEvicted = "sources-evicted",
     }
 }
 

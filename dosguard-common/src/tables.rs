@@ -15,6 +15,7 @@ use crate::offender::Offender;
 use crate::proof::{Proof, Spent};
 use crate::reason::{Reason, Tally};
 use crate::rule::{Rule, RuleIndex};
+use crate::set::Room;
 use crate::window::Window;
 
 /// Why an entry could not be added.
@@ -88,23 +89,21 @@ pub trait Tables {
 
     /// Lets `work` use this CPU's scratch room, in which is what was left there; none if there is none.
     fn with_scratch<R>(&mut self, work: impl FnOnce(&mut Self, &mut Scratch) -> R) -> Option<R>;
-    /// How many CPUs may count.
+    /// How many CPUs there may be.
     fn cpus(&self) -> u32;
-    /// Whether other CPUs' counters can be seen.
-    fn sees_peers(&self) -> bool;
     /// Claims a completed handshake; none if it was not claimed before, or that could not be kept, otherwise when it was (boot
     /// time, nanoseconds).
     fn claim_answer(&mut self, claim: &Claim, now_ns: u64) -> Option<u64>;
-    /// Lets `work` at this CPU's counters, or returns none if there are none.
-    fn with_window<R>(&mut self, key: &SourceKey, work: impl FnOnce(&mut Window) -> R) -> Option<R>;
-    /// Shows every other CPU's counters to `look`, which may mark them with [`Window::watch`] and nothing else. What this
-    /// CPU counted before is visible to the others before the first of them is looked at: of two that count and look at
-    /// once, at least one sees the other.
-    fn for_each_peer(&mut self, key: &SourceKey, look: impl FnMut(&mut Window));
-    /// Adds counters for a source that has none on any CPU: `window` for this one, zeroes for the others.
-    fn add_window(&mut self, key: &SourceKey, window: &Window) -> Result<(), Refused>;
-    /// Removes a source's counters from all CPUs, if there are any.
-    fn remove_window(&mut self, key: &SourceKey);
+    /// Lets `work` at a source's counters, alone: no other CPU reads or writes them meanwhile. A source that has none gets empty
+    /// ones, for which the counters of another may have to go. None if there is no table. `work` calls nothing of the kernel's.
+    fn with_window<R>(
+        &mut self,
+        key: &SourceKey,
+        now_ns: u64,
+        work: impl FnOnce(&mut Window) -> R,
+    ) -> Option<(R, Room)>;
+    /// The same where there are counters, and else nothing.
+    fn with_present_window(&mut self, key: &SourceKey, work: impl FnOnce(&mut Window));
     /// Counts a packet of `bytes` bytes under its reason and, if it got that far, its rule.
     fn count(&mut self, reason: Reason, rule: Option<RuleIndex>, bytes: u64);
     /// Until when (boot time, nanoseconds) segments are looked at that may prove their source; 0 for not at all.

@@ -3,15 +3,12 @@
 //! A window of length W is cut into eight slots of W/8, numbered from boot; the current slot and the seven before it
 //! count. So a SYN counts for between 7/8 W and W, and there is no boundary at which twice the limit could pass.
 
-use core::hint::black_box;
-
 use bytemuck::{Pod, Zeroable};
 
 /// Slots in a window.
 pub const SLOTS: usize = 8;
 
 const SLOTS_U64: u64 = SLOTS as u64;
-const SLOTS_U32: u32 = 8;
 
 /// Where the count of a slot is kept.
 #[inline(always)]
@@ -32,10 +29,14 @@ pub(crate) const fn low_half(number: u64) -> u32 {
     number as u32
 }
 
-/// Below this limit every SYN is checked against all CPUs; see [`share_to_watch`].
-pub const ALWAYS_WATCHED_BELOW: u32 = 64;
+/// The low half of the low half.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "the low half is what is wanted")]
+const fn low_quarter(number: u64) -> u16 {
+    number as u16
+}
 
-/// One CPU's counters of one source under one rule.
+/// The counters of one source under one rule. Whoever writes them is alone with them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Window {
@@ -43,15 +44,26 @@ pub struct Window {
     newest: u64,
     /// The rule's generation that the counts belong to.
     generation: u32,
-    /// The slot (its low half) in which some CPU's share was last seen so high that all must look at the sum.
-    watched: u32,
+    /// The window, counted from boot (the last of its bits), in which the source was last seen over the limit.
+    limited: u16,
+    /// Of the set that it lies in: under what its source is counted here; see [`Set`](crate::set::Set).
+    pub(crate) place: u16,
     counts: [u32; SLOTS],
-    /// The window, counted from boot (its low half), in which this CPU last saw the source over the limit.
-    limited: u32,
-    padding: u32,
 }
 
-const _: () = assert!(size_of::<Window>() == 56);
+const _: () = assert!(size_of::<Window>() == 48);
+
+/// What became of a SYN that was to be counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counted {
+    /// How many there are in the window, itself included.
+    pub count: u64,
+    /// Whether that is over the limit. Then it is not counted: what was dropped does not prolong the wait of a source that
+    /// slows down.
+    pub is_over: bool,
+    /// Whether it is the first over the limit in its window, with windows laid end to end from boot.
+    pub is_first: bool,
+}
 
 impl Window {
     /// A window with its first SYN.
@@ -59,60 +71,68 @@ impl Window {
     pub const fn first(slot: u64, generation: u32) -> Self {
         let mut counts = [0; SLOTS];
         counts[place(slot)] = 1;
-        // Not watched: the mark lies a whole window back.
-        let watched = low_half(slot).wrapping_sub(SLOTS_U32);
-        let limited = low_half(window_of(slot)).wrapping_sub(1);
-        Self { newest: slot, generation, watched, counts, limited, padding: 0 }
+        let limited = low_quarter(window_of(slot)).wrapping_sub(1);
+        Self { newest: slot, generation, limited, place: 0, counts }
     }
 
-    /// Moves on to `slot`, forgetting what is too old and counts of another generation. Says whether they were of
-    /// another.
-    ///
-    /// Other CPUs read while this one writes. So stale slots are emptied before the new number appears: a reader in
-    /// between misses SYNs that no longer count, and never sees old ones as new.
+    /// The same counters at another place.
+    pub(crate) const fn with_place(self, place: u16) -> Self {
+        Self { place, ..self }
+    }
+
+    /// Moves on to `slot`, forgetting what is too old and counts of another generation.
     #[inline(always)]
-    pub fn advance(&mut self, slot: u64, generation: u32) -> bool {
-        if self.generation != generation {
-            self.counts = [0; SLOTS];
-            keep_order();
-            self.generation = generation;
-            self.newest = slot;
-            return true;
-        }
+    pub fn advance(&mut self, slot: u64, generation: u32) {
         // A slot before the newest is a clock that went back a little: it counts as the newest.
         let passed = slot.saturating_sub(self.newest);
-        if passed == 0 {
-            return false;
-        }
-        if passed >= SLOTS_U64 {
+        if self.generation != generation || passed >= SLOTS_U64 {
             self.counts = [0; SLOTS];
-        } else {
-            let mut back = 0;
-            while back < SLOTS_U64 {
-                if back < passed {
-                    self.counts[place(slot.wrapping_sub(back))] = 0;
-                }
-                back += 1;
-            }
+            self.generation = generation;
+            self.newest = slot;
+            self.limited = low_quarter(window_of(slot)).wrapping_sub(1);
+            return;
         }
-        keep_order();
+        if passed == 0 {
+            return;
+        }
+        // Without a branch for each slot: the kernel's verifier follows every path.
+        let mut i = 0;
+        while i < SLOTS_U64 {
+            // How many slots before the new one the count at place `i` was made: all ones if it still counts.
+            let age = passed + self.newest.wrapping_sub(i) % SLOTS_U64;
+            let counts = age.wrapping_sub(SLOTS_U64).cast_signed() >> 63;
+            self.counts[place(i)] &= low_half(counts.cast_unsigned());
+            i += 1;
+        }
         self.newest = slot;
-        false
     }
 
-    /// Moves on to `slot` and counts a SYN there. Returns how many this CPU has in the window, whether the counts were of
-    /// another generation before, and whether all CPUs are to look at the sum.
+    /// Counts a SYN in `slot`, if it is within the limit.
     #[inline(always)]
-    pub fn count(&mut self, slot: u64, generation: u32) -> (u64, bool, bool) {
-        let fresh = self.advance(slot, generation);
-        (self.add(), fresh, self.is_watched(slot))
+    pub fn count(&mut self, slot: u64, generation: u32, limit: u32) -> Counted {
+        self.advance(slot, generation);
+        let count = self.total() + 1;
+        if count <= limit.into() {
+            let place = place(self.newest);
+            self.counts[place] = self.counts[place].saturating_add(1);
+            return Counted { count, is_over: false, is_first: false };
+        }
+        let window = low_quarter(window_of(slot));
+        let is_first = self.limited != window;
+        self.limited = window;
+        Counted { count, is_over: true, is_first }
     }
 
-    /// Counts a SYN in the newest slot and returns how many this CPU has now in the whole window.
+    /// Counts a SYN in the newest slot and returns how many there are now in the whole window.
     #[inline(always)]
     pub fn add(&mut self) -> u64 {
         let place = place(self.newest);
         self.counts[place] = self.counts[place].saturating_add(1);
+        self.total()
+    }
+
+    #[inline(always)]
+    fn total(&self) -> u64 {
         let mut total = 0;
         let mut i = 0;
         while i < SLOTS {
@@ -129,90 +149,97 @@ impl Window {
         self.counts[place] = self.counts[place].saturating_sub(1);
     }
 
-    /// Notes that the source is over the limit in `slot`. True for the first time in a window on this CPU, with windows
-    /// laid end to end from boot.
+    /// Forgets all counts.
     #[inline(always)]
-    pub fn limit(&mut self, slot: u64) -> bool {
-        let window = low_half(window_of(slot));
-        let first = self.limited != window;
-        self.limited = window;
-        first
+    pub fn clear(&mut self) {
+        self.counts = [0; SLOTS];
     }
 
-    /// How many SYNs this CPU counted that still count in `slot`, for a look from another CPU.
-    ///
-    /// When the owner moves on during the look, what it counts then may be missed, and nothing old is taken for new: the
-    /// number is read before the counts. The owner then sees what the looking CPU counted before it looked.
-    ///
-    /// There is no branch for each slot: the verifier follows every path, and this runs for each CPU.
-    #[inline(always)]
+    /// How many SYNs count in `slot`, for a look that changes nothing.
     pub fn counted(&self, slot: u64, generation: u32) -> u64 {
-        // How many slots the owner is behind, plus one: its clock may have been read a slot later.
-        let behind = slot.wrapping_add(1).wrapping_sub(self.newest);
-        keep_order();
-        let other = u64::from(self.generation ^ generation) << 8;
-        if behind | other > SLOTS_U64 {
+        let mut window = *self;
+        if window.generation != generation {
             return 0;
         }
-        // One bit for each age in slots: those that no longer count.
-        let dead = !(0x1ff_u64 >> behind);
-        let mut total = 0;
-        let mut i = 0;
-        while i < SLOTS_U64 {
-            // How many slots before the newest the count at place `i` was made.
-            let age = slot.wrapping_add(1).wrapping_sub(behind).wrapping_sub(i) % SLOTS_U64;
-            // A shift by 32 empties a 32-bit count.
-            total += u64::from(self.counts[place(i)]) >> (((dead >> age) & 1) << 5);
+        window.advance(slot, generation);
+        window.total()
+    }
+
+    /// No counts, of the same generation and time.
+    #[must_use]
+    pub const fn emptied(&self) -> Self {
+        Self { counts: [0; SLOTS], ..*self }
+    }
+
+    /// Adds the counts of another of the same generation.
+    pub fn merge(&mut self, other: &Self) {
+        self.with_each(other, u32::saturating_add);
+    }
+
+    /// What was counted since `earlier`; all of it if that is of another generation.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let mut since = *self;
+        since.with_each(earlier, u32::saturating_sub);
+        since
+    }
+
+    fn with_each(&mut self, other: &Self, work: impl Fn(u32, u32) -> u32) {
+        if self.generation != other.generation {
+            return;
+        }
+        let slot = self.newest.max(other.newest);
+        let mut other = *other;
+        self.advance(slot, self.generation);
+        other.advance(slot, other.generation);
+        for (count, of_other) in self.counts.iter_mut().zip(other.counts) {
+            *count = work(*count, of_other);
+        }
+    }
+}
+
+/// One CPU's window until ABI version 6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct EarlierWindow {
+    newest: u64,
+    generation: u32,
+    watched: u32,
+    counts: [u32; SLOTS],
+    limited: u32,
+    padding: u32,
+}
+
+impl EarlierWindow {
+    /// A window as two CPUs would have had it then, of which each has counted a half.
+    pub const fn halves(window: &Window) -> [Self; 2] {
+        let Window { newest, generation, limited, counts, .. } = *window;
+        let all = Self { newest, generation, watched: 0, counts, limited: limited as u32, padding: 0 };
+        let (mut halves, mut i) = ([all; 2], 0);
+        while i < SLOTS {
+            halves[0].counts[i] = counts[i] / 2;
+            halves[1].counts[i] = counts[i] - counts[i] / 2;
             i += 1;
         }
-        total
+        halves
     }
 
-    /// Tells this CPU to look at the sum, for the window that follows `slot`.
-    #[inline(always)]
-    pub fn watch(&mut self, slot: u64) {
-        self.watched = low_half(slot);
-    }
-
-    /// Whether some CPU asked within the window for the sum to be looked at.
-    #[inline(always)]
-    pub const fn is_watched(&self, slot: u64) -> bool {
-        // A mark may be from a CPU that is a slot ahead.
-        low_half(slot).wrapping_sub(self.watched).wrapping_add(1) <= SLOTS_U32
-    }
-}
-
-/// Keeps the compiler from moving a write across. A fence is what it should be, but LLVM has none for BPF; an opaque
-/// value does the same for the compiler, and the processors in question keep writes in order (on others a reader may
-/// see a stale slot for nanoseconds).
-#[inline(always)]
-fn keep_order() {
-    black_box(());
-}
-
-/// How many SYNs on one CPU make it look at the others, and ask them to do the same.
-///
-/// A source over the limit has at least limit / CPUs on some CPU. That one looks from 7/8 of it on, so that the
-/// others are asked well before the sum can reach the limit. Small limits are watched from the first SYN.
-#[inline(always)]
-pub const fn share_to_watch(limit: u32, cpus: u32) -> u32 {
-    if limit < ALWAYS_WATCHED_BELOW {
-        return 0;
-    }
-    let share = match limit.checked_div(cpus) {
-        Some(share) => share,
-        None => limit,
-    };
-    share - share / 8
-}
-
-/// One CPU's part of the limit, at least 1, where the kernel cannot look at the other CPUs.
-#[inline(always)]
-pub const fn share_of_limit(limit: u32, cpus: u32) -> u32 {
-    match limit.checked_div(cpus) {
-        Some(0) => 1,
-        Some(share) => share,
-        None => limit,
+    /// The windows of all CPUs as one; none if nothing was ever counted. Of several generations the one counts that was
+    /// written last.
+    pub fn merged(windows: &[Self]) -> Option<Window> {
+        let used = windows.iter().filter(|window| window.generation != 0);
+        let latest = used.clone().max_by_key(|window| window.newest)?;
+        let mut merged: Option<Window> = None;
+        for window in used.filter(|window| window.generation == latest.generation) {
+            let limited = low_quarter(window.limited.into());
+            let Self { newest, generation, counts, .. } = *window;
+            let window = Window { newest, generation, limited, place: 0, counts };
+            match &mut merged {
+                Some(merged) => merged.merge(&window),
+                None => merged = Some(window),
+            }
+        }
+        merged
     }
 }
 
@@ -274,27 +301,40 @@ mod tests {
     }
 
     #[test]
-    fn a_watch_lasts_for_one_window() {
-        let mut window = Window::first(1 << 40, 1);
-        assert!(!window.is_watched(1 << 40));
-        window.watch(1 << 40);
-        assert!(window.is_watched((1 << 40) + 7));
-        assert!(!window.is_watched((1 << 40) + 8));
-        assert!(window.is_watched((1 << 40) - 1), "from a CPU that is a slot ahead");
+    fn what_is_over_the_limit_does_not_count_and_the_first_of_each_window_is_told_apart() {
+        let mut window = Window::zeroed();
+        assert_eq!(window.count(80, 1, 1), Counted { count: 1, is_over: false, is_first: false });
+        let first = [80, 81, 87, 88, 89].map(|slot| {
+            let counted = window.count(slot, 1, 1);
+            (counted.count, counted.is_over, counted.is_first)
+        });
+        let (over, under) = (|is_first| (2, true, is_first), (1, false, false));
+        assert_eq!(first, [over(true), over(false), over(false), under, over(true)]);
+        assert!(window.count(90, 2, 0).is_first, "another generation begins anew");
     }
 
     #[test]
-    fn the_first_drop_of_each_window_is_told_apart() {
-        let mut window = Window::first(80, 1);
-        assert_eq!([80, 81, 87, 88, 89].map(|slot| window.limit(slot)), [true, false, false, true, false]);
-    }
-
-    #[test]
-    fn shares() {
-        assert_eq!([63, 64, 1_000].map(|limit| share_to_watch(limit, 4)), [0, 14, 219]);
-        assert_eq!(share_to_watch(64, 1_000), 0);
-        assert_eq!(share_to_watch(100, 0), 88, "no CPU count: as if there were one");
-        assert_eq!([1, 3, 100].map(|limit| share_of_limit(limit, 4)), [1, 1, 25]);
+    fn windows_of_earlier_versions_become_one() {
+        let of = |newest, generation, counts: [(u64, u32); 2]| {
+            let mut window = EarlierWindow { newest, generation, ..Zeroable::zeroed() };
+            counts.iter().for_each(|(slot, count)| window.counts[place(*slot)] = *count);
+            window
+        };
+        let windows = [
+            of(107, 3, [(107, 1), (101, 2)]),
+            EarlierWindow::zeroed(),
+            of(109, 3, [(109, 4), (104, 8)]),
+            of(108, 2, [(108, 16), (107, 32)]),
+        ];
+        let merged = EarlierWindow::merged(&windows).unwrap();
+        let counted = [109, 111, 112, 114, 115, 116, 117].map(|slot| merged.counted(slot, 3));
+        assert_eq!(counted, [13, 13, 5, 5, 4, 4, 0], "the two of slot 101 are too old for slot 109");
+        assert_eq!(EarlierWindow::merged(&[EarlierWindow::zeroed(); 2]), None);
+        let more =
+            EarlierWindow::merged(&[of(107, 3, [(107, 1), (101, 2)]), of(110, 3, [(109, 6), (110, 1)])]);
+        let since = more.unwrap().since(&merged);
+        assert_eq!([110, 116, 117, 118].map(|slot| since.counted(slot, 3)), [3, 3, 1, 0]);
+        assert_eq!(since.emptied().counted(110, 3), 0);
     }
 
     proptest! {
@@ -323,9 +363,9 @@ mod tests {
 
         #[test]
         fn extremes_do_not_panic(newest in any::<u64>(), slot in any::<u64>(), counts in any::<[u32; SLOTS]>()) {
-            let mut window = Window { newest, generation: 0, watched: 0, counts, limited: 0, padding: 0 };
+            let mut window = Window { newest, generation: 0, limited: 0, place: 0, counts };
             window.counted(slot, 0);
-            window.is_watched(slot);
+            window.count(slot, 0, u32::MAX);
             window.advance(slot, 0);
             window.add();
             window.take_back();

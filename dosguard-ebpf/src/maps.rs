@@ -1,8 +1,9 @@
 //! The maps. Each line in `dosguard_common::abi` says what is in it, who writes, and what happens when it is full.
 
 use aya_ebpf::Global;
-use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::macros::map;
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
+use aya_ebpf::btf_maps;
+use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{
     Array, HashMap, LpmTrie, LruHashMap, LruPerCpuHashMap, PerCpuArray, ProgramArray, RingBuf,
 };
@@ -19,8 +20,8 @@ use dosguard_common::offender::Offender;
 use dosguard_common::proof::{Proof, Spent};
 use dosguard_common::reason::Count;
 use dosguard_common::rule::{Rule, RuleIndex};
+use dosguard_common::set::{Hashing, Set, sets_for};
 use dosguard_common::tables::Scratch;
-use dosguard_common::window::Window;
 
 /// Global settings.
 #[map]
@@ -34,10 +35,17 @@ pub static PORTS: Array<RuleIndex> = Array::with_max_entries(abi::PORTS.entries,
 #[map]
 pub static RULES: Array<Rule> = Array::with_max_entries(abi::RULES.entries, 0);
 
-/// SYNs per source and rule, on each CPU.
+/// A table of counters. That it may be mapped is asked for because its values begin on a page then, and each set with a line of
+/// memory; nobody maps it, which the kernel refuses for values with a lock.
+type Sets<const SETS: usize> = btf_maps::Array<Set, SETS, { BPF_F_MMAPABLE as usize }>;
+
+/// SYNs per source and rule.
+#[btf_map]
+pub static SYNS: Sets<{ sets_for(abi::SYNS.entries) as usize }> = Sets::new();
+
+/// Where each is counted.
 #[map]
-pub static SYNS: LruPerCpuHashMap<SourceKey, Window> =
-    LruPerCpuHashMap::with_max_entries(abi::SYNS.entries, 0);
+pub static HASHING: Array<Hashing> = Array::with_max_entries(abi::HASHING.entries, 0);
 
 /// Bans. Not preallocated: most hosts have few, and an entry is only ever added for a source over the limit.
 #[map]
@@ -97,10 +105,9 @@ pub static PROOFS: LruHashMap<Address, Proof> = LruHashMap::with_max_entries(abi
 #[map]
 pub static SPENT: LruHashMap<SourceKey, Spent> = LruHashMap::with_max_entries(abi::SPENT.entries, 0);
 
-/// Completed handshakes per source and rule, on each CPU.
-#[map]
-pub static HANDSHAKES: LruPerCpuHashMap<SourceKey, Window> =
-    LruPerCpuHashMap::with_max_entries(abi::HANDSHAKES.entries, 0);
+/// Completed handshakes per source and rule.
+#[btf_map]
+pub static HANDSHAKES: Sets<{ sets_for(abi::HANDSHAKES.entries) as usize }> = Sets::new();
 
 /// Handshakes that were counted.
 #[map]
@@ -146,7 +153,7 @@ pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(abi::SC
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(abi::EVENTS.entries, 0);
 
-/// How many CPUs the kernel may use. Set at load, so that the verifier knows how often the loop over them runs.
+/// How many CPUs the kernel may use. Set at load.
 #[unsafe(no_mangle)]
 pub static CPUS: Global<u32> = Global::new(1);
 
@@ -157,8 +164,3 @@ pub static CHALLENGES: Global<u32> = Global::new(0);
 /// Whether segments can be looked at that may prove their source. Set at load, too.
 #[unsafe(no_mangle)]
 pub static SEGMENTS: Global<u32> = Global::new(0);
-
-/// Whether the kernel lets one CPU look at another's counters. Set at load; where it is 0 the verifier removes the
-/// call, which older kernels do not know.
-#[unsafe(no_mangle)]
-pub static PEERS: Global<u32> = Global::new(0);

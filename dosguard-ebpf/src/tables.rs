@@ -1,8 +1,7 @@
 //! The engine's tables as BPF maps.
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_EXIST, BPF_NOEXIST};
-use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_map_lookup_percpu_elem};
-use aya_ebpf::maps::LruPerCpuHashMap;
+use aya_ebpf::helpers::{bpf_spin_lock, bpf_spin_unlock};
 use aya_ebpf::maps::lpm_trie::Key;
 use dosguard_common::address::Address;
 use dosguard_common::ban::Ban;
@@ -15,6 +14,7 @@ use dosguard_common::offender::Offender;
 use dosguard_common::proof::{Proof, Spent, look_until_ns};
 use dosguard_common::reason::{Place, Reason, Tally};
 use dosguard_common::rule::{Rule, RuleIndex};
+use dosguard_common::set::{Room, Set, Spot};
 use dosguard_common::tables::{Refused, Scratch, Tables};
 use dosguard_common::window::Window;
 
@@ -26,9 +26,46 @@ const EEXIST: i32 = -17;
 /// addresses.
 pub struct KernelTables<const OF_ANSWERS: bool = false>;
 
+/// A set of a table, locked until it is dropped. Between the two the kernel lets the program call nothing.
+struct Locked(*mut Set);
+
+impl Locked {
+    #[inline(always)]
+    fn new(set: *mut Set) -> Self {
+        // SAFETY: the pointer is to a value of a map, whose lock it is; no other one is held.
+        unsafe { bpf_spin_lock((&raw mut (*set).lock).cast()) };
+        Self(set)
+    }
+
+    #[inline(always)]
+    fn set(&mut self) -> &mut Set {
+        // SAFETY: the pointer is to a value of an array, which stays. Whoever holds the lock is alone with it, but for
+        // userspace, which reads copies, and writes while no program runs that counts here.
+        unsafe { &mut *self.0 }
+    }
+}
+
+impl Drop for Locked {
+    #[inline(always)]
+    fn drop(&mut self) {
+        // SAFETY: it is held since `new`.
+        unsafe { bpf_spin_unlock((&raw mut (*self.0).lock).cast()) };
+    }
+}
+
 impl<const OF_ANSWERS: bool> KernelTables<OF_ANSWERS> {
-    const WINDOWS: &LruPerCpuHashMap<SourceKey, Window> =
-        if OF_ANSWERS { &maps::HANDSHAKES } else { &maps::SYNS };
+    /// The set that a source is in, locked, and its place there.
+    #[inline(always)]
+    fn lock(key: &SourceKey) -> Option<(Locked, Spot)> {
+        let hashing = maps::HASHING.get(0)?;
+        let spot = hashing.spot(key, if OF_ANSWERS { hashing.handshakes } else { hashing.syns });
+        let set = if OF_ANSWERS {
+            maps::HANDSHAKES.get_ptr_mut(spot.set)
+        } else {
+            maps::SYNS.get_ptr_mut(spot.set)
+        };
+        Some((Locked::new(set?), spot))
+    }
 }
 
 fn added(result: Result<(), i32>) -> Result<(), Refused> {
@@ -222,50 +259,21 @@ impl<const OF_ANSWERS: bool> Tables for KernelTables<OF_ANSWERS> {
     }
 
     #[inline(always)]
-    fn sees_peers(&self) -> bool {
-        maps::PEERS.load() != 0
+    fn with_window<R>(
+        &mut self,
+        key: &SourceKey,
+        now_ns: u64,
+        work: impl FnOnce(&mut Window) -> R,
+    ) -> Option<(R, Room)> {
+        let (mut set, spot) = Self::lock(key)?;
+        Some(set.set().with(spot, key, now_ns, work))
     }
 
     #[inline(always)]
-    fn with_window<R>(&mut self, key: &SourceKey, work: impl FnOnce(&mut Window) -> R) -> Option<R> {
-        let window = Self::WINDOWS.get_ptr_mut(key)?;
-        // SAFETY: the pointer is to this CPU's own value, aligned and mapped until the program ends. Other CPUs read it,
-        // and write the watch mark, an aligned word that is never torn; when the entry is evicted meanwhile, whoever gets
-        // it next may zero it. Both sides only ever read and write whole integers, any of which is valid.
-        Some(work(unsafe { &mut *window }))
-    }
-
-    #[inline(always)]
-    fn for_each_peer(&mut self, key: &SourceKey, mut look: impl FnMut(&mut Window)) {
-        full_barrier();
-        // SAFETY: the helper takes no arguments.
-        let own = unsafe { bpf_get_smp_processor_id() } as u32;
-        let mut cpu = 0;
-        while cpu < maps::CPUS.load() {
-            if cpu != own {
-                let map = core::ptr::from_ref(Self::WINDOWS).cast_mut().cast();
-                let key = core::ptr::from_ref(key).cast();
-                // SAFETY: the map was made for keys of this type.
-                let peer = unsafe { bpf_map_lookup_percpu_elem(map, key, cpu) }.cast::<Window>();
-                // SAFETY: the pointer is null or to a value of the map; see `with_window` for who else writes it. Of another
-                // CPU's value only the watch mark is written here.
-                if let Some(peer) = unsafe { peer.as_mut() } {
-                    look(peer);
-                }
-            }
-            cpu += 1;
+    fn with_present_window(&mut self, key: &SourceKey, work: impl FnOnce(&mut Window)) {
+        if let Some((mut set, spot)) = Self::lock(key) {
+            set.set().with_present(spot, key, work);
         }
-    }
-
-    #[inline(always)]
-    fn add_window(&mut self, key: &SourceKey, window: &Window) -> Result<(), Refused> {
-        added(Self::WINDOWS.insert(key, window, u64::from(BPF_NOEXIST)))
-    }
-
-    #[inline(always)]
-    fn remove_window(&mut self, key: &SourceKey) {
-        // If there are none, that is what is wanted.
-        let _ = Self::WINDOWS.remove(key);
     }
 
     #[inline(always)]
@@ -344,19 +352,5 @@ impl<const OF_ANSWERS: bool> Tables for KernelTables<OF_ANSWERS> {
         fill(unsafe { &mut *event });
         record.submit(0);
         true
-    }
-}
-
-/// Makes what this CPU has written visible to the others before it reads what they have written.
-///
-/// A locked addition of nothing: LLVM has no fence for BPF, and the additions that return a value, which Linux 5.10 does
-/// not know, are not needed for this on x86. On arm64 the kernel makes it an addition without order; there, two CPUs at
-/// the border may miss each other.
-#[inline(always)]
-fn full_barrier() {
-    let mut word = 0_u64;
-    // SAFETY: adds 0 to a word of this function's own.
-    unsafe {
-        core::arch::asm!("lock *(u64 *)({word} + 0) += {nothing}", word = in(reg) &raw mut word, nothing = in(reg) 0_u64);
     }
 }

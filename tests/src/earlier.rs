@@ -4,26 +4,35 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use aya::maps::{Array, Map, MapData, PerCpuArray, PerCpuValues};
+use aya::maps::{Array, Map, MapData, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::xdp::XdpLink;
 use aya::util::nr_cpus;
 use aya_obj::EbpfSectionKind;
 use aya_obj::maps::{LegacyMap, bpf_map_def};
+use bytemuck::Zeroable;
 use dosguard::datapath::{Datapath, LoadOptions, Loaded, SHIPPED};
 use dosguard::paths::{LINKS, PROGRAM, Paths};
-use dosguard_common::abi::{ABI_VERSION, CONFIG, MAPS, MORE_COUNTERS, MapSpec, RULES, STEPS, SYNACK};
+use dosguard_common::abi::{
+    ABI_VERSION, CONFIG, HANDSHAKES, MAPS, MORE_COUNTERS, MapSpec, RULES, STEPS, SYNACK, SYNS,
+};
 use dosguard_common::challenge::SynAck;
-use dosguard_common::config::{CONFIG_BYTES_V2, CONFIG_BYTES_V5, Config};
+use dosguard_common::config::{CONFIG_BYTES_V2, CONFIG_BYTES_V5, CONFIG_BYTES_V6, Config};
+use dosguard_common::key::SourceKey;
 use dosguard_common::rule::{RULE_BYTES_V3, RULE_BYTES_V5, Rule, RuleIndex};
+use dosguard_common::window::EarlierWindow;
 
 /// `BPF_MAP_TYPE_ARRAY`.
 const ARRAY: u32 = 2;
 /// `BPF_MAP_TYPE_PERCPU_ARRAY`.
 const PER_CPU_ARRAY: u32 = 6;
 
-/// How many entries `MORE_COUNTERS` had in ABI version 5.
+/// `BPF_MAP_TYPE_LRU_PERCPU_HASH`.
+const LRU_PER_CPU_HASH: u32 = 10;
+
+/// How many entries `MORE_COUNTERS` had in ABI version 5, and in version 6.
 const MORE_COUNTERS_V5: u32 = 5;
+const MORE_COUNTERS_V6: u32 = 9;
 
 /// Makes a live instance one of ABI version 2: the same maps, but for `CONFIG` and `RULES` with the layout of then and without
 /// what there was not, and a program that does what the one of then did. It has settings and rules of its own, which say the
@@ -35,26 +44,70 @@ pub fn become_abi_2(paths: &Paths) -> Result<()> {
 /// The same of ABI version 5. What it has counted in `MORE_COUNTERS` is, in each place on each CPU, the number of the place.
 pub fn become_abi_5(paths: &Paths) -> Result<()> {
     become_earlier::<CONFIG_BYTES_V5, RULE_BYTES_V5>(paths, 5)?;
-    let def =
-        bpf_map_def { map_type: PER_CPU_ARRAY, max_entries: MORE_COUNTERS_V5, ..array(MORE_COUNTERS, 16) };
-    create(MORE_COUNTERS, def)?.pin(paths.pins_of(5).join(MORE_COUNTERS.name))?;
-    for place in 0..MORE_COUNTERS_V5 {
-        set_counter_of_abi_5(paths, place, place.into())?;
-    }
-    Ok(())
+    make_more_counters(paths, 5, MORE_COUNTERS_V5)
+}
+
+/// The same of ABI version 6.
+pub fn become_abi_6(paths: &Paths) -> Result<()> {
+    become_earlier::<CONFIG_BYTES_V6, { size_of::<Rule>() }>(paths, 6)?;
+    drop(earlier_counters(paths, 6, HANDSHAKES)?);
+    make_more_counters(paths, 6, MORE_COUNTERS_V6)
+}
+
+fn make_more_counters(paths: &Paths, version: u32, places: u32) -> Result<()> {
+    let def = bpf_map_def { map_type: PER_CPU_ARRAY, max_entries: places, ..array(MORE_COUNTERS, 16) };
+    create(MORE_COUNTERS, def)?.pin(paths.pins_of(version).join(MORE_COUNTERS.name))?;
+    (0..places).try_for_each(|place| set_counter(paths, version, place, place.into()))
 }
 
 /// Sets what each CPU has counted in a place of `MORE_COUNTERS`, which the program of such an instance does not use.
-pub fn set_counter_of_abi_5(paths: &Paths, place: u32, count: u64) -> Result<()> {
-    let map = MapData::from_pin(paths.pins_of(5).join(MORE_COUNTERS.name))?;
+pub fn set_counter(paths: &Paths, version: u32, place: u32, count: u64) -> Result<()> {
+    let map = MapData::from_pin(paths.pins_of(version).join(MORE_COUNTERS.name))?;
     let mut counters: PerCpuArray<MapData, [u64; 2]> = Map::PerCpuArray(map).try_into()?;
     let cpus = nr_cpus().map_err(|(_, error)| error)?;
     Ok(counters.set(place, PerCpuValues::try_from(vec![[count, 0]; cpus])?, 0)?)
 }
 
+/// The counters of an earlier version, of which the program of such an instance uses none.
+pub type EarlierCounters = PerCpuHashMap<MapData, OfThen<SourceKey>, OfThen<EarlierWindow>>;
+
+/// A type of then in a map.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct OfThen<T>(pub T);
+
+#[expect(unsafe_code, reason = "aya's marker trait is unsafe to implement")]
+// SAFETY: `bytemuck::Pod` asks for all that aya's does and more.
+unsafe impl<T: bytemuck::Pod> aya::Pod for OfThen<T> {}
+
+fn earlier_counters(paths: &Paths, version: u32, map: MapSpec) -> Result<EarlierCounters> {
+    let def = bpf_map_def {
+        map_type: LRU_PER_CPU_HASH,
+        key_size: u32::try_from(size_of::<SourceKey>())?,
+        ..array(map, u32::try_from(size_of::<EarlierWindow>())?)
+    };
+    let data = create(map, def)?;
+    data.pin(paths.pins_of(version).join(map.name))?;
+    Ok(Map::PerCpuLruHashMap(data).try_into()?)
+}
+
+/// Puts the counters of all sources there as they were until ABI version 6, half of them on either of two CPUs.
+fn copy_counted(live: &Datapath, paths: &Paths, version: u32) -> Result<()> {
+    let mut counted = Vec::new();
+    live.maps().each_counted(|key, window| counted.push((*key, *window)))?;
+    let mut earlier = earlier_counters(paths, version, SYNS)?;
+    let cpus = nr_cpus().map_err(|(_, error)| error)?;
+    for (key, window) in counted {
+        let halves = EarlierWindow::halves(&window);
+        let windows = (0..cpus).map(|cpu| OfThen(halves.get(cpu).copied().unwrap_or_else(Zeroable::zeroed)));
+        earlier.insert(OfThen(key), PerCpuValues::try_from(windows.collect::<Vec<_>>())?, 0)?;
+    }
+    Ok(())
+}
+
 /// With which programs such an instance goes on with SYNs and segments, and what its replies say.
-pub fn challenges_of_abi_5(paths: &Paths) -> Result<([u32; 2], SynAck)> {
-    let open = |map: MapSpec| MapData::from_pin(paths.pins_of(5).join(map.name)).map(Map::Array);
+pub fn challenges_of(paths: &Paths, version: u32) -> Result<([u32; 2], SynAck)> {
+    let open = |map: MapSpec| MapData::from_pin(paths.pins_of(version).join(map.name)).map(Map::Array);
     // The kernel tells the ids of programs, as if they were numbers.
     let steps: Array<MapData, u32> = open(STEPS)?.try_into()?;
     let synack: Array<MapData, [u8; size_of::<SynAck>()]> = open(SYNACK)?.try_into()?;
@@ -82,7 +135,9 @@ where
     let mut rules: Array<MapData, [u8; RULE_BYTES]> =
         Map::Array(create(RULES, array(RULES, u32::try_from(RULE_BYTES)?))?).try_into()?;
     // What it had of the last two has the layout of now, and is its own all the same.
-    let is_same = |map: &MapSpec| map.since <= version || (version == 5 && [STEPS, SYNACK].contains(map));
+    let is_same = |map: &MapSpec| {
+        (map.since <= version && *map != RULES) || (version >= 5 && [STEPS, SYNACK].contains(map))
+    };
     let same: Vec<_> = MAPS.iter().filter(|map| is_same(map)).collect();
     for map in &same {
         MapData::from_pin(new.join(map.name))?.pin(old.join(map.name))?;
@@ -102,6 +157,7 @@ where
         own.set(u32::from(index), now, 0)?;
     }
     rules.pin(old.join(RULES.name))?;
+    copy_counted(&live, paths, version)?;
     loaded.program()?.pin(old.join(PROGRAM))?;
     for link in files(&new.join(LINKS))? {
         let name = link.file_name().context("a pin without a name")?;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use aya::maps::{Array, Map, MapData, RingBuf};
 use aya::{TestRun as _, TestRunOptions};
 use dosguard::config::cidr::Cidr;
-use dosguard::datapath::{List, LoadOptions, Loaded, Maps, Origin, list_add, sees_peers};
+use dosguard::datapath::{List, LoadOptions, Loaded, Maps, Origin, list_add};
 use dosguard_common::abi;
 use dosguard_common::address::SourceMask;
 use dosguard_common::config::{Config, Mode};
@@ -70,38 +70,13 @@ pub struct Program {
 
 impl Program {
     /// Loads it afresh, with `spec` as its rule `default`, /32 and /64 sources and the clock at [`START`].
-    ///
-    /// For tests to which it makes no difference which CPU a packet arrives on. Where CPUs cannot look at each other's
-    /// counters (before Linux 5.19), the calling thread stays on the one it is on, and the program knows of no other: the
-    /// whole limit is that CPU's share, and the verdicts are those of any kernel.
     pub fn new(spec: RuleSpec) -> Result<Self> {
         Self::with_sizes(spec, &[])
     }
 
     /// The same with maps of other sizes.
     pub fn with_sizes(spec: RuleSpec, sizes: &[(&'static str, u32)]) -> Result<Self> {
-        let cpus = if sees_peers() {
-            None
-        } else {
-            cpu::stay()?;
-            Some(1)
-        };
-        Self::with_options(spec, &LoadOptions { sizes: sizes.to_vec(), cpus, ..LoadOptions::default() })
-    }
-
-    /// As it is loaded on this machine, for tests that send from several CPUs.
-    pub fn on_all_cpus(spec: RuleSpec) -> Result<Self> {
-        Self::with_options(spec, &LoadOptions::default())
-    }
-
-    /// The same as on a machine with so many CPUs.
-    pub fn for_cpus(spec: RuleSpec, cpus: u32) -> Result<Self> {
-        Self::with_options(spec, &LoadOptions { cpus: Some(cpus), ..LoadOptions::default() })
-    }
-
-    /// The same as on a kernel where CPUs cannot look at each other's counters.
-    pub fn without_peers(spec: RuleSpec) -> Result<Self> {
-        Self::with_options(spec, &LoadOptions { peers: Some(false), ..LoadOptions::default() })
+        Self::with_options(spec, &LoadOptions { sizes: sizes.to_vec(), ..LoadOptions::default() })
     }
 
     /// The same, loaded with these options.

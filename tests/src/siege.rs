@@ -137,7 +137,7 @@ pub fn kept(datapath: &Datapath) -> impl PartialEq + std::fmt::Debug + use<> {
     let maps = datapath.maps();
     let counted = SourceKey::for_rule(Address::from_ipv4(SECOND_FORGED_V4.octets()), RuleIndex::DEFAULT);
     let settings = datapath.settings().unwrap();
-    (maps.bans().unwrap(), maps.windows(&counted).unwrap().unwrap(), settings)
+    (maps.bans().unwrap(), maps.window(&counted).unwrap().unwrap(), settings)
 }
 
 /// Attaches to interfaces, with a limit of [`LIMIT`] SYNs in a second.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
 use dosguard::config::cidr::Cidr;
-use dosguard::datapath::{LoadOptions, Prefix, sees_peers};
+use dosguard::datapath::{LoadOptions, Prefix};
 use dosguard::system::possible_cpus;
 use dosguard_common::ban::Ban;
 use dosguard_common::config::Config;
@@ -57,7 +57,6 @@ impl Twins {
         program.settle()?;
         let cpus = usize::try_from(possible_cpus()?)?;
         let mut tables = MemoryTables::new(cpus, program.maps().config()?, &[]);
-        tables.sees_peers = options.peers.unwrap_or_else(sees_peers);
         tables.rules.insert(RuleIndex::DEFAULT, program.maps().rule(RuleIndex::DEFAULT)?);
         let mut twins = Self { program, tables, now_ns: START, kinds: BTreeMap::new() };
         for (map, entries) in &options.sizes {
@@ -213,15 +212,15 @@ impl Twins {
         Ok(())
     }
 
-    /// Every CPU's counters of every source must be the same. Slower than the rest.
+    /// The counters of every source must be the same. Slower than the rest.
     pub fn compare_windows(&self) -> Result<usize> {
-        let keys = self.program.maps().counted()?;
-        let sources = keys.len();
+        let mut counted = Vec::new();
+        self.program.maps().each_counted(|key, window| counted.push((*key, *window)))?;
+        let sources = counted.len();
         ensure!(sources == self.tables.windows.len(), "{sources} sources, the engine has others");
-        for key in keys {
-            let there = self.program.maps().windows(&key)?;
-            let here = self.tables.windows.get(&key).map(<[_]>::to_vec);
-            ensure!(there == here, "windows of {key:?}\nkernel {there:?}\nengine {here:?}");
+        for (key, there) in counted {
+            let here = self.tables.windows.get(&key);
+            ensure!(Some(&there) == here, "windows of {key:?}\nkernel {there:?}\nengine {here:?}");
         }
         Ok(sources)
     }

@@ -14,7 +14,7 @@ use dosguard_common::reason::{Reason, Tally};
 use dosguard_tests::addresses::{GUARD_ATTACKER_SIDE, GUARD_CLIENT_SIDE};
 use dosguard_tests::cli::{assert_untouched, done, pins, programs, refused, say, words};
 use dosguard_tests::daemon::Dosguard;
-use dosguard_tests::earlier::{become_abi_2, become_abi_5, challenges_of_abi_5, set_counter_of_abi_5};
+use dosguard_tests::earlier::{become_abi_2, become_abi_5, become_abi_6, challenges_of, set_counter};
 use dosguard_tests::killed::{changing_calls, kill_before};
 use dosguard_tests::lab::Lab;
 use dosguard_tests::siege::{LIMIT, Siege, attach, kept, one_program, open, paths};
@@ -45,8 +45,10 @@ fn an_instance_of_abi_2_goes_on_with_all_that_it_had() {
     become_abi_2(&paths(&lab)).unwrap();
     let (old, pinned) = (one_program(&[lab.guard()]), pins(&lab));
 
-    let plan =
-        ["ABI version 2", "carries over 10 of 30 maps, converts global settings, rules and loses nothing"];
+    let plan = [
+        "ABI version 2",
+        "carries over 9 of 31 maps, converts global settings, rules, counters of sources in the window and loses nothing",
+    ];
     for line in
         ["run", "attach up0", "status", "bans list", "upgrade", "upgrade --force", "run --kernel-log debug"]
     {
@@ -88,14 +90,13 @@ fn an_instance_of_abi_2_goes_on_with_all_that_it_had() {
     assert_untouched(&lab);
 }
 
-#[test]
-fn an_instance_of_abi_5_goes_on_with_all_that_it_had() {
+fn an_instance_goes_on_with_all_that_it_had(version: u32, converts: &str) {
     let lab = Lab::new().unwrap();
     let dosguard = Dosguard::new(&lab).unwrap();
     let siege = begin(&lab, &dosguard);
     let before = kept(&open(&lab));
-    become_abi_5(&paths(&lab)).unwrap();
-    refused(&dosguard, "status", &["ABI version 5", "converts global settings, rules", "and loses nothing"]);
+    become_abi(&lab, version);
+    refused(&dosguard, "status", &[&format!("ABI version {version}"), converts, "and loses nothing"]);
     done(&dosguard, "upgrade --migrate");
     assert_eq!(folders(&lab), [now()]);
     assert_eq!(kept(&open(&lab)), before);
@@ -104,8 +105,19 @@ fn an_instance_of_abi_5_goes_on_with_all_that_it_had() {
     let live = open(&lab);
     assert_eq!(live.maps().packets(Reason::MayAnswer).unwrap().packets, counted(1));
     assert_eq!(live.maps().tallied(Tally::ChallengeAnswered).unwrap(), counted(4));
-    assert_eq!(live.maps().tallied(Tally::SourceProven).unwrap(), 0);
+    let proven = if version == 5 { 0 } else { counted(5) };
+    assert_eq!(live.maps().tallied(Tally::SourceProven).unwrap(), proven);
     siege.end();
+}
+
+#[test]
+fn an_instance_of_abi_5_goes_on_with_all_that_it_had() {
+    an_instance_goes_on_with_all_that_it_had(5, "converts global settings, rules");
+}
+
+#[test]
+fn an_instance_of_abi_6_goes_on_with_all_that_it_had() {
+    an_instance_goes_on_with_all_that_it_had(6, "converts global settings, counters of sources");
 }
 
 #[test]
@@ -119,7 +131,7 @@ fn what_the_old_program_counts_until_it_is_replaced_is_not_lost() {
     let mut migration = dosguard.command(words("upgrade --migrate")).spawn().unwrap();
     // Counts on in place of the old program, for as long as that is the one.
     let mut counted = 10;
-    while set_counter_of_abi_5(&paths, 0, counted + 1).is_ok() && one_program(&[lab.guard()]) == old {
+    while set_counter(&paths, 5, 0, counted + 1).is_ok() && one_program(&[lab.guard()]) == old {
         counted += 1;
     }
     assert!(migration.wait().unwrap().success());
@@ -133,13 +145,14 @@ fn what_the_old_program_counts_until_it_is_replaced_is_not_lost() {
 fn become_abi(lab: &Lab, version: u32) {
     match version {
         2 => become_abi_2(&paths(lab)).unwrap(),
-        _ => become_abi_5(&paths(lab)).unwrap(),
+        5 => become_abi_5(&paths(lab)).unwrap(),
+        _ => become_abi_6(&paths(lab)).unwrap(),
     }
 }
 
 /// With what an instance of that version goes on, if that has such.
-fn challenges_of(lab: &Lab, version: u32) -> Option<([u32; 2], SynAck)> {
-    (version == 5).then(|| challenges_of_abi_5(&paths(lab)).unwrap())
+fn steps_of(lab: &Lab, version: u32) -> Option<([u32; 2], SynAck)> {
+    (version >= 5).then(|| challenges_of(&paths(lab), version).unwrap())
 }
 
 fn a_migration_that_a_link_refuses_leaves_the_old_instance_whole(version: u32) {
@@ -152,14 +165,14 @@ fn a_migration_that_a_link_refuses_leaves_the_old_instance_whole(version: u32) {
     let old_pins = paths(&lab).pins_of(version);
     let odd = old_pins.join("links").join(format!("{}-1", u64::MAX));
     MapData::from_pin(old_pins.join(abi::COUNTERS.name)).unwrap().pin(&odd).unwrap();
-    let (old, pinned, challenges) = (one_program(&[lab.guard()]), pins(&lab), challenges_of(&lab, version));
+    let (old, pinned, challenges) = (one_program(&[lab.guard()]), pins(&lab), steps_of(&lab, version));
     refused(
         &dosguard,
         "upgrade --migrate",
         &["refused the new program", "every interface has the one from before"],
     );
     assert_eq!((one_program(&[lab.guard()]), pins(&lab)), (old, pinned));
-    assert_eq!(challenges_of(&lab, version), challenges);
+    assert_eq!(steps_of(&lab, version), challenges);
 
     fs::remove_file(odd).unwrap();
     done(&dosguard, "upgrade --migrate");
@@ -197,7 +210,7 @@ fn migrations_that_are_killed_at_any_step_leave_one_whole_instance(version: u32,
         killed += 1;
         siege.go_on();
         become_abi(&lab, version);
-        let challenges = challenges_of(&lab, version);
+        let challenges = steps_of(&lab, version);
         kill_before(&dosguard, "upgrade --migrate", step).unwrap();
         let interrupted = folders(&lab).len() > 1;
 
@@ -211,7 +224,7 @@ fn migrations_that_are_killed_at_any_step_leave_one_whole_instance(version: u32,
             undone += u32::from(interrupted);
             let known = format!("ABI version {version}");
             assert!(said.code == Some(2) && said.err.contains(&known), "{step:?}: {said:?}");
-            assert_eq!(challenges_of(&lab, version), challenges, "{step:?}");
+            assert_eq!(steps_of(&lab, version), challenges, "{step:?}");
         } else {
             finished += u32::from(interrupted);
             assert_eq!(folders, [now()], "{step:?}: {said:?}");

@@ -225,7 +225,7 @@ fn a_flood_of_random_sources_neither_pushes_counters_out_nor_shuts_anybody_out()
     let flood = Flood::new(syn).random_sources(1 << 17).cpu(0).duration(Duration::from_secs(20));
     let flood = flood.start(lab.attacker(), PEER).unwrap();
     wait_for(&daemon, "flood", 1);
-    let counted = || open(&lab).maps().sources_fill().used;
+    let counted = || open(&lab).maps().sources_fill().unwrap().used;
     let before = (counted(), resident(daemon.pid()));
     let report = client.run(lab.client()).unwrap();
     let after = (counted(), resident(daemon.pid()));

@@ -96,13 +96,11 @@ fn setups() -> Vec<Setup> {
         setup("no challenges", [challenge(3), challenge(1), watch(challenge(2)), ban(4)]),
         setup(CHALLENGES, [proven(3), syn(proven(1)), flood(proven(3)), flood(drop(2))]),
         setup("proof", [proven(3), syn(proven(1)), watch(proven(2)), flood(refresh(proven(2)))]),
-        setup("CPUs apart", [ban(4), syn(ban(70)), drop(6), ban(1)]),
     ];
     for setup in &mut all {
         match setup.name {
             "few bans" => setup.options.sizes.push((abi::BANS.name, 6)),
             "a small buffer" => setup.options.sizes.push((abi::EVENTS.name, 4_096)),
-            "CPUs apart" => setup.options.peers = Some(false),
             _ => {}
         }
     }

@@ -274,7 +274,7 @@ fn an_administrators_ban_outlives_counters_and_is_not_replaced() {
         let key = SourceKey::with_scope(source, scope, RuleIndex::DEFAULT);
         let by_hand = Ban::by_admin(scope, RuleIndex::DEFAULT, START, START + 100 * SECOND, "ticket 4711");
         program.maps_mut().set_ban(&key, &by_hand).unwrap();
-        program.maps_mut().remove_windows(&SourceKey::for_rule(source, RuleIndex::DEFAULT)).unwrap();
+        program.maps_mut().remove_windows().unwrap();
         for step in 0..10 {
             program.set_clock(START + step * 10 * SECOND).unwrap();
             assert_eq!(syns(&mut program, 5), [Banned; 5]);

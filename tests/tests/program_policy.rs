@@ -2,8 +2,6 @@
 
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test's helpers fail as the test itself does")]
 
-use dosguard::datapath::sees_peers;
-use dosguard::system::possible_cpus;
 use dosguard_common::abi;
 use dosguard_common::address::Address;
 use dosguard_common::ban::{Ban, BanReason};
@@ -16,7 +14,7 @@ use dosguard_common::rule::{Action, RuleIndex, RuleSpec, Scope};
 use dosguard_tests::addresses::ATTACKER_MAC;
 use dosguard_tests::cpu;
 use dosguard_tests::packet::{Frame, Packet};
-use dosguard_tests::program::{Program, SECOND, START, ban_over, on_this_kernel};
+use dosguard_tests::program::{Program, SECOND, START, ban_over};
 
 const ATTACKER: [u8; 4] = [198, 51, 100, 66];
 
@@ -218,12 +216,8 @@ fn a_full_ring_buffer_loses_events_and_counts_them() {
 fn the_sum_over_cpus_decides() {
     let cpus = cpu::available().unwrap();
     assert!(cpus.len() > 1, "two CPUs are needed, {cpus:?} may be used");
-    if !sees_peers() {
-        on_this_kernel("each CPU lets its share of the limit pass; before Linux 5.19 none sees the others");
-        return each_cpu_has_its_share(&cpus);
-    }
     for limit in [1, 2, 5, 63, 64, 100, 1_000] {
-        let mut program = Program::on_all_cpus(ban_over(limit)).unwrap();
+        let mut program = Program::new(ban_over(limit)).unwrap();
         for number in 0..limit {
             cpu::pin(cpus[number as usize % cpus.len()]).unwrap();
             assert_eq!(program.judge(&syn()).unwrap(), UnderLimit, "SYN {number} of {limit}");
@@ -233,75 +227,15 @@ fn the_sum_over_cpus_decides() {
     }
 }
 
-/// On every CPU exactly its share of the limit passes, so that it is at most the limit together.
-fn each_cpu_has_its_share(cpus: &[usize]) {
-    let possible = possible_cpus().unwrap();
-    for limit in [possible, 63, 64, 100, 1_000] {
-        let share = limit / possible;
-        let mut program = Program::on_all_cpus(RuleSpec { action: Action::Drop, ..ban_over(limit) }).unwrap();
-        for cpu in cpus {
-            cpu::pin(*cpu).unwrap();
-            let reasons = syns(&mut program, share as usize + 1);
-            let (last, first) = reasons.split_last().unwrap();
-            assert!(
-                first.iter().all(|reason| *reason == UnderLimit),
-                "limit {limit}, CPU {cpu}: {reasons:?}"
-            );
-            assert_eq!(*last, OverLimit, "limit {limit}, CPU {cpu}");
-        }
-    }
-}
-
-/// The worst case for a sum that is not always looked at: nearly all on one CPU, the last ones on another.
+/// Nearly all on one CPU, the last ones on another.
 #[test]
 fn a_cpu_that_saw_little_knows_of_the_others() {
     let cpus = cpu::available().unwrap();
-    let saw_all = sees_peers();
-    if !saw_all {
-        on_this_kernel("a CPU that saw little knows of a ban; before Linux 5.19 it does not know of SYNs");
-    }
     for limit in [3, 64, 500] {
-        let mut program = Program::on_all_cpus(ban_over(limit)).unwrap();
+        let mut program = Program::new(ban_over(limit)).unwrap();
         cpu::pin(cpus[0]).unwrap();
-        let passing = if saw_all { limit } else { limit / possible_cpus().unwrap() };
-        assert!(syns(&mut program, passing as usize).iter().all(|reason| *reason == UnderLimit));
-        if !saw_all {
-            assert_eq!(syns(&mut program, 1), [OverLimit], "limit {limit}");
-        }
+        assert!(syns(&mut program, limit as usize).iter().all(|reason| *reason == UnderLimit));
         cpu::pin(cpus[1]).unwrap();
-        let expected = if saw_all { [OverLimit, Banned] } else { [Banned, Banned] };
-        assert_eq!(syns(&mut program, 2), expected, "limit {limit}");
+        assert_eq!(syns(&mut program, 2), [OverLimit, Banned], "limit {limit}");
     }
-}
-
-#[test]
-fn it_loads_for_as_many_cpus_as_the_largest_servers_have() {
-    // The loop over CPUs is as long as the kernel says; here it is made longer than this machine's.
-    let mut expected = [UnderLimit, UnderLimit, UnderLimit, OverLimit];
-    if !sees_peers() {
-        on_this_kernel(
-            "one SYN passes of a limit of 3; before Linux 5.19 each of so many CPUs has its share",
-        );
-        cpu::stay().unwrap();
-        expected = [UnderLimit, OverLimit, Banned, Banned];
-    }
-    for cpus in [64, 128, 256] {
-        let mut program = Program::for_cpus(ban_over(3), cpus).unwrap();
-        if let Some(instructions) = program.verified_instructions().unwrap() {
-            println!("{cpus} CPUs: {instructions} instructions verified");
-        }
-        assert_eq!(syns(&mut program, 4), expected);
-    }
-}
-
-#[test]
-fn where_cpus_cannot_see_each_other_each_has_its_share_of_the_limit() {
-    let cpus = cpu::available().unwrap();
-    cpu::pin(cpus[0]).unwrap();
-    let share = 100 / possible_cpus().unwrap();
-    let mut program = Program::without_peers(ban_over(100)).unwrap();
-    let reasons = syns(&mut program, share as usize + 1);
-    assert!(reasons[..share as usize].iter().all(|reason| *reason == UnderLimit), "{reasons:?}");
-    assert_eq!(reasons.last(), Some(&OverLimit));
-    assert_eq!(ban(&program).count, share + 1, "what this CPU saw");
 }

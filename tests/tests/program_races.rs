@@ -36,7 +36,7 @@ fn source(round: u32) -> Ipv4Addr {
 fn more_than_the_limit_never_passes_whatever_meets() {
     let cpus = two_cpus();
     for action in [Action::Ban, Action::Drop] {
-        let program = Program::on_all_cpus(RuleSpec { action, ..ban_over(LIMIT) }).unwrap();
+        let program = Program::new(RuleSpec { action, ..ban_over(LIMIT) }).unwrap();
         let (mut over, mut under) = (0, 0);
         let rounds = Race::new(program, cpus)
             .unwrap()
@@ -59,7 +59,7 @@ fn more_than_the_limit_never_passes_whatever_meets() {
 
 #[test]
 fn a_source_that_is_banned_again_starts_clean_and_its_offences_count_once() {
-    let program = Program::on_all_cpus(RuleSpec { ban_max_ns: 10 * SECOND, ..ban_over(LIMIT) }).unwrap();
+    let program = Program::new(RuleSpec { ban_max_ns: 10 * SECOND, ..ban_over(LIMIT) }).unwrap();
     let attacker = Ipv4Addr::new(198, 51, 100, 66);
     let key = SourceKey::everywhere(Address::from_ipv4(attacker.octets()));
     let (mut over, mut twice, mut offence) = (0, 0, 0);

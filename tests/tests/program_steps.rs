@@ -45,20 +45,6 @@ fn steps() -> BTreeMap<u32, String> {
 static TURN: Mutex<()> = Mutex::new(());
 
 #[test]
-fn they_load_for_as_many_cpus_as_sums_are_made_over() {
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let bpffs = Bpffs::mount();
-    let at = |name: &str| bpffs.0.join(name);
-    let paths = Paths::new("steps", at("bpf"), at("run"), at("state")).unwrap();
-    let sizes = vec![(abi::SYNS.name, 1024)];
-    let options = LoadOptions { cpus: Some(192), sizes, ..LoadOptions::default() };
-    let before = steps();
-    let _datapath = Datapath::create(&paths, &Policy::default(), &options).unwrap();
-    assert!(steps().iter().any(|(id, name)| name == abi::ANSWER_PROGRAM && !before.contains_key(id)));
-    Datapath::remove(&paths).unwrap();
-}
-
-#[test]
 fn segments_are_looked_at_and_syns_are_answered_where_the_kernel_makes_cookies() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let bpffs = Bpffs::mount();

@@ -4,7 +4,7 @@ use core::borrow::Borrow as _;
 
 use super::impose::{Over, impose};
 use super::proof::prove;
-use super::{era_of, limit};
+use super::{count, era_of};
 use crate::ban::{Ban, BanReason};
 use crate::challenge::Segment;
 use crate::claim::Claim;
@@ -15,9 +15,9 @@ use crate::key::SourceKey;
 use crate::opaque::opaque;
 use crate::proof::Spent;
 use crate::reason::Tally;
-use crate::rule::{Action, Rule};
-use crate::tables::{Refused, Tables};
-use crate::window::{Window, low_half};
+use crate::rule::Action;
+use crate::tables::Tables;
+use crate::window::low_half;
 
 /// What comes so soon after a completed handshake, in nanoseconds, may be of the same connection, which the host has not made
 /// yet: a client's first data begin with the numbers that its ACK had.
@@ -100,12 +100,14 @@ fn judge<T: Tables>(
     }
     let era = opaque(era_of(tables, config, &key, rule), unknown);
     let generation = opaque(rule.counting_generation(era), unknown);
-    let Some(count) = count(tables, &SourceKey::of_answers(source, index), rule, generation, now_ns) else {
+    let (slot, limit) = (rule.answer_slot(now_ns), rule.limit());
+    let answers = SourceKey::of_answers(source, index);
+    let Some((counted, _)) = count(tables, &answers, now_ns, slot, generation, limit) else {
         tables.tally(Tally::AnswerUncounted);
         return true;
     };
-    let limit = limit(tables, rule);
-    if count <= limit {
+    let count = low_half(counted.count);
+    if !counted.is_over {
         // It has used the limit up: one more SYN of it passes, to be completed or not.
         if count == limit && !tables.keep_spent(&key, Spent::new(now_ns, generation)) {
             tables.tally(Tally::ProofLost);
@@ -117,35 +119,4 @@ fn judge<T: Tables>(
         impose(tables, config, &Over { reason, source, index, rule, count, mode, cause, now_ns });
     }
     is_watched()
-}
-
-/// How many handshakes of a source are in the window with this one, which counts only if that is within the limit; none if the
-/// map had no room.
-#[inline(always)]
-fn count<T: Tables>(
-    tables: &mut T,
-    key: &SourceKey,
-    rule: &Rule,
-    generation: u32,
-    now_ns: u64,
-) -> Option<u32> {
-    let slot = rule.answer_slot(now_ns);
-    let own = match tables.with_window(key, |window| window.count(slot, generation).0) {
-        Some(own) => own,
-        None => match tables.add_window(key, &Window::first(slot, generation)) {
-            Ok(()) => 1,
-            // Another CPU was faster.
-            Err(Refused::Exists) => tables.with_window(key, |window| window.count(slot, generation).0)?,
-            Err(Refused::Full) => return None,
-        },
-    };
-    let mut total = u64::from(opaque(low_half(own), low_half(now_ns)));
-    if tables.sees_peers() {
-        tables.for_each_peer(key, |peer| total += peer.counted(slot, generation));
-    }
-    let total = low_half(total);
-    if total > limit(tables, rule) {
-        tables.with_window(key, Window::take_back);
-    }
-    Some(total)
 }

@@ -131,21 +131,6 @@ fn a_syn_prolongs_no_ban_of_a_rule_that_demands_proof() {
 }
 
 #[test]
-fn where_cpus_see_no_other_each_has_its_share_of_handshakes() {
-    let mut tables = tables(proving(3), 4);
-    tables.sees_peers = false;
-    for second in [0, 4] {
-        let now = START + second * SECOND;
-        for ports in 0..2 {
-            if syn(&mut tables, now) == Reason::UnderLimit {
-                connected(&mut tables, ports + u8::try_from(second).unwrap(), now);
-            }
-        }
-    }
-    assert_eq!(full_ban(&tables).map(|ban| ban.count), Some(2));
-}
-
-#[test]
 fn what_cannot_be_counted_is_counted_as_such() {
     let mut tables = tables(proving(1), 1);
     tables.source_capacity = 0;

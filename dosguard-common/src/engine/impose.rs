@@ -16,7 +16,7 @@ use crate::opaque::opaque;
 use crate::reason::Tally;
 use crate::rule::{Rule, RuleIndex};
 use crate::tables::{Refused, Scratch, Tables};
-use crate::window::{low_half, window_of};
+use crate::window::{Window, low_half, window_of};
 
 /// Notes that a source is real that holds `count` connections to the ports of a rule, and bans it if that is more than it
 /// allows: the same as for too many SYNs, whatever the rule's action. Whoever counts has seen that the source is not allowed.
@@ -119,7 +119,7 @@ pub(super) fn impose<T: Tables>(tables: &mut T, config: &Config, over: &Over<'_>
                     // have real offenders forgotten: the window is cleaned by hand, once all can see the ban.
                     let look_ns = ANSWERED_WITHIN_NS.max(rule.window_ns());
                     tables.look_for_answers(now_ns.saturating_add(look_ns));
-                    tables.remove_window(&key);
+                    tables.with_present_window(&key, Window::clear);
                 } else if !remember(tables, &whole, &key, offender, new, mode) {
                     tables.tally(Tally::OffenceLost);
                 }

@@ -327,14 +327,6 @@ fn other_protocols_from_a_banned_source_are_dropped_too() {
     assert_eq!(decide(fragment.as_slice(), &mut tables, || START), Reason::Banned);
 }
 
-#[test]
-fn a_kernel_without_sight_of_other_cpus_shares_the_limit_out() {
-    let mut tables = tables(spec(10), 2);
-    tables.sees_peers = false;
-    let reasons: Vec<_> = (0..6).map(|_| syn(&mut tables, START)).collect();
-    assert_eq!(reasons[4..], [Reason::UnderLimit, Reason::OverLimit]);
-}
-
 proptest! {
     /// Whatever CPUs the SYNs of one source arrive on, the sum decides, and exactly so when they come one by one.
     #[test]

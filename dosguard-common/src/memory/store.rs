@@ -87,60 +87,22 @@ impl Index<&(RuleIndex, Reason)> for RuleCounters {
     }
 }
 
-/// Counters of each source under each rule, for each CPU.
+/// Counters of each source under each rule.
 ///
 /// They are in two halves. What is used moves to the newer one; when that has its share, the older one is forgotten as a
-/// whole and the newer takes its place. So the least used go, as from an LRU map, and nothing is ever searched for.
-#[derive(Clone, Debug)]
+/// whole and the newer takes its place. So the least used go, and nothing is ever searched for.
+#[derive(Clone, Debug, Default)]
 pub struct Windows {
-    cpus: usize,
-    newer: Half,
-    older: Half,
+    newer: HashMap<SourceKey, Window>,
+    older: HashMap<SourceKey, Window>,
     /// When the older half was the newer one for the last time: nothing in it was used since.
     older_at_ns: u64,
 }
 
-#[derive(Clone, Debug, Default)]
-struct Half {
-    /// Where a source's windows begin, in units of one for each CPU.
-    places: HashMap<SourceKey, usize>,
-    windows: Vec<Window>,
-    /// Places of sources that were removed.
-    free: Vec<usize>,
-}
-
-impl Half {
-    /// Gives a source a place with these windows, one for each CPU.
-    fn put(&mut self, key: &SourceKey, windows: impl ExactSizeIterator<Item = Window>) -> usize {
-        let cpus = windows.len();
-        let place = match self.free.pop() {
-            Some(place) => {
-                let room = self.windows.get_mut(place * cpus..).unwrap_or_default();
-                room.iter_mut().zip(windows).for_each(|(room, window)| *room = window);
-                place
-            }
-            None => {
-                self.windows.extend(windows);
-                self.windows.len() / cpus - 1
-            }
-        };
-        self.places.insert(*key, place);
-        place
-    }
-
-    fn remove(&mut self, key: &SourceKey) {
-        self.free.extend(self.places.remove(key));
-    }
-}
-
 impl Windows {
-    pub(super) fn new(cpus: usize) -> Self {
-        Self { cpus, newer: Half::default(), older: Half::default(), older_at_ns: 0 }
-    }
-
     /// How many sources have counters, once for each rule.
     pub fn len(&self) -> usize {
-        self.newer.places.len() + self.older.places.len()
+        self.newer.len() + self.older.len()
     }
 
     /// Whether no source has counters.
@@ -148,67 +110,35 @@ impl Windows {
         self.len() == 0
     }
 
-    /// A source's counters, one for each CPU.
-    pub fn get(&self, key: &SourceKey) -> Option<&[Window]> {
-        let half = if self.newer.places.contains_key(key) { &self.newer } else { &self.older };
-        half.windows.get(half.places.get(key)? * self.cpus..)?.get(..self.cpus)
+    /// A source's counters.
+    pub fn get(&self, key: &SourceKey) -> Option<&Window> {
+        self.newer.get(key).or_else(|| self.older.get(key))
     }
 
-    /// Counters on one CPU; the number of CPUs is what `new` was told.
+    /// The same, to change: they are used.
     #[inline]
-    pub(super) fn on(&mut self, cpu: usize, key: &SourceKey) -> Option<&mut Window> {
-        self.all(key)?.get_mut(cpu)
-    }
-
-    /// Counters on the CPUs but one.
-    pub(super) fn beside(&mut self, cpu: usize, key: &SourceKey) -> impl Iterator<Item = &mut Window> {
-        let all = self.all(key).unwrap_or_default().iter_mut().enumerate();
-        all.filter(move |(other, _)| *other != cpu).map(|(_, window)| window)
-    }
-
-    #[inline]
-    fn all(&mut self, key: &SourceKey) -> Option<&mut [Window]> {
-        let place = match self.newer.places.get(key) {
-            Some(place) => *place,
-            None => self.renew(key)?,
-        };
-        self.newer.windows.get_mut(place * self.cpus..)?.get_mut(..self.cpus)
-    }
-
-    fn renew(&mut self, key: &SourceKey) -> Option<usize> {
-        let from = self.older.places.remove(key)? * self.cpus;
-        let windows = self.older.windows.get(from..)?.get(..self.cpus)?;
-        Some(self.newer.put(key, windows.iter().copied()))
-    }
-
-    /// Adds counters: `window` on one CPU, zeroes on the others; false if there are some already.
-    pub(super) fn add(&mut self, cpu: usize, key: &SourceKey, window: &Window) -> bool {
-        if self.newer.places.contains_key(key) || self.older.places.contains_key(key) {
-            return false;
+    pub(super) fn get_mut(&mut self, key: &SourceKey) -> Option<&mut Window> {
+        if !self.newer.contains_key(key) {
+            self.newer.insert(*key, self.older.remove(key)?);
         }
-        let of_cpu = |other| if other == cpu { *window } else { Window::zeroed() };
-        self.newer.put(key, (0..self.cpus).map(of_cpu));
-        true
+        self.newer.get_mut(key)
     }
 
-    /// Removes a source's counters.
-    pub(super) fn remove(&mut self, key: &SourceKey) {
-        self.newer.remove(key);
-        self.older.remove(key);
+    /// Empty counters for a source that has none.
+    pub(super) fn add(&mut self, key: &SourceKey) -> &mut Window {
+        self.newer.entry(*key).or_insert_with(Window::zeroed)
     }
 
     /// Forgets the older half if the newer one has its share of `capacity`, and says since when nothing in it was used.
     #[inline]
     pub(super) fn make_room(&mut self, capacity: usize, now_ns: u64) -> Option<u64> {
-        if self.newer.places.len() < (capacity / 2).max(1) {
+        if self.newer.len() < (capacity / 2).max(1) {
             return None;
         }
-        let forgotten = (!self.older.places.is_empty()).then_some(self.older_at_ns);
+        let forgotten = (!self.older.is_empty()).then_some(self.older_at_ns);
         // The room is used again.
         std::mem::swap(&mut self.newer, &mut self.older);
-        self.newer.places.clear();
-        self.newer.windows.clear();
-        self.newer.free.clear();
+        self.newer.clear();
         self.older_at_ns = now_ns;
         forgotten
     }
@@ -255,31 +185,23 @@ mod tests {
     fn what_is_used_stays_and_the_rest_is_forgotten() {
         let key = |i: u8| SourceKey::for_rule(Address::from_ipv4([192, 0, 2, i]), RuleIndex::DEFAULT);
         let window = |i: u8| Window::first(i.into(), 1);
-        let mut windows = Windows::new(2);
+        let mut windows = Windows::default();
         for i in 0..4 {
             assert_eq!(windows.make_room(8, i.into()), None);
-            assert!(windows.add(1, &key(i), &window(i)));
+            *windows.add(&key(i)) = window(i);
         }
         assert_eq!(windows.make_room(8, 10), None, "the first half is full, and nothing goes");
-        assert!(!windows.add(0, &key(2), &window(9)), "there is one");
-        assert_eq!(windows.on(1, &key(2)), Some(&mut window(2)));
-        assert_eq!(windows.beside(1, &key(2)).collect::<Vec<_>>(), [&mut Window::zeroed()]);
+        assert_eq!(windows.get_mut(&key(2)), Some(&mut window(2)));
         for i in 4..7 {
             assert_eq!(windows.make_room(8, 20), None);
-            assert!(windows.add(1, &key(i), &window(i)));
+            *windows.add(&key(i)) = window(i);
         }
         assert_eq!(windows.len(), 7);
         assert_eq!(windows.make_room(8, 30), Some(10), "three were not used since");
         assert_eq!(windows.len(), 4);
         for i in 0..7 {
             let expected = [2, 4, 5, 6].contains(&i).then(|| window(i));
-            assert_eq!(windows.on(1, &key(i)).copied(), expected, "{i}");
+            assert_eq!(windows.get_mut(&key(i)).copied(), expected, "{i}");
         }
-        let room = windows.newer.windows.len();
-        windows.remove(&key(5));
-        assert_eq!(windows.on(1, &key(5)), None);
-        assert!(windows.add(0, &key(7), &window(7)));
-        assert_eq!(windows.get(&key(7)), Some(&[window(7), Window::zeroed()][..]));
-        assert_eq!((windows.on(1, &key(6)).copied(), windows.newer.windows.len()), (Some(window(6)), room));
     }
 }

@@ -110,7 +110,8 @@ impl Put {
             }
         }
         // What is remembered of others must not be pushed out by sources of which there is nothing to remember.
-        let counted: BTreeSet<_> = maps.counted()?.iter().map(SourceKey::source).collect();
+        let mut counted = BTreeSet::new();
+        maps.each_counted(|key, _| counted.extend([key.source()]))?;
         for (key, ban) in self.outcome.changed() {
             let whole = SourceKey::everywhere(key.source());
             if !ban.is_monitored() && !key.is_everywhere() && ban.offence > 0 {

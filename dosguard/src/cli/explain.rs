@@ -357,9 +357,8 @@ impl Context {
 
     fn count_text(&self, explanation: &Explanation, standing: &Standing) -> String {
         let window = self.rule_of(explanation.port).map(|rule| rule.spec.window_ns).unwrap_or_default();
-        let cpu = if standing.one_cpu { " on one CPU, which has its share of the limit" } else { "" };
         format!(
-            "{} of {} SYNs within {}{cpu}; {} left",
+            "{} of {} SYNs within {}; {} left",
             standing.count,
             standing.limit,
             Span::from_ns(window),

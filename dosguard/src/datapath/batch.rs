@@ -30,6 +30,15 @@ pub(super) fn take<K: Pod, V: Pod>(map: &OwnedFd) -> io::Result<Option<Vec<(K, V
     batches(map, bpf_cmd::BPF_MAP_LOOKUP_AND_DELETE_BATCH)
 }
 
+/// Shows all entries of an array, batch by batch; false if the kernel cannot do it.
+///
+/// `map` must be an array of exactly these values.
+pub(super) fn each<V: Pod>(map: &OwnedFd, mut see: impl FnMut(&u32, &V)) -> io::Result<bool> {
+    walk::<u32, V>(map, bpf_cmd::BPF_MAP_LOOKUP_BATCH, 1, |keys, values| {
+        keys.iter().zip(values).for_each(|(key, value)| see(key, value));
+    })
+}
+
 /// Shows all entries of a hash map with a value for each CPU; false if the kernel cannot do it. On a machine with many CPUs
 /// the values of all entries together would be large.
 ///

@@ -16,10 +16,10 @@ const LEVEL: u64 = 0b111;
 const KNOWN: u64 = 0b1000;
 
 impl Build {
-    pub(super) fn new(objects: &[&[u8]], cpus: u32, peers: bool, log_level: u8) -> Self {
+    pub(super) fn new(objects: &[&[u8]], cpus: u32, log_level: u8) -> Self {
         // Its keys are fixed.
         let mut hasher = DefaultHasher::new();
-        (objects, cpus, peers).hash(&mut hasher);
+        (objects, cpus).hash(&mut hasher);
         Self(hasher.finish() & !LEVEL | KNOWN | u64::from(log_level) & LEVEL)
     }
 
@@ -51,16 +51,12 @@ mod tests {
 
     #[test]
     fn whatever_makes_another_program_makes_another_identity() {
-        let build = Build::new(&[b"object"], 2, true, 3);
-        assert_eq!(build, Build::new(&[b"object"], 2, true, 3));
+        let build = Build::new(&[b"object"], 2, 3);
+        assert_eq!(build, Build::new(&[b"object"], 2, 3));
         assert_eq!(build.log_level(), 3);
         assert_eq!(Build::from_number(build.number()), Some(build));
-        let others = [
-            Build::new(&[b"objecT"], 2, true, 3),
-            Build::new(&[b"object"], 3, true, 3),
-            Build::new(&[b"object"], 2, false, 3),
-            Build::new(&[b"object"], 2, true, 0),
-        ];
+        let others =
+            [Build::new(&[b"objecT"], 2, 3), Build::new(&[b"object"], 3, 3), Build::new(&[b"object"], 2, 0)];
         assert!(others.iter().all(|other| *other != build && other.number() != 0), "{others:?}");
     }
 }

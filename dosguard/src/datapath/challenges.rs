@@ -43,7 +43,7 @@ fn load(pins: &Path, options: &LoadOptions) -> Result<(), Error> {
     if CHALLENGES.is_empty() {
         return Err(Error::StubObject);
     }
-    let (cpus, peers) = (options.cpus()?, u32::from(options.peers()));
+    let cpus = options.cpus()?;
     let challenges = u32::from(makes_cookies());
     let layout = match challenges {
         // Nobody asks for it.
@@ -56,7 +56,6 @@ fn load(pins: &Path, options: &LoadOptions) -> Result<(), Error> {
     loader.btf(None);
     let globals = [
         (abi::CPUS_GLOBAL, &cpus),
-        (abi::PEERS_GLOBAL, &peers),
         (abi::CHALLENGES_GLOBAL, &challenges),
         ("SENT", &layout.sent),
         ("GROUP_OF", &layout.group),

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd as _, OwnedFd};
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuHashMap, RingBuf};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, RingBuf};
 use dosguard_common::abi::{self, MapSpec};
 use dosguard_common::address::{Address, SourceMask};
 use dosguard_common::ban::Ban;
@@ -12,8 +12,8 @@ use dosguard_common::config::Config;
 use dosguard_common::key::SourceKey;
 use dosguard_common::offender::Offender;
 use dosguard_common::rule::{Rule, RuleIndex};
-use dosguard_common::window::Window;
 
+use super::counted::Counted;
 use super::counters::Counters;
 use super::lists::{List, PrefixList};
 use super::proofs::Proofs;
@@ -29,7 +29,8 @@ pub struct Maps {
     /// The same map once more, to be read in batches.
     ports_fd: OwnedFd,
     rules: Array<MapData, Wire<Rule>>,
-    syns: PerCpuHashMap<MapData, Wire<SourceKey>, Wire<Window>>,
+    /// What is counted of sources.
+    pub(super) counted: Counted,
     /// What is read of all sources at once.
     pub(super) at_once: AtOnce,
     bans: HashMap<MapData, Wire<SourceKey>, Wire<Ban>>,
@@ -43,7 +44,6 @@ pub struct Maps {
     pub(super) proofs: Proofs,
     synack: Array<MapData, Wire<SynAck>>,
     host: HashMap<MapData, Wire<Address>, u8>,
-    sources_capacity: u32,
     bans_capacity: u32,
 }
 
@@ -70,19 +70,18 @@ pub(super) fn once_more(map: &MapData, spec: MapSpec) -> Result<OwnedFd, Error> 
 impl Maps {
     /// Takes each map from `take`, which knows them by name. Types and the sizes of keys and values are checked.
     pub(super) fn new(mut take: impl FnMut(&'static str) -> Result<MapData, Error>) -> Result<Self, Error> {
-        let (syns, bans) = (take(abi::SYNS.name)?, take(abi::BANS.name)?);
+        let bans = take(abi::BANS.name)?;
         let offenders = take(abi::OFFENDERS.name)?;
         let ports = take(abi::PORTS.name)?;
         Ok(Self {
-            at_once: AtOnce::new(&syns, &offenders, &mut take)?,
+            at_once: AtOnce::new(&offenders, &mut take)?,
             bans_fd: once_more(&bans, abi::BANS)?,
             ports_fd: once_more(&ports, abi::PORTS)?,
-            sources_capacity: capacity(&syns, abi::SYNS)?,
             bans_capacity: capacity(&bans, abi::BANS)?,
             config: typed(abi::CONFIG, take(abi::CONFIG.name)?)?,
             ports: typed(abi::PORTS, ports)?,
             rules: typed(abi::RULES, take(abi::RULES.name)?)?,
-            syns: typed(abi::SYNS, syns)?,
+            counted: Counted::open(abi::SYNS, &mut take)?,
             bans: typed(abi::BANS, bans)?,
             offenders_capacity: capacity(&offenders, abi::OFFENDERS)?,
             offenders: typed(abi::OFFENDERS, offenders)?,
@@ -225,26 +224,6 @@ impl Maps {
         removed(self.bans.remove(&Wire(*key)), abi::BANS)
     }
 
-    /// One source's counters under a rule, a window for each CPU.
-    pub fn windows(&self, key: &SourceKey) -> Result<Option<Vec<Window>>, Error> {
-        match self.syns.get(&Wire(*key), 0) {
-            Ok(windows) => Ok(Some(windows.iter().map(|wire| wire.0).collect())),
-            Err(MapError::KeyNotFound) => Ok(None),
-            Err(error) => Err(Error::map(abi::SYNS.name, "read")(error)),
-        }
-    }
-
-    /// Every source that has counters, under each rule that it has them for. Walks the map, which changes meanwhile: what
-    /// comes or goes may be missing.
-    pub fn counted(&self) -> Result<Vec<SourceKey>, Error> {
-        keys(self.syns.keys(), self.sources_capacity, abi::SYNS)
-    }
-
-    /// Removes one source's counters under a rule, on all CPUs.
-    pub fn remove_windows(&mut self, key: &SourceKey) -> Result<bool, Error> {
-        removed(self.syns.remove(&Wire(*key)), abi::SYNS)
-    }
-
     /// What is remembered of a source.
     pub fn offender(&self, key: &SourceKey) -> Result<Option<Offender>, Error> {
         match self.offenders.get(&Wire(*key), 0) {
@@ -313,13 +292,6 @@ impl Maps {
         Ok(())
     }
 
-    /// How full the map of counters is. Walks the map.
-    pub fn sources_fill(&self) -> Fill {
-        // The map changes under the walk; more steps than it has room for mean that the walk began again.
-        let keys = self.syns.keys().take(self.sources_capacity as usize);
-        Fill { used: keys.filter(Result::is_ok).count(), capacity: self.sources_capacity }
-    }
-
     /// How many offenders there is room for.
     pub const fn offenders_capacity(&self) -> u32 {
         self.offenders_capacity
@@ -329,7 +301,7 @@ impl Maps {
     pub fn sizes(&self) -> Sizes {
         Sizes::new(|size| match size {
             Size::Bans => self.bans_capacity,
-            Size::Sources => self.sources_capacity,
+            Size::Sources => self.sources_capacity(),
             Size::Offenders => self.offenders_capacity,
             Size::Allow => self.allow.capacity(),
             Size::Deny => self.deny.capacity(),

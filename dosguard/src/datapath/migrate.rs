@@ -14,10 +14,12 @@ use aya::maps::{Array, MapData};
 use aya::programs::links::{FdLink, PinnedLink};
 use dosguard_common::abi::{self, ABI_VERSION, MAPS, MapSpec};
 use dosguard_common::challenge::SynAck;
-use dosguard_common::config::{CONFIG_BYTES_V2, CONFIG_BYTES_V5, Config};
+use dosguard_common::config::{CONFIG_BYTES_V2, CONFIG_BYTES_V5, CONFIG_BYTES_V6, Config};
 use dosguard_common::rule::{RULE_BYTES_V3, RULE_BYTES_V5, Rule, RuleIndex};
 
 use super::challenges;
+use super::counted::Counted;
+use super::earlier::EarlierCounted;
 use super::maps::typed;
 use super::switch::{Given, give, link_in, links_in, names, switch};
 use super::upgrade::{discard, finish_interrupted, load_onto};
@@ -30,9 +32,10 @@ use crate::system;
 const EARLIEST: u32 = 2;
 
 /// What [`stage`] converts, from every version that can be migrated.
-const CONVERTED: [MapSpec; 2] = [abi::CONFIG, abi::RULES];
+const CONVERTED: [MapSpec; 3] = [abi::CONFIG, abi::RULES, abi::SYNS];
 /// What holds nothing that anybody would miss: work in progress, and how many events came in this second.
-const ANEW_OF_NO_LOSS: [MapSpec; 18] = [
+const ANEW_OF_NO_LOSS: [MapSpec; 19] = [
+    abi::HASHING,
     abi::MORE_COUNTERS,
     abi::MORE_RULE_COUNTERS,
     abi::SCRATCH,
@@ -110,8 +113,9 @@ impl fmt::Display for Plan {
 fn fate(map: &MapSpec, from: u32) -> Fate {
     match map.name {
         _ if map.since <= from => Fate::Carried,
-        // Version 5 had fewer of them.
-        name if name == abi::MORE_COUNTERS.name && from == 5 => Fate::Converted,
+        // Versions 5 and 6 had fewer of them.
+        name if name == abi::MORE_COUNTERS.name && from >= 5 => Fate::Converted,
+        name if name == abi::HANDSHAKES.name && from == 6 => Fate::Converted,
         name if CONVERTED.map(|map| map.name).contains(&name) => Fate::Converted,
         name if ANEW_OF_NO_LOSS.map(|map| map.name).contains(&name) => Fate::New,
         _ => Fate::Anew,
@@ -146,12 +150,15 @@ pub fn migrate(paths: &Paths, options: &LoadOptions) -> Result<Option<Migrated>,
     finish_interrupted(paths)?;
     let Some(plan) = plan(paths)? else { return Ok(None) };
     let (old, staging) = (paths.pins_of(plan.from), paths.staging_pins());
-    let done = stage(paths, &plan, options, &old, &staging).and_then(|mut maps| {
+    let done = stage(paths, &plan, options, &old, &staging).and_then(|(mut maps, counted)| {
         let links = switch(&old, &old.join(PROGRAM), &staging.join(PROGRAM))?;
-        if plan.from == 5 {
-            // Those that are still being judged by the old program are counted there.
-            system::wait_for_running_programs();
+        // Those that are still being judged by the old program are counted there.
+        system::wait_for_running_programs();
+        if plan.from >= 5 {
             maps.counters.add(pinned_map(&old.join(abi::MORE_COUNTERS.name), abi::MORE_COUNTERS.name)?)?;
+        }
+        for (mut live, earlier) in counted {
+            earlier.follow(&mut live)?;
         }
         fs::rename(&staging, paths.pins()).map(|()| links).map_err(Error::path("create", paths.pins()))
     });
@@ -189,7 +196,7 @@ fn stage(
     options: &LoadOptions,
     old: &Path,
     staging: &Path,
-) -> Result<Maps, Error> {
+) -> Result<(Maps, Vec<(Counted, EarlierCounted)>), Error> {
     let mut loaded = load_onto(paths, SHIPPED, options, &carried(plan, old))?;
     remove_pins(staging)?;
     pin_maps(&loaded, staging)?;
@@ -197,7 +204,7 @@ fn stage(
     let config = match plan.from {
         2 => earlier_config::<CONFIG_BYTES_V2>(old)?,
         3..=5 => earlier_config::<CONFIG_BYTES_V5>(old)?,
-        _ => maps.config()?,
+        _ => earlier_config::<CONFIG_BYTES_V6>(old)?,
     };
     let rules = match plan.from {
         ..=3 => earlier_rules::<RULE_BYTES_V3>(old, Rule::from_v3)?,
@@ -207,13 +214,20 @@ fn stage(
     for (index, rule) in rules {
         maps.set_rule(index, rule)?;
     }
-    if plan.from == 5 {
+    if plan.from >= 5 {
         let live: Array<MapData, Wire<SynAck>> =
             typed(abi::SYNACK, pinned_map(&old.join(abi::SYNACK.name), abi::SYNACK.name)?)?;
         maps.set_synack(live.get(&0, 0).map_err(Error::map(abi::SYNACK.name, "read"))?.0)?;
     }
     maps.set_config(config.with_build(options.build(SHIPPED)?.number()))?;
     challenges::install(staging, &mut maps, options)?;
+    let mut counted = Vec::new();
+    let tables = [abi::SYNS, abi::HANDSHAKES].into_iter().take(if plan.from == 6 { 2 } else { 1 });
+    for table in tables {
+        let mut live = Counted::open(table, &mut |name| pinned_map(&staging.join(name), name))?;
+        let earlier = EarlierCounted::copy(table, pinned_map(&old.join(table.name), table.name)?, &mut live)?;
+        counted.push((live, earlier));
+    }
     pin_program(&mut loaded, staging)?;
     for link in links_in(old)? {
         let (from, to) = (link_in(old, link), link_in(staging, link));
@@ -226,7 +240,7 @@ fn stage(
             .and_then(|link| FdLink::from(link).pin(&to).map_err(std::io::Error::other));
         pinned.map_err(Error::path("pin", &to))?;
     }
-    Ok(maps)
+    Ok((maps, counted))
 }
 
 fn earlier_config<const N: usize>(old: &Path) -> Result<Config, Error>
@@ -265,15 +279,18 @@ mod tests {
 
     #[test]
     fn from_earlier_versions_nothing_is_lost() {
-        for (from, carried) in [(2, 10), (3, 10), (4, 13), (5, 17)] {
+        for (from, carried) in [(2, 9), (3, 9), (4, 12), (5, 16), (6, 23)] {
             let plan = Plan::new(&paths(), from).unwrap();
             assert_eq!(plan.lost(), Vec::<&str>::new());
             let of = |wanted| {
                 let maps = plan.maps.iter().filter(move |(_, fate)| *fate == wanted);
                 maps.map(|(map, _)| map.name).collect::<Vec<_>>()
             };
-            let counted = ["MORE_COUNTERS"].into_iter().filter(|_| from == 5);
-            let converted: Vec<_> = ["CONFIG", "RULES"].into_iter().chain(counted).collect();
+            let converted = match from {
+                ..5 => vec!["CONFIG", "RULES", "SYNS"],
+                5 => vec!["CONFIG", "RULES", "SYNS", "MORE_COUNTERS"],
+                _ => vec!["CONFIG", "SYNS", "MORE_COUNTERS", "HANDSHAKES"],
+            };
             assert_eq!(of(Fate::Converted), converted);
             let anew =
                 ANEW_OF_NO_LOSS.iter().filter(|map| map.since > from && !converted.contains(&map.name));
@@ -282,7 +299,7 @@ mod tests {
             new.sort_unstable();
             anew.sort_unstable();
             assert_eq!(new, anew);
-            let carried = format!("{carried} of 30 maps");
+            let carried = format!("{carried} of 31 maps");
             assert!(said.contains(&carried) && said.ends_with("and loses nothing"), "{said}");
         }
     }

@@ -6,9 +6,9 @@ use aya::maps::{Map, MapData, MapError};
 use aya::programs::{ProgramError, ProgramType, Xdp};
 use aya::sys::{BpfHelper, is_helper_supported};
 use aya::{Ebpf, EbpfError, EbpfLoader};
-use dosguard_common::abi;
+use dosguard_common::abi::{self, MapSpec};
 
-use super::{Build, Error, Maps};
+use super::{Build, Error, Maps, counted, maps};
 use crate::system;
 
 /// The object that is shipped; empty in a build without it.
@@ -32,8 +32,6 @@ pub struct LoadOptions {
     pub sizes: Vec<(&'static str, u32)>,
     /// How many CPUs to count on; none for as many as the kernel may use.
     pub cpus: Option<u32>,
-    /// Whether to look at other CPUs' counters; none for whether the kernel can.
-    pub peers: Option<bool>,
 }
 
 impl LoadOptions {
@@ -41,7 +39,7 @@ impl LoadOptions {
     pub fn build(&self, object: &[u8]) -> Result<Build, Error> {
         // What the program goes on with is a part of it.
         let objects = [object, CHALLENGES];
-        Ok(Build::new(&objects, self.cpus()?, self.peers(), self.log_level.unwrap_or_default()))
+        Ok(Build::new(&objects, self.cpus()?, self.log_level.unwrap_or_default()))
     }
 
     /// The same, with the log of the live program unless another one is asked for.
@@ -52,10 +50,6 @@ impl LoadOptions {
     pub(super) fn cpus(&self) -> Result<u32, Error> {
         let possible = || system::possible_cpus().map_err(Error::path("read", system::POSSIBLE_CPUS));
         self.cpus.map_or_else(possible, Ok)
-    }
-
-    pub(super) fn peers(&self) -> bool {
-        self.peers.unwrap_or_else(sees_peers)
     }
 }
 
@@ -86,18 +80,16 @@ impl Loaded {
             return Err(Error::StubObject);
         }
         let cpus = options.cpus()?;
-        let peers = u32::from(options.peers());
         let log_level = options.log_level.unwrap_or_default();
         let (challenges, segments) = (u32::from(makes_cookies()), u32::from(looks_at_segments()));
         let mut loader = EbpfLoader::new();
         loader
             .override_global(abi::CPUS_GLOBAL, &cpus, true)
-            .override_global(abi::PEERS_GLOBAL, &peers, true)
             .override_global(abi::CHALLENGES_GLOBAL, &challenges, true)
             .override_global(abi::SEGMENTS_GLOBAL, &segments, true)
             .override_global(abi::LOG_LEVEL_GLOBAL, &log_level, false);
         for (map, entries) in &options.sizes {
-            loader.map_max_entries(map, *entries);
+            loader.map_max_entries(map, counted::entries(map, *entries));
         }
         for (map, path) in pinned {
             loader.map_pin_path(map, path.as_path());
@@ -109,8 +101,30 @@ impl Loaded {
             _ => Error::Object(Box::new(error)),
         })?;
         let mut loaded = Self { ebpf };
+        if !pinned.iter().any(|(map, _)| *map == abi::HASHING.name) {
+            loaded.choose_keys(options)?;
+        }
         loaded.program()?.load().map_err(|error| Error::Verifier(Box::new(error)))?;
         Ok(loaded)
+    }
+
+    /// Says where in the tables of sets each source is, which are new.
+    fn choose_keys(&mut self, options: &LoadOptions) -> Result<(), Error> {
+        let entries = |spec: MapSpec| match self.map(spec.name)? {
+            Map::Array(data) => maps::capacity(data, spec),
+            _ => Err(missing(spec.name)),
+        };
+        let (syns, handshakes) = (entries(abi::SYNS)?, entries(abi::HANDSHAKES)?);
+        let chosen = options.sizes.iter().rev().find(|(map, _)| *map == abi::SYNS.name);
+        let sources = chosen.map_or(abi::SYNS.entries, |(_, sources)| *sources);
+        counted::choose_keys(self.hashing()?, syns, handshakes, sources)
+    }
+
+    /// The map of keys once more.
+    fn hashing(&self) -> Result<MapData, Error> {
+        let Map::Array(data) = self.map(abi::HASHING.name)? else { return Err(missing(abi::HASHING.name)) };
+        let fd = maps::once_more(data, abi::HASHING)?;
+        MapData::from_fd(fd).map_err(Error::map(abi::HASHING.name, "open"))
     }
 
     /// The program.
@@ -161,17 +175,6 @@ pub fn looks_at_segments() -> bool {
     let has_jit =
         || std::fs::read_to_string("/proc/sys/net/core/bpf_jit_enable").is_ok_and(|on| on.trim() != "0");
     makes_cookies() || (cfg!(target_arch = "x86_64") && has_jit())
-}
-
-/// Up to so many CPUs the verifier follows the loop over all of them: of the million instructions that it looks at, the program
-/// that looks at segments takes 800,000 then.
-const MAX_PEERS: u32 = 192;
-
-/// Whether the sum over CPUs decides here: the kernel lets one CPU look at another's counters, and there are not more than
-/// the verifier follows. A kernel that cannot be asked counts as one that does not.
-pub fn sees_peers() -> bool {
-    system::possible_cpus().is_ok_and(|cpus| cpus <= MAX_PEERS)
-        && is_helper_supported(ProgramType::Xdp, BpfHelper::BPF_FUNC_map_lookup_percpu_elem).unwrap_or(false)
 }
 
 #[cfg(test)]

@@ -88,7 +88,7 @@ impl Datapath {
             return Ok(());
         }
         let maps = &self.maps;
-        let used = !maps.bans()?.is_empty() || !maps.counted()?.is_empty() || !maps.offenders()?.is_empty();
+        let used = !maps.bans()?.is_empty() || maps.has_counted()? || !maps.offenders()?.is_empty();
         if used {
             Err(Error::PrefixChange { live: live.prefixes(), asked: asked.prefixes() })
         } else {
@@ -133,9 +133,7 @@ impl Datapath {
             maps.set_rule(index, next_generation(rule.name(), &rule.spec(), &rule))?;
         }
         system::wait_for_running_programs();
-        for key in maps.counted()? {
-            maps.remove_windows(&key)?;
-        }
+        maps.remove_windows()?;
         for key in maps.offenders()? {
             maps.forget(&key)?;
         }

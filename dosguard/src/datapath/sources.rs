@@ -9,7 +9,6 @@ use dosguard_common::abi::{self, MapSpec};
 use dosguard_common::address::Address;
 use dosguard_common::key::SourceKey;
 use dosguard_common::offender::Offender;
-use dosguard_common::window::Window;
 
 use super::maps::{once_more, typed};
 use super::wire::Wire;
@@ -17,7 +16,6 @@ use super::{Error, Maps, batch};
 
 /// Maps that are read in batches.
 pub(super) struct AtOnce {
-    syns: OwnedFd,
     offenders: OwnedFd,
     drops: OwnedFd,
     watch: Array<MapData, u64>,
@@ -25,7 +23,6 @@ pub(super) struct AtOnce {
 
 impl AtOnce {
     pub(super) fn new(
-        syns: &MapData,
         offenders: &MapData,
         take: &mut impl FnMut(&'static str) -> Result<MapData, Error>,
     ) -> Result<Self, Error> {
@@ -34,7 +31,6 @@ impl AtOnce {
         // Types and sizes are checked, on which the batches rely.
         typed::<PerCpuHashMap<MapData, Wire<Address>, u64>>(abi::DROPS, drops)?;
         Ok(Self {
-            syns: once_more(syns, abi::SYNS)?,
             offenders: once_more(offenders, abi::OFFENDERS)?,
             drops: drops_fd,
             watch: typed(abi::WATCH, take(abi::WATCH.name)?)?,
@@ -43,12 +39,6 @@ impl AtOnce {
 }
 
 impl Maps {
-    /// Shows what is counted of each source under each rule: a window for each CPU. Of what changes meanwhile some may be
-    /// missing.
-    pub fn each_counted(&self, see: impl FnMut(&SourceKey, &[Window])) -> Result<(), Error> {
-        read(abi::SYNS, batch::each_per_cpu(&self.at_once.syns, cpus()?, see))
-    }
-
     /// What is remembered of all sources.
     pub fn all_offenders(&self) -> Result<Vec<(SourceKey, Offender)>, Error> {
         let entries = batch::entries(&self.at_once.offenders);
@@ -82,7 +72,7 @@ fn cpus() -> Result<usize, Error> {
     nr_cpus().map_err(|(path, error)| Error::path("read", path)(error))
 }
 
-fn read(spec: MapSpec, walked: io::Result<bool>) -> Result<(), Error> {
+pub(super) fn read(spec: MapSpec, walked: io::Result<bool>) -> Result<(), Error> {
     match walked {
         Ok(true) => Ok(()),
         Ok(false) => Err(unreadable(spec)),
@@ -91,6 +81,6 @@ fn read(spec: MapSpec, walked: io::Result<bool>) -> Result<(), Error> {
 }
 
 /// Every kernel that the program loads on knows batches of hash maps (Linux 5.6).
-fn unreadable(spec: MapSpec) -> Error {
+pub(super) fn unreadable(spec: MapSpec) -> Error {
     Error::map(spec.name, "read")(MapError::ElementNotFound)
 }

@@ -16,7 +16,6 @@ use dosguard_common::key::SourceKey;
 use dosguard_common::proof::{Evidence, Proof};
 use dosguard_common::reason::Reason;
 use dosguard_common::rule::{Rule, RuleIndex};
-use dosguard_common::window::share_of_limit;
 
 use self::tables::LiveTables;
 use crate::config::cidr::{Cidr, to_address};
@@ -42,19 +41,9 @@ pub struct Standing {
     pub count: u64,
     /// How many may.
     pub limit: u32,
-    /// Whether these are about the one CPU that counted the most, because none sees the others.
-    pub one_cpu: bool,
 }
 
 impl Standing {
-    /// With so many SYNs counted on each CPU.
-    pub(crate) fn of(counts: &[u64], rule: &Rule, sees_peers: bool, cpus: u32) -> Self {
-        let most = counts.iter().copied().max().unwrap_or(0);
-        let count = if sees_peers { counts.iter().sum() } else { most };
-        let limit = if sees_peers { rule.limit() } else { share_of_limit(rule.limit(), cpus) };
-        Self { count, limit, one_cpu: !sees_peers }
-    }
-
     /// How many more SYNs would pass now.
     pub fn left(&self) -> u64 {
         u64::from(self.limit).saturating_sub(self.count)

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 
+use bytemuck::Zeroable;
 use dosguard_common::address::Address;
 use dosguard_common::ban::Ban;
 use dosguard_common::claim::Claim;
@@ -15,12 +16,13 @@ use dosguard_common::offender::Offender;
 use dosguard_common::proof::{Proof, Spent};
 use dosguard_common::reason::{Reason, Tally};
 use dosguard_common::rule::{Rule, RuleIndex};
+use dosguard_common::set::Room;
 use dosguard_common::tables::{Refused, Scratch, Tables};
 use dosguard_common::window::Window;
 
 use super::{Standing, Step};
 use crate::config::cidr::Cidr;
-use crate::datapath::{self, Error, List, Maps};
+use crate::datapath::{Error, List, Maps};
 
 /// The live maps, for one SYN. Each thing is read once; what was read or written is what is there from then on.
 pub(super) struct LiveTables<'a> {
@@ -30,11 +32,8 @@ pub(super) struct LiveTables<'a> {
     address: Address,
     now_ns: u64,
     cpus: u32,
-    sees_peers: bool,
     seen: RefCell<Seen>,
-    windows: HashMap<SourceKey, Vec<Window>>,
-    /// The CPU that is taken to judge: the one that counted the most. It is the first to look at the others.
-    cpu: usize,
+    windows: HashMap<SourceKey, Option<Window>>,
     events: Vec<Event>,
 }
 
@@ -66,10 +65,8 @@ impl<'a> LiveTables<'a> {
             now_ns,
             cpus: crate::system::possible_cpus()
                 .map_err(Error::path("read", crate::system::POSSIBLE_CPUS))?,
-            sees_peers: datapath::sees_peers(),
             seen: RefCell::default(),
             windows: HashMap::new(),
-            cpu: 0,
             events: Vec::new(),
         })
     }
@@ -130,13 +127,11 @@ impl<'a> LiveTables<'a> {
         let Some(rule) = self.seen.borrow_mut().read(self.maps.rule(index).map(Some)) else { return };
         let era = self.era(key, &rule);
         let mut seen = self.seen.borrow_mut();
-        let windows = seen.read(self.maps.windows(key)).unwrap_or_default();
+        let window = seen.read(self.maps.window(key));
         let (slot, generation) = (rule.slot(self.now_ns), rule.counting_generation(era));
-        let counts: Vec<_> = windows.iter().map(|window| window.counted(slot, generation)).collect();
-        let most = counts.iter().copied().enumerate().max_by_key(|(_, count)| *count);
-        self.cpu = most.map_or(0, |(cpu, _)| cpu);
-        seen.steps.push(Step::Count(Standing::of(&counts, &rule, self.sees_peers, self.cpus)));
-        self.windows.insert(*key, windows);
+        let count = window.map_or(0, |window| window.counted(slot, generation));
+        seen.steps.push(Step::Count(Standing { count, limit: rule.limit() }));
+        self.windows.insert(*key, window);
     }
 }
 
@@ -239,35 +234,26 @@ impl Tables for LiveTables<'_> {
     }
 
     fn with_scratch<R>(&mut self, work: impl FnOnce(&mut Self, &mut Scratch) -> R) -> Option<R> {
-        Some(work(self, &mut bytemuck::Zeroable::zeroed()))
+        Some(work(self, &mut Zeroable::zeroed()))
     }
 
     fn cpus(&self) -> u32 {
         self.cpus
     }
 
-    fn sees_peers(&self) -> bool {
-        self.sees_peers
-    }
-
-    fn with_window<R>(&mut self, key: &SourceKey, work: impl FnOnce(&mut Window) -> R) -> Option<R> {
+    fn with_window<R>(
+        &mut self,
+        key: &SourceKey,
+        _now_ns: u64,
+        work: impl FnOnce(&mut Window) -> R,
+    ) -> Option<(R, Room)> {
         self.load_windows(key);
-        self.windows.get_mut(key)?.get_mut(self.cpu).map(work)
+        let window = self.windows.entry(*key).or_default();
+        let room = if window.is_some() { Room::Had } else { Room::Free };
+        Some((work(window.get_or_insert_with(Zeroable::zeroed)), room))
     }
 
-    fn for_each_peer(&mut self, key: &SourceKey, mut look: impl FnMut(&mut Window)) {
-        let own = self.cpu;
-        let peers = self.windows.get_mut(key).into_iter().flatten().enumerate();
-        peers.filter(|(cpu, _)| *cpu != own).for_each(|(_, window)| look(window));
-    }
-
-    fn add_window(&mut self, key: &SourceKey, window: &Window) -> Result<(), Refused> {
-        self.windows.insert(*key, vec![*window]);
-        self.cpu = 0;
-        Ok(())
-    }
-
-    fn remove_window(&mut self, _key: &SourceKey) {}
+    fn with_present_window(&mut self, _key: &SourceKey, _work: impl FnOnce(&mut Window)) {}
 
     fn count(&mut self, _reason: Reason, _rule: Option<RuleIndex>, _bytes: u64) {}
 

@@ -37,7 +37,7 @@ fn held(established: u32) -> Held {
 }
 
 fn syns(passed: u64) -> Syns {
-    Syns { passed, standing: Standing { count: passed, limit: 100, one_cpu: false } }
+    Syns { passed, standing: Standing { count: passed, limit: 100 } }
 }
 
 fn ban(found: &Found, rule: RuleIndex, mode: Mode) -> Ban {

@@ -19,7 +19,7 @@ use crate::config::policy::SourcePrefixes;
 use crate::config::services::CountBy;
 use crate::connections::{Census, CountError, Place};
 use crate::daemon::ask_status;
-use crate::datapath::{self, Datapath, List, Maps, sees_peers};
+use crate::datapath::{Datapath, List, Maps};
 use crate::explain::Standing;
 use crate::output::WallClock;
 use crate::paths::Paths;
@@ -49,7 +49,6 @@ pub struct Viewer<'a> {
     watch: Watch<'a>,
     every: Duration,
     connections: Connections,
-    sees_peers: bool,
     before: Drops,
 }
 
@@ -60,8 +59,7 @@ impl<'a> Viewer<'a> {
         let mut watch = Watch::begin(paths)?;
         watch.renew(&mut datapath, every)?;
         let before = Drops::read(datapath.maps())?;
-        let sees_peers = sees_peers();
-        Ok(Self { paths, watch, every, connections: Connections::default(), sees_peers, before })
+        Ok(Self { paths, watch, every, connections: Connections::default(), before })
     }
 
     /// What there is to see since the last time: the first `most` sources.
@@ -79,7 +77,7 @@ impl<'a> Viewer<'a> {
         let maps = datapath.maps();
         let (config, rules) = (maps.config()?, maps.rules()?.into_iter().collect());
         let clock = WallClock::new(Timestamp::now(), system::boot_now_ns()?);
-        let syns = syns(maps, &config, &rules, self.sees_peers, clock.boot_now_ns())?;
+        let syns = syns(maps, &config, &rules, clock.boot_now_ns())?;
         let found = Found { config, rules, held, syns, drops, bans: datapath.look()?.bans };
         let mut rows = found.rows();
         let totals = Totals::of(&rows);
@@ -121,22 +119,17 @@ fn syns(
     maps: &Maps,
     config: &Config,
     rules: &BTreeMap<RuleIndex, Rule>,
-    sees_peers: bool,
     now_ns: u64,
 ) -> Result<HashMap<SourceKey, Syns>, TopError> {
-    let cpus = system::possible_cpus().map_err(datapath::Error::path("read", system::POSSIBLE_CPUS))?;
     let offenders: FastMap<SourceKey, Offender> = maps.all_offenders()?.into_iter().collect();
     let mut found = HashMap::new();
-    let mut counts = Vec::new();
-    maps.each_counted(|key, windows| {
+    maps.each_counted(|key, window| {
         let Some(rule) = key.rule().and_then(|index| rules.get(&index)) else { return };
         let era = era_by(config, key, rule, |key| offenders.get(key).copied());
         let (slot, generation) = (rule.slot(now_ns), rule.counting_generation(era));
-        counts.clear();
-        counts.extend(windows.iter().map(|window| window.counted(slot, generation)));
-        let passed = counts.iter().sum();
+        let passed = window.counted(slot, generation);
         if passed > 0 {
-            found.insert(*key, Syns { passed, standing: Standing::of(&counts, rule, sees_peers, cpus) });
+            found.insert(*key, Syns { passed, standing: Standing { count: passed, limit: rule.limit() } });
         }
     })?;
     Ok(found)

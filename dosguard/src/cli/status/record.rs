@@ -78,7 +78,6 @@ pub(super) struct StateRecord {
 pub(super) struct ProgramRecord {
     id: u32,
     verified_instructions: Option<u32>,
-    pub(super) exact_over_cpus: bool,
 }
 
 #[derive(Serialize)]
@@ -242,7 +241,7 @@ impl StateRecord {
         }
         let mut bans: Vec<_> = maps.bans()?.into_values().collect();
         bans.retain(|ban| ban.is_active(now_ns));
-        let sources = maps.sources_fill();
+        let sources = maps.sources_fill()?;
         let mut counters = Vec::new();
         for reason in Reason::ALL {
             let count = maps.packets(*reason)?;
@@ -261,11 +260,7 @@ impl StateRecord {
         Ok(Self {
             mode: config.mode().name(),
             events_rate: config.events_rate(),
-            program: ProgramRecord {
-                id,
-                verified_instructions,
-                exact_over_cpus: crate::datapath::sees_peers(),
-            },
+            program: ProgramRecord { id, verified_instructions },
             interfaces: datapath.guarded()?.into_iter().map(interface).collect(),
             challenges: ChallengesRecord::read(paths, datapath)?,
             rules,
@@ -343,11 +338,6 @@ impl StateRecord {
         }
         if self.bans.percent() >= FULL_PERCENT {
             warnings.push(format!("the map of bans is {} % full", self.bans.percent()));
-        }
-        if !self.program.exact_over_cpus {
-            let what =
-                "no sums over CPUs here (Linux 5.19, up to 192 CPUs): each CPU has its share of the limits";
-            warnings.push(what.to_owned());
         }
         warnings
     }

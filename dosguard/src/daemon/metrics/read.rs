@@ -157,7 +157,7 @@ fn walk(datapath: &Datapath) -> Result<Walked, Error> {
     Ok(Walked {
         at: Timestamp::now(),
         bans,
-        sources: maps.sources_fill(),
+        sources: maps.sources_fill()?,
         networks: [count(List::Allow)?, count(List::Deny)?],
     })
 }

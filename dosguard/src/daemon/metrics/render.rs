@@ -195,7 +195,7 @@ const fn tally_help(tally: Tally) -> &'static str {
             "Sources over the limit that were banned a moment later: their expired ban was being removed."
         }
         Tally::OffenceLost => "Offences that could not be remembered.",
-        Tally::SourceAdded => "Sources that got an entry in the counting map.",
+        Tally::SourceAdded => "Sources that got a place among the counters.",
         Tally::EventLost => "Events that found the ring buffer full.",
         Tally::EventSuppressed => "Events beyond the rate that is set.",
         Tally::ChallengeUnsent => {
@@ -211,6 +211,7 @@ const fn tally_help(tally: Tally) -> &'static str {
             "Completed handshakes that were dropped: too many of a source, or the same again."
         }
         Tally::AnswerUncounted => "Completed handshakes that could not be counted.",
+        Tally::SourceEvicted => "Sources that lost their counters to others.",
     }
 }
 

@@ -1,0 +1,367 @@
+//! Where counters are kept: a table of sets, in one of which a source has its place.
+//!
+//! The tables `SYNS` and `HANDSHAKES` are arrays of [`Set`]s. A hash of source and rule, by keys that nobody else knows, says
+//! which set a source is in, and a tag which of the set's seven places it has; where all are taken, the one gives way that was
+//! used least lately, as in a set-associative cache. A source that is new costs one line of memory to be looked for and one to
+//! be written, and no other source is ever waited for but those of the same set, whose lock is held for some tens of
+//! nanoseconds: so all CPUs count in one place, and what is counted is exact.
+
+use core::hint::black_box;
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::address::Address;
+use crate::key::SourceKey;
+use crate::window::{Window, low_half};
+
+/// How many sources have a place in a set.
+pub const WAYS: usize = 7;
+
+const WAYS_U32: u32 = 7;
+
+/// How long a unit of [`Set::seen`] lasts, in bits of nanoseconds: about a millisecond.
+const SEEN_BITS: u32 = 20;
+
+/// The kernel's lock for values of maps (Linux 5.1, commit d83525ca62cf), which it knows by this name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct bpf_spin_lock {
+    val: u32,
+}
+
+/// The counters of one source under one rule, with both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+struct Entry {
+    source: Address,
+    window: Window,
+}
+
+const _: () = assert!(size_of::<Entry>() == 64);
+
+/// Value of `SYNS` and of `HANDSHAKES`: the counters of up to seven sources, eight lines of memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Set {
+    /// Held by whoever reads or writes the rest in the kernel.
+    pub lock: bpf_spin_lock,
+    padding: u32,
+    /// The tags of the sources in it; 0 where there is none.
+    tags: [u32; WAYS],
+    /// When each was used last, in units of 2^[`SEEN_BITS`] nanoseconds.
+    seen: [u32; WAYS],
+    entries: [Entry; WAYS],
+}
+
+const _: () = assert!(size_of::<Set>() == 512);
+
+/// How a source came to its counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// It had them.
+    Had,
+    /// It got a place that was free.
+    Free,
+    /// It got the place of another source, whose counters are lost.
+    Evicted,
+}
+
+/// Where in a table a source belongs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spot {
+    /// The number of the set.
+    pub set: u32,
+    tag: u32,
+}
+
+/// Value of `HASHING`: the keys of the hash, and the tables' sizes. Written once, when the tables are made.
+///
+/// The hash is multilinear, of 32-bit words: with random keys the upper half of the sum is strongly universal, so that nobody
+/// who does not know them can choose sources that meet (D. Lemire and O. Kaser, "Strongly universal string hashing is fast", The
+/// Computer Journal 57, 2014, section 2). The sum is then mixed as in the last step of MurmurHash3 (A. Appleby, 2011).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Hashing {
+    keys: [u64; 6],
+    /// How many sets `SYNS` has.
+    pub syns: u32,
+    /// How many sets `HANDSHAKES` has.
+    pub handshakes: u32,
+    /// For how many sources `SYNS` was made.
+    pub sources: u32,
+    padding: u32,
+}
+
+impl Hashing {
+    /// For tables of so many sets, of which `SYNS` was made for so many sources, with keys that are random.
+    pub const fn new(keys: [u64; 6], syns: u32, handshakes: u32, sources: u32) -> Self {
+        Self { keys, syns, handshakes, sources, padding: 0 }
+    }
+
+    /// Where a source belongs in a table of so many sets.
+    #[inline(always)]
+    pub const fn spot(&self, key: &SourceKey, sets: u32) -> Spot {
+        let [a, b, c, d, e] = key.words();
+        let sum = self.keys[5]
+            .wrapping_add(self.keys[0].wrapping_mul(a as u64))
+            .wrapping_add(self.keys[1].wrapping_mul(b as u64))
+            .wrapping_add(self.keys[2].wrapping_mul(c as u64))
+            .wrapping_add(self.keys[3].wrapping_mul(d as u64))
+            .wrapping_add(self.keys[4].wrapping_mul(e as u64));
+        // Neighbours make arithmetic progressions of sums, which would lie close together for some keys.
+        let mixed = (sum ^ (sum >> 32)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+        let mixed = (mixed ^ (mixed >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+        Spot { set: low_half(((mixed >> 32) * sets as u64) >> 32), tag: low_half(mixed ^ (mixed >> 33)) | 1 }
+    }
+}
+
+/// How many sets a table has that is made for so many sources: a quarter as many, so that there are seven places for four
+/// sources. Of as many sources as it is made for, 2 in 100 then are in a set that has more than seven (the Poisson
+/// distribution), of half as many 1 in 1,000, of a quarter 1 in 100,000.
+pub const fn sets_for(sources: u32) -> u32 {
+    sources.div_ceil(4)
+}
+
+/// 1 if the number is 0, else 0, without a branch: the kernel's verifier follows every path.
+#[inline(always)]
+fn is_zero(number: u32) -> u64 {
+    // The compiler would make a comparison of it, and the BPF target a branch of that.
+    black_box(u64::from(number).wrapping_sub(1)) >> 63
+}
+
+impl Set {
+    /// The place of the source with this tag, and whether there is one.
+    #[inline(always)]
+    fn find(&self, tag: u32) -> (u64, u64) {
+        let (mut way, mut found) = (0, 0);
+        let mut i = 0;
+        while i < WAYS {
+            let hit = is_zero(self.tags[i] ^ tag);
+            way += hit * i as u64;
+            found |= hit;
+            i += 1;
+        }
+        (way, found)
+    }
+
+    /// The place that was used least lately, or one that is free.
+    #[inline(always)]
+    fn oldest(&self, now: u32) -> u64 {
+        let mut oldest = 0;
+        let mut i = 0;
+        while i < WAYS {
+            // The age above the number of the place, and a free place above any age. The difference of two such numbers has
+            // its sign in the highest bit.
+            let age = u64::from(now.wrapping_sub(self.seen[i])) | (is_zero(self.tags[i]) << 32);
+            let this = (age << 3) | i as u64;
+            let less = black_box(u64::wrapping_sub(oldest, this)).cast_signed() >> 63;
+            oldest += this.wrapping_sub(oldest) & less.cast_unsigned();
+            i += 1;
+        }
+        oldest & 7
+    }
+
+    /// Lets `work` at the counters of a source, which gets a place if it has none. The lock must be held.
+    #[inline(always)]
+    pub fn with<R>(
+        &mut self,
+        spot: Spot,
+        key: &SourceKey,
+        now_ns: u64,
+        work: impl FnOnce(&mut Window) -> R,
+    ) -> (R, Room) {
+        let now = low_half(now_ns >> SEEN_BITS);
+        let (mut way, found) = self.find(spot.tag);
+        // Of two sources with one tag each takes the place of the other.
+        if found != 0 && self.is_of(way, key) {
+            let entry = &mut self.entries[at(way)];
+            self.seen[at(way)] = now;
+            return (work(&mut entry.window), Room::Had);
+        }
+        if found == 0 {
+            way = self.oldest(now);
+        }
+        let room = if self.tags[at(way)] == 0 { Room::Free } else { Room::Evicted };
+        self.tags[at(way)] = spot.tag;
+        self.seen[at(way)] = now;
+        let entry = &mut self.entries[at(way)];
+        entry.source = *key.source_here();
+        entry.window = Zeroable::zeroed();
+        entry.window.place = key.place();
+        (work(&mut entry.window), room)
+    }
+
+    /// Lets `work` at the counters of a source, if it has any. The lock must be held.
+    #[inline(always)]
+    pub fn with_present<R>(
+        &mut self,
+        spot: Spot,
+        key: &SourceKey,
+        work: impl FnOnce(&mut Window) -> R,
+    ) -> Option<R> {
+        let (way, found) = self.find(spot.tag);
+        (found != 0 && self.is_of(way, key)).then(|| work(&mut self.entries[at(way)].window))
+    }
+
+    #[inline(always)]
+    fn is_of(&self, way: u64, key: &SourceKey) -> bool {
+        let entry = &self.entries[at(way)];
+        let [a, b, c, d] = entry.source.words();
+        let [e, f, g, h, place] = key.words();
+        let other = (a ^ e) | (b ^ f) | (c ^ g) | (d ^ h) | (u32::from(entry.window.place) ^ place);
+        other == 0
+    }
+
+    /// The counters of one source, as a copy.
+    pub fn get(&self, spot: Spot, key: &SourceKey) -> Option<Window> {
+        let mut set = *self;
+        set.with_present(spot, key, |window| window.with_place(0))
+    }
+
+    /// Puts counters in, for a source that has none there.
+    pub fn put(&mut self, spot: Spot, key: &SourceKey, now_ns: u64, counters: &Window) -> Room {
+        let put = |window: &mut Window| *window = counters.with_place(window.place);
+        self.with(spot, key, now_ns, put).1
+    }
+
+    /// Each source that is in it, with its counters.
+    pub fn iter(&self) -> impl Iterator<Item = (SourceKey, Window)> + '_ {
+        let taken = self.tags.iter().zip(&self.entries).filter(|(tag, _)| **tag != 0);
+        taken.map(|(_, entry)| {
+            (SourceKey::from_place(entry.source, entry.window.place), entry.window.with_place(0))
+        })
+    }
+
+    /// How many sources are in it.
+    pub fn len(&self) -> usize {
+        self.tags.iter().filter(|tag| **tag != 0).count()
+    }
+
+    /// Whether no source is in it.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A place in a set, for the compiler and the kernel's verifier to see that it is one.
+#[inline(always)]
+const fn at(way: u64) -> usize {
+    let way = low_half(way);
+    (if way < WAYS_U32 { way } else { WAYS_U32 - 1 }) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rule::RuleIndex;
+    use proptest::prelude::*;
+
+    const MILLISECOND: u64 = 1 << SEEN_BITS;
+
+    fn key(source: u32) -> SourceKey {
+        SourceKey::for_rule(Address::from_ipv4(source.to_be_bytes()), RuleIndex::DEFAULT)
+    }
+
+    fn hashing(seed: u64) -> Hashing {
+        let mut state = seed;
+        let keys = [(); 6].map(|()| {
+            // SplitMix64 (G. Steele and others, OOPSLA 2014).
+            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut word = state;
+            word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            word ^ (word >> 31)
+        });
+        Hashing::new(keys, 64, 64, 256)
+    }
+
+    #[test]
+    fn a_source_keeps_its_place_and_the_least_used_gives_way() {
+        let (hashing, mut set) = (hashing(1), Set::zeroed());
+        let count = |set: &mut Set, source, at| {
+            set.with(hashing.spot(&key(source), 1), &key(source), at * MILLISECOND, Window::add)
+        };
+        for source in 0..7 {
+            assert_eq!(count(&mut set, source, 10 + u64::from(source)), (1, Room::Free));
+        }
+        assert_eq!(count(&mut set, 0, 20), (2, Room::Had));
+        assert_eq!(count(&mut set, 7, 21), (1, Room::Evicted), "source 1 was used least lately");
+        let spot = hashing.spot(&key(1), 1);
+        assert_eq!((set.get(spot, &key(1)), set.len()), (None, 7));
+        assert_eq!(count(&mut set, 0, 22), (3, Room::Had));
+        let mut sources: Vec<_> = set.iter().map(|(key, _)| key.source().to_ipv4()).collect();
+        sources.sort_unstable();
+        assert_eq!(sources, [0, 2, 3, 4, 5, 6, 7].map(|last| Some([0, 0, 0, last])));
+        assert_eq!(set.with_present(spot, &key(1), Window::clear), None);
+    }
+
+    #[test]
+    fn two_sources_with_one_tag_are_two() {
+        let (mut set, spot) = (Set::zeroed(), Spot { set: 0, tag: 1 });
+        assert_eq!(set.with(spot, &key(1), 0, Window::add), (1, Room::Free));
+        assert_eq!(set.with(spot, &key(2), 0, Window::add), (1, Room::Evicted));
+        assert_eq!((set.get(spot, &key(1)), set.len()), (None, 1));
+    }
+
+    #[test]
+    fn what_is_kept_is_the_same_under_each_rule_and_for_answers() {
+        let (hashing, mut set) = (hashing(2), Set::zeroed());
+        let source = Address::from_ipv6([0x20; 16]);
+        let keys = [
+            SourceKey::for_rule(source, RuleIndex(0)),
+            SourceKey::for_rule(source, RuleIndex(255)),
+            SourceKey::of_answers(source, RuleIndex(0)),
+            SourceKey::of_answers(source, RuleIndex(255)),
+        ];
+        for (i, key) in (1..).zip(&keys) {
+            assert_eq!(set.put(hashing.spot(key, 1), key, 0, &Window::first(i, 1)), Room::Free);
+        }
+        let mut kept: Vec<_> = set.iter().collect();
+        kept.sort_unstable_by_key(|(key, _)| *key);
+        assert_eq!(kept, (1..).zip(keys).map(|(i, key)| (key, Window::first(i, 1))).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_quarter_as_many_sets_leaves_few_in_the_cold() {
+        // Neighbours and sources that differ in one word are spread as evenly as any.
+        for (seed, step) in [(3, 1_u32), (4, 256), (5, 65_536), (6, 0x9e37_79b1)] {
+            let (hashing, sources) = (hashing(seed), 32_768_u32);
+            let sets = sets_for(sources);
+            let mut filled = vec![0_u32; sets as usize];
+            for i in 0..sources {
+                filled[hashing.spot(&key(step.wrapping_mul(i)), sets).set as usize] += 1;
+            }
+            let over: u32 = filled.iter().map(|count| count.saturating_sub(WAYS_U32)).sum();
+            assert!((sources / 200..sources / 50).contains(&over), "{over} of {sources}, in steps of {step}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn never_more_than_there_is_room_for_and_the_latest_is_always_there(
+            seed in any::<u64>(),
+            steps in prop::collection::vec((0u32..12, 0u64..5), 1..200),
+        ) {
+            let (hashing, mut set, mut now) = (hashing(seed), Set::zeroed(), 0);
+            // The truth: the sources in the order in which they were used last.
+            let mut used: Vec<(u32, u64)> = Vec::new();
+            for (source, later) in steps {
+                now += later * MILLISECOND;
+                let spot = hashing.spot(&key(source), 1);
+                let (count, room) = set.with(spot, &key(source), now, Window::add);
+                let known = used.iter().find(|(one, _)| *one == source).map(|(_, count)| *count);
+                used.retain(|(one, _)| *one != source);
+                match room {
+                    Room::Had => prop_assert_eq!(Some(count - 1), known),
+                    Room::Free => prop_assert!(count == 1 && used.len() < WAYS),
+                    Room::Evicted => prop_assert!(count == 1 && used.len() >= WAYS),
+                }
+                used.push((source, count));
+                // Of those that were used in one moment any may have given way.
+                used.retain(|(one, _)| set.get(hashing.spot(&key(*one), 1), &key(*one)).is_some());
+                prop_assert_eq!(set.len(), used.len());
+                prop_assert_eq!(set.get(spot, &key(source)).map(|mut window| window.add()), Some(count + 1));
+            }
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! What is counted of sources: the tables of sets.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use aya::maps::{Array, MapData};
+use dosguard_common::abi::{self, MapSpec};
+use dosguard_common::key::SourceKey;
+use dosguard_common::set::{Hashing, Set, sets_for};
+use dosguard_common::window::Window;
+
+use super::maps::{Fill, capacity, once_more, typed};
+use super::sources::read;
+use super::wire::Wire;
+use super::{Error, Maps, batch};
+
+/// A table of counters.
+pub(super) struct Counted {
+    spec: MapSpec,
+    sets: Array<MapData, Wire<Set>>,
+    /// The same map once more, to be read in batches.
+    fd: OwnedFd,
+    /// How many sets there are.
+    size: u32,
+    hashing: Hashing,
+}
+
+impl Counted {
+    /// Takes a table and the keys to it from `take`, which knows the maps by name.
+    pub(super) fn open(
+        spec: MapSpec,
+        take: &mut impl FnMut(&'static str) -> Result<MapData, Error>,
+    ) -> Result<Self, Error> {
+        let (sets, hashing) = (take(spec.name)?, take(abi::HASHING.name)?);
+        let (fd, size) = (once_more(&sets, spec)?, capacity(&sets, spec)?);
+        let hashing: Array<MapData, Wire<Hashing>> = typed(abi::HASHING, hashing)?;
+        let hashing = hashing.get(&0, 0).map_err(Error::map(abi::HASHING.name, "read"))?.0;
+        Ok(Self { spec, sets: typed(spec, sets)?, fd, size, hashing })
+    }
+
+    /// The counters of a source.
+    pub(super) fn window(&self, key: &SourceKey) -> Result<Option<Window>, Error> {
+        let spot = self.hashing.spot(key, self.size);
+        Ok(self.set(spot.set)?.get(spot, key))
+    }
+
+    /// Puts in the counters of a source. What is counted of it or its neighbours in just that moment is lost.
+    pub(super) fn put(&mut self, key: &SourceKey, window: &Window, now_ns: u64) -> Result<(), Error> {
+        let spot = self.hashing.spot(key, self.size);
+        let mut set = self.set(spot.set)?;
+        set.put(spot, key, now_ns, window);
+        self.write(spot.set, set)
+    }
+
+    fn set(&self, number: u32) -> Result<Set, Error> {
+        self.sets.get(&number, 0).map(|set| set.0).map_err(Error::map(self.spec.name, "read"))
+    }
+
+    fn write(&mut self, number: u32, set: Set) -> Result<(), Error> {
+        self.sets.set(number, Wire(set), 0).map_err(Error::map(self.spec.name, "write"))
+    }
+
+    fn each_set(&self, mut see: impl FnMut(u32, &Set)) -> Result<(), Error> {
+        let seen = batch::each(&self.fd, |number, set: &Set| {
+            if !set.is_empty() {
+                see(*number, set);
+            }
+        });
+        read(self.spec, seen)
+    }
+}
+
+/// How many entries a map has that is made for so many of what it holds.
+pub(super) fn entries(map: &str, wanted: u32) -> u32 {
+    if is_table(map) { sets_for(wanted) } else { wanted }
+}
+
+/// Whether a map is a table of sets.
+pub(super) fn is_table(map: &str) -> bool {
+    map == abi::SYNS.name || map == abi::HANDSHAKES.name
+}
+
+/// Chooses the keys of new tables, of so many sets and for so many sources.
+pub(super) fn choose_keys(hashing: MapData, syns: u32, handshakes: u32, sources: u32) -> Result<(), Error> {
+    let mut keys = [0_u64; 6];
+    getrandom::fill(bytemuck::bytes_of_mut(&mut keys))
+        .map_err(|error| Error::path("read random numbers from", "the kernel")(io::Error::other(error)))?;
+    let mut map: Array<MapData, Wire<Hashing>> = typed(abi::HASHING, hashing)?;
+    let hashing = Hashing::new(keys, syns, handshakes, sources);
+    map.set(0, Wire(hashing), 0).map_err(Error::map(abi::HASHING.name, "write"))
+}
+
+impl Maps {
+    /// One source's counters under a rule.
+    pub fn window(&self, key: &SourceKey) -> Result<Option<Window>, Error> {
+        self.counted.window(key)
+    }
+
+    /// Shows what is counted of each source under each rule. Of what changes meanwhile some may be missing.
+    pub fn each_counted(&self, mut see: impl FnMut(&SourceKey, &Window)) -> Result<(), Error> {
+        self.counted.each_set(|_, set| set.iter().for_each(|(key, window)| see(&key, &window)))
+    }
+
+    /// Whether any source has counters.
+    pub fn has_counted(&self) -> Result<bool, Error> {
+        Ok(self.sources_fill()?.used > 0)
+    }
+
+    /// How many sources have counters, up to as many as the table was made for. Reads all of it.
+    pub fn sources_fill(&self) -> Result<Fill, Error> {
+        let mut used = 0;
+        self.counted.each_set(|_, set| used += set.len())?;
+        // There are more places than that, so that few sources get in each other's way.
+        let capacity = self.sources_capacity();
+        Ok(Fill { used: used.min(capacity as usize), capacity })
+    }
+
+    /// How many sources the table was made for.
+    pub const fn sources_capacity(&self) -> u32 {
+        self.counted.hashing.sources
+    }
+
+    /// Removes all counters. What is counted meanwhile may be removed, too.
+    pub fn remove_windows(&mut self) -> Result<(), Error> {
+        let mut used = Vec::new();
+        self.counted.each_set(|number, _| used.push(number))?;
+        used.into_iter().try_for_each(|number| self.counted.write(number, bytemuck::Zeroable::zeroed()))
+    }
+}
