@@ -1,5 +1,6 @@
 //! Names, sizes and the version of everything that kernel and userspace agree on.
 
+use crate::mark::mark_lines;
 use crate::reason::{self, FIRST_COUNTERS};
 
 /// Version of the pinned maps' layout. It is part of the pin path, so that two layouts never meet.
@@ -69,6 +70,9 @@ pub const HASHING: MapSpec = map("HASHING", 1, "keys of the tables of sets", 7);
 pub const BANS: MapSpec = map("BANS", 65_536, "bans", 2);
 /// (source, everywhere or rule) to [`Offender`](crate::offender::Offender). LRU: when full, the oldest offenders are forgotten.
 pub const OFFENDERS: MapSpec = map("OFFENDERS", 65_536, "offences", 2);
+/// [Marks](crate::mark) of the sources that are in `BANS` or in `OFFENDERS`. Written by both, byte by byte.
+pub const MARKS: MapSpec =
+    map("MARKS", mark_lines(BANS.entries, OFFENDERS.entries), "of which sources something is known", 7);
 /// Claims to something that one CPU of several may do, such as to replace an expired ban. LRU: when full, the oldest
 /// claims go, which are over.
 pub const CLAIMS: MapSpec = map("CLAIMS", 4_096, "work in progress", 2);
@@ -146,7 +150,7 @@ pub const OWN: MapSpec = map("OWN", 4_096, "own addresses", 4);
 pub const LOOK: MapSpec = map("LOOK", 1, "what a look at the sockets has found", 4);
 
 /// Every pinned map, in the order in which they are pinned.
-pub const MAPS: [MapSpec; 31] = [
+pub const MAPS: [MapSpec; 32] = [
     CONFIG,
     PORTS,
     RULES,
@@ -154,6 +158,7 @@ pub const MAPS: [MapSpec; 31] = [
     HASHING,
     BANS,
     OFFENDERS,
+    MARKS,
     CLAIMS,
     ALLOW,
     DENY,

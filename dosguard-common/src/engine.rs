@@ -33,6 +33,10 @@ use crate::set::Room;
 use crate::tables::Tables;
 use crate::window::{Counted, Window, low_half, window_of};
 
+/// Where a packet comes under no rule. A number, and not an option: of that, the compiler would leave it open what the index is where
+/// there is none, and the kernel's verifier would not let it be looked at.
+const NO_RULE: u32 = 256;
+
 /// Decides about a frame by `clock`, and counts the decision.
 #[inline(always)]
 #[expect(
@@ -41,11 +45,14 @@ use crate::window::{Counted, Window, low_half, window_of};
 )]
 pub fn decide<F: Frame + ?Sized, T: Tables, C: Clock>(frame: &F, tables: &mut T, clock: C) -> Reason {
     let (reason, rule) = match parse(frame) {
-        Err(Unparsed::NotIp) => (Reason::NotIp, None),
-        Err(Unparsed::Truncated) => (Reason::Truncated, None),
+        Err(Unparsed::NotIp) => (Reason::NotIp, NO_RULE),
+        Err(Unparsed::Truncated) => (Reason::Truncated, NO_RULE),
         Err(Unparsed::Hidden) => {
             let mode = tables.with_config(|_, config| config.mode());
-            (if mode == Some(Mode::Enforce) { Reason::Malformed } else { Reason::MonitoredMalformed }, None)
+            (
+                if mode == Some(Mode::Enforce) { Reason::Malformed } else { Reason::MonitoredMalformed },
+                NO_RULE,
+            )
         }
         Ok(packet) => {
             let judged = tables.with_config(|tables, config| {
@@ -67,9 +74,10 @@ pub fn decide<F: Frame + ?Sized, T: Tables, C: Clock>(frame: &F, tables: &mut T,
                 }
                 (reason, rule)
             });
-            judged.unwrap_or((Reason::Uncounted, None))
+            judged.unwrap_or((Reason::Uncounted, NO_RULE))
         }
     };
+    let rule = u8::try_from(rule).ok().map(RuleIndex);
     tables.count(reason, rule, frame.length());
     reason
 }
@@ -81,19 +89,21 @@ fn judge<T: Tables, C: Clock>(
     config: &Config,
     arrival: impl FnOnce() -> crate::frame::Arrival,
     clock: &C,
-) -> (Reason, Option<RuleIndex>) {
+) -> (Reason, u32) {
     let Packet { address, mac, .. } = packet;
     let payload = packet.payload();
     if config.has_allow_list() && tables.is_allowed(address) {
-        return (Reason::Allowed, None);
+        return (Reason::Allowed, NO_RULE);
     }
     if config.has_deny_list() && tables.is_denied(address) {
-        return (Reason::Denied, None);
+        return (Reason::Denied, NO_RULE);
     }
     let source = config.mask().source(*address);
     let cause = |port| Cause { port, mac: *mac, arrival: arrival() };
     let key = SourceKey::everywhere(source);
-    if let Some(hold) = hold(tables, &key, clock) {
+    // Nothing is known of nearly all sources.
+    let is_marked = tables.is_marked(&source);
+    if is_marked && let Some(hold) = hold(tables, &key, clock) {
         // In monitor mode it drops nothing, and so nothing prolongs it.
         if let Payload::Syn { port } = payload
             && hold.refreshes()
@@ -104,7 +114,7 @@ fn judge<T: Tables, C: Clock>(
         if payload == Payload::Ending && hold.awaits_ending() {
             tables.note_ending(&key);
         }
-        return (Reason::Banned, Some(hold.rule));
+        return (Reason::Banned, hold.rule.0.into());
     }
     let port = match payload {
         Payload::Syn { port } => port,
@@ -113,20 +123,20 @@ fn judge<T: Tables, C: Clock>(
             // Without anybody who may answer, the clock is not asked.
             let until_ns = tables.answers_until_ns();
             let may_answer = until_ns != 0 && clock.lately_ns() < until_ns;
-            return (if may_answer { Reason::MayAnswer } else { Reason::NotSyn }, None);
+            return (if may_answer { Reason::MayAnswer } else { Reason::NotSyn }, NO_RULE);
         }
-        Payload::NotTcp => return (Reason::NotTcp, None),
-        Payload::LaterFragment => return (Reason::LaterFragment, None),
+        Payload::NotTcp => return (Reason::NotTcp, NO_RULE),
+        Payload::LaterFragment => return (Reason::LaterFragment, NO_RULE),
         Payload::Malformed => {
             let (mode, now_ns) = (config.mode(), clock.now_ns());
             let fill =
                 |event: &mut Event| event.fill_packet(Kind::Malformed, source, &cause(0), mode, now_ns);
             report(tables, config, Kind::Malformed, now_ns, fill);
-            return (Reason::Malformed, None);
+            return (Reason::Malformed, NO_RULE);
         }
     };
     let index = tables.rule_of(port);
-    (syn(tables, config, source, index, &cause(port), clock.now_ns()), Some(index))
+    (syn(tables, config, source, is_marked, index, &cause(port), clock.now_ns()), index.0.into())
 }
 
 /// A SYN from a source that is not banned everywhere.
@@ -135,12 +145,13 @@ fn syn<T: Tables>(
     tables: &mut T,
     config: &Config,
     source: Address,
+    is_marked: bool,
     index: RuleIndex,
     cause: &Cause,
     now_ns: u64,
 ) -> Reason {
     let key = SourceKey::for_rule(source, index);
-    let hold = hold(tables, &key, &|| now_ns);
+    let hold = if is_marked { hold(tables, &key, &|| now_ns) } else { None };
     let rule = tables.rule(index);
     let rule = rule.as_ref().map(Borrow::borrow);
     if let Some(hold) = hold {
@@ -168,7 +179,8 @@ fn syn<T: Tables>(
         return Reason::Challenged;
     }
     // After a ban the source starts with a clean window: counters belong to an era, and a ban ends it.
-    let era = opaque(era_of(tables, config, &key, rule), low_half(now_ns));
+    let era = if is_marked { era_of(tables, config, &key, rule) } else { 0 };
+    let era = opaque(era, low_half(now_ns));
     let (slot, limit) = (rule.slot(now_ns), rule.limit());
     let generation = opaque(rule.counting_generation(era), low_half(now_ns));
     let Some((counted, room)) = count(tables, &key, now_ns, slot, generation, limit) else {
@@ -248,6 +260,9 @@ fn new_ban<T: Tables>(
     mode: Mode,
     now_ns: u64,
 ) -> Option<Reason> {
+    if !tables.is_marked(&source) {
+        return None;
+    }
     if hold(tables, &SourceKey::everywhere(source), &|| now_ns).is_some() {
         return Some(Reason::Banned);
     }

@@ -20,6 +20,7 @@ pub mod flood;
 pub mod frame;
 pub mod key;
 pub mod label;
+pub mod mark;
 #[cfg(any(test, feature = "memory"))]
 pub mod memory;
 pub mod offender;

@@ -214,6 +214,10 @@ impl Tables for MemoryTables {
         self.rules.get(index).copied()
     }
 
+    fn is_marked(&self, _source: &Address) -> bool {
+        true
+    }
+
     fn with_ban<R>(&self, key: &SourceKey, look: impl FnOnce(&Ban) -> R) -> Option<R> {
         self.bans.get(key).map(look)
     }

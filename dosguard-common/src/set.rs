@@ -12,6 +12,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::address::Address;
 use crate::key::SourceKey;
+use crate::mark::Period;
 use crate::window::{Window, low_half};
 
 /// How many sources have a place in a set.
@@ -89,35 +90,51 @@ pub struct Hashing {
     pub handshakes: u32,
     /// For how many sources `SYNS` was made.
     pub sources: u32,
+    /// How many marks `MARKS` has.
+    pub marks: u32,
+    /// Which of them count.
+    pub period: Period,
     padding: u32,
 }
 
 impl Hashing {
-    /// For tables of so many sets, of which `SYNS` was made for so many sources, with keys that are random.
-    pub const fn new(keys: [u64; 6], syns: u32, handshakes: u32, sources: u32) -> Self {
-        Self { keys, syns, handshakes, sources, padding: 0 }
+    /// For tables of so many sets, of which `SYNS` was made for so many sources, and so many marks, with keys that are random.
+    pub const fn new(keys: [u64; 6], [syns, handshakes, sources, marks]: [u32; 4], period: Period) -> Self {
+        Self { keys, syns, handshakes, sources, marks, period, padding: 0 }
+    }
+
+    #[inline(always)]
+    const fn sum(&self, source: &Address) -> u64 {
+        let [a, b, c, d] = source.words();
+        self.keys[5]
+            .wrapping_add(self.keys[0].wrapping_mul(a as u64))
+            .wrapping_add(self.keys[1].wrapping_mul(b as u64))
+            .wrapping_add(self.keys[2].wrapping_mul(c as u64))
+            .wrapping_add(self.keys[3].wrapping_mul(d as u64))
     }
 
     /// Where a source belongs in a table of so many sets.
     #[inline(always)]
     pub const fn spot(&self, key: &SourceKey, sets: u32) -> Spot {
-        let [a, b, c, d, e] = key.words();
-        let sum = self.keys[5]
-            .wrapping_add(self.keys[0].wrapping_mul(a as u64))
-            .wrapping_add(self.keys[1].wrapping_mul(b as u64))
-            .wrapping_add(self.keys[2].wrapping_mul(c as u64))
-            .wrapping_add(self.keys[3].wrapping_mul(d as u64))
-            .wrapping_add(self.keys[4].wrapping_mul(e as u64));
+        let sum = self.sum(key.source_here()).wrapping_add(self.keys[4].wrapping_mul(key.place() as u64));
         // Neighbours make arithmetic progressions of sums, which would lie close together for some keys.
         let mixed = (sum ^ (sum >> 32)).wrapping_mul(0xff51_afd7_ed55_8ccd);
         let mixed = (mixed ^ (mixed >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
         Spot { set: low_half(((mixed >> 32) * sets as u64) >> 32), tag: low_half(mixed ^ (mixed >> 33)) | 1 }
     }
+
+    /// The number of a source's mark.
+    #[inline(always)]
+    pub const fn mark_of(&self, source: &Address) -> u32 {
+        let sum = self.sum(source);
+        let mixed = (sum ^ (sum >> 32)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+        low_half(((mixed >> 32) * self.marks as u64) >> 32)
+    }
 }
 
 /// How many sets a table has that is made for so many sources: a quarter as many, so that there are seven places for four
-/// sources. Of as many sources as it is made for, 2 in 100 then are in a set that has more than seven (the Poisson
-/// distribution), of half as many 1 in 1,000, of a quarter 1 in 100,000.
+/// sources. Of as many sources as it is made for, 2 in 100 then find their set full (by the Poisson distribution), of half as
+/// many 6 in 10,000, of a quarter 1 in 100,000.
 pub const fn sets_for(sources: u32) -> u32 {
     sources.div_ceil(4)
 }
@@ -272,7 +289,7 @@ mod tests {
             word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
             word ^ (word >> 31)
         });
-        Hashing::new(keys, 64, 64, 256)
+        Hashing::new(keys, [64, 64, 256, 4_096], Period::first(true))
     }
 
     #[test]
@@ -332,7 +349,7 @@ mod tests {
                 filled[hashing.spot(&key(step.wrapping_mul(i)), sets).set as usize] += 1;
             }
             let over: u32 = filled.iter().map(|count| count.saturating_sub(WAYS_U32)).sum();
-            assert!((sources / 200..sources / 50).contains(&over), "{over} of {sources}, in steps of {step}");
+            assert!((sources / 200..sources / 40).contains(&over), "{over} of {sources}, in steps of {step}");
         }
     }
 

@@ -55,6 +55,8 @@ pub trait Tables {
     /// A rule; none if that place is empty. It is as it was until the next one is asked for.
     fn rule(&mut self, index: RuleIndex) -> Option<Self::Rule>;
 
+    /// Whether there may be a ban or an offence of the source, anywhere. If not, there is none.
+    fn is_marked(&self, source: &Address) -> bool;
     /// Lets `look` at a ban, whether it still holds or not, or returns none if there is none.
     fn with_ban<R>(&self, key: &SourceKey, look: impl FnOnce(&Ban) -> R) -> Option<R>;
     /// Adds a ban where there is none.

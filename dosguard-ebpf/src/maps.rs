@@ -16,6 +16,7 @@ use dosguard_common::config::Config;
 use dosguard_common::event::Gate;
 use dosguard_common::flood::{Flood, Load};
 use dosguard_common::key::SourceKey;
+use dosguard_common::mark::MarkLine;
 use dosguard_common::offender::Offender;
 use dosguard_common::proof::{Proof, Spent};
 use dosguard_common::reason::Count;
@@ -43,9 +44,9 @@ type Sets<const SETS: usize> = btf_maps::Array<Set, SETS, { BPF_F_MMAPABLE as us
 #[btf_map]
 pub static SYNS: Sets<{ sets_for(abi::SYNS.entries) as usize }> = Sets::new();
 
-/// Where each is counted.
+/// Where each is counted. It may be mapped, too.
 #[map]
-pub static HASHING: Array<Hashing> = Array::with_max_entries(abi::HASHING.entries, 0);
+pub static HASHING: Array<Hashing> = Array::with_max_entries(abi::HASHING.entries, BPF_F_MMAPABLE);
 
 /// Bans. Not preallocated: most hosts have few, and an entry is only ever added for a source over the limit.
 #[map]
@@ -55,6 +56,10 @@ pub static BANS: HashMap<SourceKey, Ban> = HashMap::with_max_entries(abi::BANS.e
 #[map]
 pub static OFFENDERS: LruHashMap<SourceKey, Offender> =
     LruHashMap::with_max_entries(abi::OFFENDERS.entries, 0);
+
+/// Marks of sources. They may be mapped, as userspace does: it writes single ones.
+#[map]
+pub static MARKS: Array<MarkLine> = Array::with_max_entries(abi::MARKS.entries, BPF_F_MMAPABLE);
 
 /// Claims to what one CPU of several may do.
 #[map]

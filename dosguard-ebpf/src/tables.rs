@@ -10,6 +10,7 @@ use dosguard_common::config::Config;
 use dosguard_common::event::{Event, Gate, Kind};
 use dosguard_common::flood::{Flood, Load};
 use dosguard_common::key::SourceKey;
+use dosguard_common::mark::{MARKS_IN_LINE, Period};
 use dosguard_common::offender::Offender;
 use dosguard_common::proof::{Proof, Spent, look_until_ns};
 use dosguard_common::reason::{Place, Reason, Tally};
@@ -87,6 +88,25 @@ fn bump(place: Place, bytes: u64) {
     }
 }
 
+/// The mark of a source, and which marks count.
+#[inline(always)]
+fn mark(source: &Address) -> Option<(*mut u8, Period)> {
+    let hashing = maps::HASHING.get(0)?;
+    let mark = hashing.mark_of(source);
+    let line = maps::MARKS.get_ptr_mut(mark / MARKS_IN_LINE)?;
+    // SAFETY: a byte of the value.
+    Some((unsafe { line.cast::<u8>().add((mark % MARKS_IN_LINE) as usize) }, hashing.period))
+}
+
+/// Marks a source of which there is about to be something.
+#[inline(always)]
+fn set_mark(source: &Address) {
+    if let Some((mark, period)) = mark(source) {
+        // SAFETY: a byte is never torn, and whoever else writes it writes this mark or the next.
+        unsafe { mark.write_volatile(period.now) };
+    }
+}
+
 /// A function of its own, with a stack of its own: that of the program has no room.
 #[inline(never)]
 fn count_drop() {
@@ -147,6 +167,12 @@ impl<const OF_ANSWERS: bool> Tables for KernelTables<OF_ANSWERS> {
     }
 
     #[inline(always)]
+    fn is_marked(&self, source: &Address) -> bool {
+        // SAFETY: as in `set_mark`.
+        mark(source).is_none_or(|(mark, period)| period.is_marked(unsafe { mark.read_volatile() }))
+    }
+
+    #[inline(always)]
     fn with_ban<R>(&self, key: &SourceKey, look: impl FnOnce(&Ban) -> R) -> Option<R> {
         // SAFETY: an entry that is replaced or removed meanwhile stays mapped until the program ends (RCU). Its memory may
         // be given to another entry before that (Linux 6.1, bpf_mem_alloc): then the ban read may be another source's, for
@@ -156,6 +182,7 @@ impl<const OF_ANSWERS: bool> Tables for KernelTables<OF_ANSWERS> {
 
     #[inline(always)]
     fn add_ban(&mut self, key: &SourceKey, ban: &Ban) -> Result<(), Refused> {
+        set_mark(key.source_here());
         added(maps::BANS.insert(key, ban, u64::from(BPF_NOEXIST)))
     }
 
@@ -181,6 +208,7 @@ impl<const OF_ANSWERS: bool> Tables for KernelTables<OF_ANSWERS> {
 
     #[inline(always)]
     fn replace_ban(&mut self, key: &SourceKey, ban: &Ban) -> Result<(), Refused> {
+        set_mark(key.source_here());
         added(maps::BANS.insert(key, ban, u64::from(BPF_ANY)))
     }
 
@@ -206,6 +234,7 @@ impl<const OF_ANSWERS: bool> Tables for KernelTables<OF_ANSWERS> {
 
     #[inline(always)]
     fn remember(&mut self, key: &SourceKey, offender: &Offender) -> bool {
+        set_mark(key.source_here());
         maps::OFFENDERS.insert(key, offender, u64::from(BPF_ANY)).is_ok()
     }
 

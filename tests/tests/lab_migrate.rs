@@ -47,7 +47,7 @@ fn an_instance_of_abi_2_goes_on_with_all_that_it_had() {
 
     let plan = [
         "ABI version 2",
-        "carries over 9 of 31 maps, converts global settings, rules, counters of sources in the window and loses nothing",
+        "carries over 9 of 32 maps, converts global settings, rules, counters of sources in the window and loses nothing",
     ];
     for line in
         ["run", "attach up0", "status", "bans list", "upgrade", "upgrade --force", "run --kernel-log debug"]

@@ -150,8 +150,10 @@ fn the_kernel_program_and_the_engine_are_one() {
     };
     let reasons = Reason::ALL.iter();
     let mut missed = unseen(&reasons.map(|reason| reason.name()).collect::<Vec<_>>(), &seen.reasons);
-    // The map of offenders always has room: the least recently used goes. Challenges and proofs are of other programs.
+    // The map of offenders always has room: the least recently used goes. Counters are never pushed out here. Challenges and
+    // proofs are of other programs.
     let elsewhere = [
+        Tally::SourceEvicted,
         Tally::OffenceLost,
         Tally::ChallengeUnsent,
         Tally::ChallengeLeft,

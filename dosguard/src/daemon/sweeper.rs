@@ -19,7 +19,7 @@ use super::events::wall_clock;
 use super::health::Health;
 use super::saver::Saver;
 use super::{DaemonError, EventHub, io_error};
-use crate::datapath::{Datapath, Look};
+use crate::datapath::{self, Datapath, Look};
 use crate::paths::Paths;
 use crate::store::Saves;
 
@@ -34,6 +34,9 @@ const GATHER: Duration = Duration::from_millis(50);
 /// Batches of told bans on their way to the thread, and told bans that wait there. Beyond that the next walk finds them.
 const QUEUE: usize = 64;
 const MOST: usize = 65_536;
+/// How often it is marked anew of which sources something is known, so that those of which nothing is known any more cost no
+/// look-ups.
+const MARKS_INTERVAL: Duration = Duration::from_secs(600);
 /// How often the time is saved if nothing else is.
 const STAMP_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -82,6 +85,7 @@ impl Sweeper {
             imposed: Vec::new(),
             saved_at,
             is_idle: false,
+            marked_at: None,
         };
         let thread = thread::Builder::new().name("sweep".to_owned());
         let thread = thread.spawn(move || work.run(&looked));
@@ -136,6 +140,8 @@ struct Work {
     saved_at: Instant,
     /// The last walk has found no bans, and none was told since.
     is_idle: bool,
+    /// When sources were last marked; none until they are.
+    marked_at: Option<Instant>,
 }
 
 impl Work {
@@ -164,7 +170,7 @@ impl Work {
     /// Walks, has it settled, and saves. Returns how long it worked; none if the event loop has ended.
     fn round(&mut self, looked: &mpsc::Sender<Look>) -> Option<Result<Duration, DaemonError>> {
         let began = Instant::now();
-        let look = match self.datapath.look() {
+        let look = match self.renew_marks().and_then(|()| self.datapath.look()) {
             Ok(look) => look,
             Err(error) => return Some(Err(error.into())),
         };
@@ -181,6 +187,15 @@ impl Work {
         let began = Instant::now();
         let saved = told.and_then(|()| self.save(&look, STAMP_INTERVAL));
         Some(saved.map(|()| walked + began.elapsed()))
+    }
+
+    /// Marks the sources anew of which something is known, now and then.
+    fn renew_marks(&mut self) -> Result<(), datapath::Error> {
+        if self.marked_at.is_none_or(|at| at.elapsed() >= MARKS_INTERVAL) {
+            self.datapath.maps().renew_marks()?;
+            self.marked_at = Some(Instant::now());
+        }
+        Ok(())
     }
 
     /// Saves what is told meanwhile. None if the event loop has ended.

@@ -6,13 +6,14 @@ use std::os::fd::OwnedFd;
 use aya::maps::{Array, MapData};
 use dosguard_common::abi::{self, MapSpec};
 use dosguard_common::key::SourceKey;
+use dosguard_common::mark::{MARKS_IN_LINE, Period, mark_lines};
 use dosguard_common::set::{Hashing, Set, sets_for};
 use dosguard_common::window::Window;
 
 use super::maps::{Fill, capacity, once_more, typed};
 use super::sources::read;
 use super::wire::Wire;
-use super::{Error, Maps, batch};
+use super::{Error, Maps, batch, maps};
 
 /// A table of counters.
 pub(super) struct Counted {
@@ -26,15 +27,8 @@ pub(super) struct Counted {
 }
 
 impl Counted {
-    /// Takes a table and the keys to it from `take`, which knows the maps by name.
-    pub(super) fn open(
-        spec: MapSpec,
-        take: &mut impl FnMut(&'static str) -> Result<MapData, Error>,
-    ) -> Result<Self, Error> {
-        let (sets, hashing) = (take(spec.name)?, take(abi::HASHING.name)?);
+    pub(super) fn open(spec: MapSpec, sets: MapData, hashing: Hashing) -> Result<Self, Error> {
         let (fd, size) = (once_more(&sets, spec)?, capacity(&sets, spec)?);
-        let hashing: Array<MapData, Wire<Hashing>> = typed(abi::HASHING, hashing)?;
-        let hashing = hashing.get(&0, 0).map_err(Error::map(abi::HASHING.name, "read"))?.0;
         Ok(Self { spec, sets: typed(spec, sets)?, fd, size, hashing })
     }
 
@@ -70,24 +64,43 @@ impl Counted {
     }
 }
 
-/// How many entries a map has that is made for so many of what it holds.
-pub(super) fn entries(map: &str, wanted: u32) -> u32 {
-    if is_table(map) { sets_for(wanted) } else { wanted }
+/// Whether a map's entries are chosen when it is made, though their places have meanings: [`Hashing`] knows how many there are.
+pub(super) fn is_hashed(map: &str) -> bool {
+    [abi::SYNS, abi::HANDSHAKES, abi::MARKS].iter().any(|spec| spec.name == map)
 }
 
-/// Whether a map is a table of sets.
-pub(super) fn is_table(map: &str) -> bool {
-    map == abi::SYNS.name || map == abi::HANDSHAKES.name
+/// The sizes of the maps that are hashed into, by name: those that are made for so many sources, bans and offenders.
+pub(super) fn hashed_sizes(sizes: &[(&'static str, u32)]) -> [(&'static str, u32); 2] {
+    let [sources, bans, offenders] = [abi::SYNS, abi::BANS, abi::OFFENDERS].map(|spec| chosen(sizes, spec));
+    [(abi::SYNS.name, sets_for(sources)), (abi::MARKS.name, mark_lines(bans, offenders))]
 }
 
-/// Chooses the keys of new tables, of so many sets and for so many sources.
-pub(super) fn choose_keys(hashing: MapData, syns: u32, handshakes: u32, sources: u32) -> Result<(), Error> {
+/// The size that was chosen for a map.
+fn chosen(sizes: &[(&'static str, u32)], spec: MapSpec) -> u32 {
+    sizes.iter().rev().find(|(map, _)| *map == spec.name).map_or(spec.entries, |(_, entries)| *entries)
+}
+
+/// Chooses the keys of new maps, of which the sizes were chosen like this.
+pub(super) fn choose_keys(
+    hashing: MapData,
+    sizes: &[(&'static str, u32)],
+    period: Period,
+) -> Result<(), Error> {
     let mut keys = [0_u64; 6];
     getrandom::fill(bytemuck::bytes_of_mut(&mut keys))
         .map_err(|error| Error::path("read random numbers from", "the kernel")(io::Error::other(error)))?;
+    let [(_, syns), (_, lines)] = hashed_sizes(sizes);
+    let handshakes = sets_for(abi::HANDSHAKES.entries);
+    let sizes = [syns, handshakes, chosen(sizes, abi::SYNS), lines * MARKS_IN_LINE];
     let mut map: Array<MapData, Wire<Hashing>> = typed(abi::HASHING, hashing)?;
-    let hashing = Hashing::new(keys, syns, handshakes, sources);
-    map.set(0, Wire(hashing), 0).map_err(Error::map(abi::HASHING.name, "write"))
+    map.set(0, Wire(Hashing::new(keys, sizes, period)), 0).map_err(Error::map(abi::HASHING.name, "write"))
+}
+
+/// The keys.
+pub(super) fn keys(hashing: &MapData) -> Result<Hashing, Error> {
+    let map: Array<MapData, Wire<Hashing>> =
+        typed(abi::HASHING, maps::once_more_data(hashing, abi::HASHING)?)?;
+    map.get(&0, 0).map(|keys| keys.0).map_err(Error::map(abi::HASHING.name, "read"))
 }
 
 impl Maps {

@@ -16,10 +16,11 @@ use dosguard_common::rule::{Rule, RuleIndex};
 use super::counted::Counted;
 use super::counters::Counters;
 use super::lists::{List, PrefixList};
+use super::marks::Marks;
 use super::proofs::Proofs;
 use super::sources::AtOnce;
 use super::wire::Wire;
-use super::{Error, batch};
+use super::{Error, batch, counted};
 use crate::config::sizes::{Size, Sizes};
 
 /// The maps of one instance.
@@ -31,6 +32,7 @@ pub struct Maps {
     rules: Array<MapData, Wire<Rule>>,
     /// What is counted of sources.
     pub(super) counted: Counted,
+    pub(super) marks: Marks,
     /// What is read of all sources at once.
     pub(super) at_once: AtOnce,
     bans: HashMap<MapData, Wire<SourceKey>, Wire<Ban>>,
@@ -67,12 +69,19 @@ pub(super) fn once_more(map: &MapData, spec: MapSpec) -> Result<OwnedFd, Error> 
     fd.map_err(|error| Error::map(spec.name, "open")(error.into()))
 }
 
+/// The same map once more.
+pub(super) fn once_more_data(map: &MapData, spec: MapSpec) -> Result<MapData, Error> {
+    MapData::from_fd(once_more(map, spec)?).map_err(Error::map(spec.name, "open"))
+}
+
 impl Maps {
     /// Takes each map from `take`, which knows them by name. Types and the sizes of keys and values are checked.
     pub(super) fn new(mut take: impl FnMut(&'static str) -> Result<MapData, Error>) -> Result<Self, Error> {
         let bans = take(abi::BANS.name)?;
         let offenders = take(abi::OFFENDERS.name)?;
         let ports = take(abi::PORTS.name)?;
+        let hashing = take(abi::HASHING.name)?;
+        let keys = counted::keys(&hashing)?;
         Ok(Self {
             at_once: AtOnce::new(&offenders, &mut take)?,
             bans_fd: once_more(&bans, abi::BANS)?,
@@ -81,7 +90,8 @@ impl Maps {
             config: typed(abi::CONFIG, take(abi::CONFIG.name)?)?,
             ports: typed(abi::PORTS, ports)?,
             rules: typed(abi::RULES, take(abi::RULES.name)?)?,
-            counted: Counted::open(abi::SYNS, &mut take)?,
+            counted: Counted::open(abi::SYNS, take(abi::SYNS.name)?, keys)?,
+            marks: Marks::open(take(abi::MARKS.name)?, hashing, keys)?,
             bans: typed(abi::BANS, bans)?,
             offenders_capacity: capacity(&offenders, abi::OFFENDERS)?,
             offenders: typed(abi::OFFENDERS, offenders)?,
@@ -192,7 +202,7 @@ impl Maps {
 
     /// Adds or replaces a ban.
     pub fn set_ban(&mut self, key: &SourceKey, ban: &Ban) -> Result<(), Error> {
-        let result = self.bans.insert(Wire(*key), Wire(*ban), 0);
+        let result = self.marked(key.source_here(), |maps| maps.bans.insert(Wire(*key), Wire(*ban), 0));
         result.map_err(full_or(abi::BANS, self.bans_capacity))
     }
 
@@ -200,7 +210,9 @@ impl Maps {
     /// noted takes the place of no ban that is enforced.
     pub fn lengthen_ban(&mut self, key: &SourceKey, ban: &Ban, now_ns: u64) -> Result<bool, Error> {
         const BPF_NOEXIST: u64 = 1;
-        match self.bans.insert(Wire(*key), Wire(*ban), BPF_NOEXIST) {
+        let added =
+            self.marked(key.source_here(), |maps| maps.bans.insert(Wire(*key), Wire(*ban), BPF_NOEXIST));
+        match added {
             Ok(()) => return Ok(true),
             Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EEXIST) => {}
             Err(error) => return Err(full_or(abi::BANS, self.bans_capacity)(error)),
@@ -240,7 +252,8 @@ impl Maps {
 
     /// Remembers something of a source.
     pub fn remember(&mut self, key: &SourceKey, offender: &Offender) -> Result<(), Error> {
-        let result = self.offenders.insert(Wire(*key), Wire(*offender), 0);
+        let result =
+            self.marked(key.source_here(), |maps| maps.offenders.insert(Wire(*key), Wire(*offender), 0));
         result.map_err(Error::map(abi::OFFENDERS.name, "write"))
     }
 

@@ -18,7 +18,7 @@ use dosguard_common::config::{CONFIG_BYTES_V2, CONFIG_BYTES_V5, CONFIG_BYTES_V6,
 use dosguard_common::rule::{RULE_BYTES_V3, RULE_BYTES_V5, Rule, RuleIndex};
 
 use super::challenges;
-use super::counted::Counted;
+use super::counted::{self, Counted};
 use super::earlier::EarlierCounted;
 use super::maps::typed;
 use super::switch::{Given, give, link_in, links_in, names, switch};
@@ -34,7 +34,8 @@ const EARLIEST: u32 = 2;
 /// What [`stage`] converts, from every version that can be migrated.
 const CONVERTED: [MapSpec; 3] = [abi::CONFIG, abi::RULES, abi::SYNS];
 /// What holds nothing that anybody would miss: work in progress, and how many events came in this second.
-const ANEW_OF_NO_LOSS: [MapSpec; 19] = [
+const ANEW_OF_NO_LOSS: [MapSpec; 20] = [
+    abi::MARKS,
     abi::HASHING,
     abi::MORE_COUNTERS,
     abi::MORE_RULE_COUNTERS,
@@ -160,6 +161,7 @@ pub fn migrate(paths: &Paths, options: &LoadOptions) -> Result<Option<Migrated>,
         for (mut live, earlier) in counted {
             earlier.follow(&mut live)?;
         }
+        maps.renew_marks()?;
         fs::rename(&staging, paths.pins()).map(|()| links).map_err(Error::path("create", paths.pins()))
     });
     match done {
@@ -221,12 +223,13 @@ fn stage(
     }
     maps.set_config(config.with_build(options.build(SHIPPED)?.number()))?;
     challenges::install(staging, &mut maps, options)?;
-    let mut counted = Vec::new();
+    let mut copied = Vec::new();
     let tables = [abi::SYNS, abi::HANDSHAKES].into_iter().take(if plan.from == 6 { 2 } else { 1 });
     for table in tables {
-        let mut live = Counted::open(table, &mut |name| pinned_map(&staging.join(name), name))?;
+        let pinned = |map: MapSpec| pinned_map(&staging.join(map.name), map.name);
+        let mut live = Counted::open(table, pinned(table)?, counted::keys(&pinned(abi::HASHING)?)?)?;
         let earlier = EarlierCounted::copy(table, pinned_map(&old.join(table.name), table.name)?, &mut live)?;
-        counted.push((live, earlier));
+        copied.push((live, earlier));
     }
     pin_program(&mut loaded, staging)?;
     for link in links_in(old)? {
@@ -240,7 +243,7 @@ fn stage(
             .and_then(|link| FdLink::from(link).pin(&to).map_err(std::io::Error::other));
         pinned.map_err(Error::path("pin", &to))?;
     }
-    Ok((maps, counted))
+    Ok((maps, copied))
 }
 
 fn earlier_config<const N: usize>(old: &Path) -> Result<Config, Error>
@@ -299,7 +302,7 @@ mod tests {
             new.sort_unstable();
             anew.sort_unstable();
             assert_eq!(new, anew);
-            let carried = format!("{carried} of 31 maps");
+            let carried = format!("{carried} of 32 maps");
             assert!(said.contains(&carried) && said.ends_with("and loses nothing"), "{said}");
         }
     }

@@ -14,6 +14,7 @@ mod error;
 mod links;
 mod lists;
 mod maps;
+mod marks;
 mod migrate;
 mod object;
 mod policy;

@@ -7,6 +7,7 @@ use aya::programs::{ProgramError, ProgramType, Xdp};
 use aya::sys::{BpfHelper, is_helper_supported};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use dosguard_common::abi::{self, MapSpec};
+use dosguard_common::mark::Period;
 
 use super::{Build, Error, Maps, counted, maps};
 use crate::system;
@@ -89,7 +90,10 @@ impl Loaded {
             .override_global(abi::SEGMENTS_GLOBAL, &segments, true)
             .override_global(abi::LOG_LEVEL_GLOBAL, &log_level, false);
         for (map, entries) in &options.sizes {
-            loader.map_max_entries(map, counted::entries(map, *entries));
+            loader.map_max_entries(map, *entries);
+        }
+        for (map, entries) in counted::hashed_sizes(&options.sizes) {
+            loader.map_max_entries(map, entries);
         }
         for (map, path) in pinned {
             loader.map_pin_path(map, path.as_path());
@@ -101,30 +105,17 @@ impl Loaded {
             _ => Error::Object(Box::new(error)),
         })?;
         let mut loaded = Self { ebpf };
-        if !pinned.iter().any(|(map, _)| *map == abi::HASHING.name) {
-            loaded.choose_keys(options)?;
+        let is_pinned = |map: MapSpec| pinned.iter().any(|(name, _)| *name == map.name);
+        if !is_pinned(abi::HASHING) {
+            let Map::Array(hashing) = loaded.map(abi::HASHING.name)? else {
+                return Err(missing(abi::HASHING.name));
+            };
+            let hashing = maps::once_more_data(hashing, abi::HASHING)?;
+            // Of bans that are there already nobody has marked anything yet.
+            counted::choose_keys(hashing, &options.sizes, Period::first(!is_pinned(abi::BANS)))?;
         }
         loaded.program()?.load().map_err(|error| Error::Verifier(Box::new(error)))?;
         Ok(loaded)
-    }
-
-    /// Says where in the tables of sets each source is, which are new.
-    fn choose_keys(&mut self, options: &LoadOptions) -> Result<(), Error> {
-        let entries = |spec: MapSpec| match self.map(spec.name)? {
-            Map::Array(data) => maps::capacity(data, spec),
-            _ => Err(missing(spec.name)),
-        };
-        let (syns, handshakes) = (entries(abi::SYNS)?, entries(abi::HANDSHAKES)?);
-        let chosen = options.sizes.iter().rev().find(|(map, _)| *map == abi::SYNS.name);
-        let sources = chosen.map_or(abi::SYNS.entries, |(_, sources)| *sources);
-        counted::choose_keys(self.hashing()?, syns, handshakes, sources)
-    }
-
-    /// The map of keys once more.
-    fn hashing(&self) -> Result<MapData, Error> {
-        let Map::Array(data) = self.map(abi::HASHING.name)? else { return Err(missing(abi::HASHING.name)) };
-        let fd = maps::once_more(data, abi::HASHING)?;
-        MapData::from_fd(fd).map_err(Error::map(abi::HASHING.name, "open"))
     }
 
     /// The program.

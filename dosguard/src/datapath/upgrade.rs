@@ -14,7 +14,7 @@ use aya_obj::Object;
 use dosguard_common::abi::{self, MapSpec};
 
 use super::challenges;
-use super::counted::is_table;
+use super::counted::is_hashed;
 use super::switch::{give_back, names, switch};
 use super::{Build, Datapath, Error, LoadOptions, Loaded, SHIPPED, exists, pin_error, remove_pins, versions};
 use crate::paths::{NEXT_PROGRAM, PROGRAM, Paths};
@@ -124,7 +124,7 @@ fn check_map(
 ) -> Result<(), Error> {
     let Some(wanted) = wanted.get(map.name) else { return Ok(()) }; // the program does not use it
     let live_type = live.map_type().map_err(Error::map(map.name, "read"))?;
-    let places = matches!(live_type, MapType::Array | MapType::PerCpuArray) && !is_table(map.name);
+    let places = matches!(live_type, MapType::Array | MapType::PerCpuArray) && !is_hashed(map.name);
     let entries = |count: u32| if places { count } else { 0 };
     let live =
         [live_type as u32, live.key_size(), live.value_size(), live.map_flags(), entries(live.max_entries())];

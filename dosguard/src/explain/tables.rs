@@ -162,6 +162,10 @@ impl Tables for LiveTables<'_> {
         rule.is_defined().then_some(rule)
     }
 
+    fn is_marked(&self, _source: &Address) -> bool {
+        true
+    }
+
     fn with_ban<R>(&self, key: &SourceKey, look: impl FnOnce(&Ban) -> R) -> Option<R> {
         self.ban(key).as_ref().map(look)
     }

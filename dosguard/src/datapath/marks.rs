@@ -1,0 +1,107 @@
+//! The marks of the sources that something is known of.
+//!
+//! Both maps are in this process's memory: the kernel program marks sources while userspace does, and whoever wrote a value as a
+//! whole would write its neighbours as they were.
+
+use std::io;
+use std::mem::offset_of;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use aya::maps::{Array, MapData};
+use dosguard_common::abi;
+use dosguard_common::address::Address;
+use dosguard_common::mark::{MARKS_IN_LINE, MarkLine, Period};
+use dosguard_common::set::Hashing;
+use memmap2::{MmapOptions, MmapRaw};
+
+use super::maps::{capacity, typed};
+use super::wire::Wire;
+use super::{Error, Maps};
+
+/// The marks, and which of them count.
+pub(super) struct Marks {
+    hashing: Hashing,
+    shared: MmapRaw,
+    marks: MmapRaw,
+}
+
+impl Marks {
+    pub(super) fn open(marks: MapData, hashing: MapData, known: Hashing) -> Result<Self, Error> {
+        let lines = capacity(&marks, abi::MARKS)?;
+        let map = |data: &MapData, bytes: usize, name| {
+            MmapOptions::new()
+                .len(bytes)
+                .map_raw(data.fd().as_fd().as_raw_fd())
+                .map_err(|error: io::Error| Error::map(name, "map")(error.into()))
+        };
+        let opened = Self {
+            hashing: known,
+            shared: map(&hashing, size_of::<Hashing>(), abi::HASHING.name)?,
+            marks: map(&marks, lines as usize * MARKS_IN_LINE as usize, abi::MARKS.name)?,
+        };
+        // Types and sizes are checked, on which the rest relies.
+        typed::<Array<MapData, Wire<Hashing>>>(abi::HASHING, hashing)?;
+        typed::<Array<MapData, Wire<MarkLine>>>(abi::MARKS, marks)?;
+        Ok(opened)
+    }
+
+    fn period(&self) -> Period {
+        let [now, before, counts] =
+            [offset_of!(Period, now), offset_of!(Period, before), offset_of!(Period, counts)]
+                .map(|at| self.of_period(at).load(Ordering::SeqCst));
+        Period::new(now, before, counts)
+    }
+
+    fn of_period(&self, at: usize) -> &AtomicU8 {
+        byte(&self.shared, offset_of!(Hashing, period) + at)
+    }
+
+    /// Marks a source of which something is about to be written, or was just written.
+    fn set(&self, source: &Address) {
+        let mark = byte(&self.marks, self.hashing.mark_of(source) as usize);
+        mark.store(self.of_period(offset_of!(Period, now)).load(Ordering::SeqCst), Ordering::SeqCst);
+    }
+
+    /// Begins the next period.
+    fn begin_period(&self) {
+        for step in self.period().steps() {
+            for (at, value) in [
+                (offset_of!(Period, counts), step.counts),
+                (offset_of!(Period, before), step.before),
+                (offset_of!(Period, now), step.now),
+            ] {
+                self.of_period(at).store(value, Ordering::SeqCst);
+            }
+        }
+    }
+}
+
+/// A byte of a map, which the kernel program reads and writes meanwhile.
+#[expect(unsafe_code, reason = "memory that others write, too, is reached through a pointer")]
+fn byte(map: &MmapRaw, at: usize) -> &AtomicU8 {
+    let at = at.min(map.len() - 1);
+    // SAFETY: the byte lies within the mapping, which lives as long as the reference. Whoever else has it reads and writes whole
+    // bytes.
+    unsafe { AtomicU8::from_ptr(map.as_mut_ptr().add(at)) }
+}
+
+impl Maps {
+    /// Lets `write` write something that is known of a source, and marks the source: before, so that no packet misses it, and
+    /// after, should periods have passed meanwhile.
+    pub(super) fn marked<T>(&mut self, source: &Address, write: impl FnOnce(&mut Self) -> T) -> T {
+        self.marks.set(source);
+        let written = write(self);
+        self.marks.set(source);
+        written
+    }
+
+    /// Marks all sources that something is known of, and begins a new period of marks: of what is gone since the last time none
+    /// count any more. To be called by one process at a time, as long after the last time as a command may take.
+    pub fn renew_marks(&self) -> Result<(), Error> {
+        self.bans()?.keys().for_each(|key| self.marks.set(key.source_here()));
+        self.all_offenders()?.iter().for_each(|(key, _)| self.marks.set(key.source_here()));
+        self.marks.begin_period();
+        Ok(())
+    }
+}
