@@ -3,6 +3,9 @@
 /// What [`Clock::lately_ns`] says is that old at most, in nanoseconds: many ticks of the slowest kernel (`CONFIG_HZ=100`).
 pub const LATE_NS: u64 = 100_000_000;
 
+/// How old it commonly is at most: a tick of the slowest kernel and a little.
+pub const TICK_NS: u64 = 12_000_000;
+
 /// Boot time in nanoseconds (`CLOCK_BOOTTIME`), which goes on during suspend.
 pub trait Clock {
     /// Now.

@@ -21,11 +21,10 @@ use crate::claim::Claim;
 use crate::clock::Clock;
 use crate::config::{Config, Mode};
 use crate::event::{Cause, Event, Kind};
-use crate::frame::Frame;
+use crate::frame::{Arrival, Frame};
 use crate::key::SourceKey;
 use crate::offender::era_by;
-use crate::opaque::opaque;
-use crate::parse::{Packet, Payload, Unparsed, parse};
+use crate::parse::{Packet, Payload, Unparsed, mac, parse};
 use crate::proof::Evidence;
 use crate::reason::{Reason, Tally, Verdict};
 use crate::rule::{Action, Rule, RuleIndex};
@@ -60,7 +59,7 @@ pub fn decide<F: Frame + ?Sized, T: Tables, C: Clock>(frame: &F, tables: &mut T,
                 if is_watched {
                     tables.note_address(&packet.address);
                 }
-                let (reason, rule) = judge(&packet, tables, config, || frame.arrival(), &clock);
+                let (reason, rule) = judge(&packet, tables, config, || (mac(frame), frame.arrival()), &clock);
                 let reason = match config.mode() {
                     Mode::Enforce => reason,
                     Mode::Monitor => reason.monitored(),
@@ -87,10 +86,10 @@ fn judge<T: Tables, C: Clock>(
     packet: &Packet,
     tables: &mut T,
     config: &Config,
-    arrival: impl FnOnce() -> crate::frame::Arrival,
+    from: impl Fn() -> ([u8; 6], Arrival),
     clock: &C,
 ) -> (Reason, u32) {
-    let Packet { address, mac, .. } = packet;
+    let Packet { address, .. } = packet;
     let payload = packet.payload();
     if config.has_allow_list() && tables.is_allowed(address) {
         return (Reason::Allowed, NO_RULE);
@@ -99,7 +98,11 @@ fn judge<T: Tables, C: Clock>(
         return (Reason::Denied, NO_RULE);
     }
     let source = config.mask().source(*address);
-    let cause = |port| Cause { port, mac: *mac, arrival: arrival() };
+    // Read only for those packets of which something is told.
+    let cause = |port| {
+        let (mac, arrival) = from();
+        Cause { port, mac, arrival }
+    };
     let key = SourceKey::everywhere(source);
     // Nothing is known of nearly all sources.
     let is_marked = tables.is_marked(&source);
@@ -136,22 +139,22 @@ fn judge<T: Tables, C: Clock>(
         }
     };
     let index = tables.rule_of(port);
-    (syn(tables, config, source, is_marked, index, &cause(port), clock.now_ns()), index.0.into())
+    (syn(tables, config, source, is_marked, index, || cause(port), clock), index.0.into())
 }
 
 /// A SYN from a source that is not banned everywhere.
 #[inline(always)]
-fn syn<T: Tables>(
+fn syn<T: Tables, C: Clock>(
     tables: &mut T,
     config: &Config,
     source: Address,
     is_marked: bool,
     index: RuleIndex,
-    cause: &Cause,
-    now_ns: u64,
+    cause: impl Fn() -> Cause,
+    clock: &C,
 ) -> Reason {
     let key = SourceKey::for_rule(source, index);
-    let hold = if is_marked { hold(tables, &key, &|| now_ns) } else { None };
+    let hold = if is_marked { hold(tables, &key, clock) } else { None };
     let rule = tables.rule(index);
     let rule = rule.as_ref().map(Borrow::borrow);
     if let Some(hold) = hold {
@@ -162,7 +165,7 @@ fn syn<T: Tables>(
         // A ban that was only noted holds for a rule that is only watched.
         if mode == Mode::Monitor || !hold.is_monitored() {
             if hold.refreshes() && (hold.is_monitored() || mode == Mode::Enforce) {
-                refresh(tables, config, &key, cause, now_ns);
+                refresh(tables, config, &key, &cause(), clock.now_ns());
             }
             return if hold.is_monitored() { Reason::MonitoredBanned } else { Reason::Banned };
         }
@@ -171,18 +174,25 @@ fn syn<T: Tables>(
         return Reason::Uncounted;
     };
     // Of all sources together there are too many to count each: who is real shows when it answers.
-    if rule.flood().max != 0
-        && is_flooded(tables, config, index, rule, cause, now_ns)
-        && config.challenges_flood(rule)
-        && evidence(tables, config, key.source_here(), now_ns) == Evidence::None
-    {
-        return Reason::Challenged;
+    if rule.flood().max != 0 {
+        let now_ns = clock.now_ns();
+        if is_flooded(tables, config, index, rule, &cause, now_ns)
+            && config.challenges_flood(rule)
+            && evidence(tables, config, key.source_here(), now_ns) == Evidence::None
+        {
+            return Reason::Challenged;
+        }
     }
     // After a ban the source starts with a clean window: counters belong to an era, and a ban ends it.
     let era = if is_marked { era_of(tables, config, &key, rule) } else { 0 };
-    let era = opaque(era, low_half(now_ns));
-    let (slot, limit) = (rule.slot(now_ns), rule.limit());
-    let generation = opaque(rule.counting_generation(era), low_half(now_ns));
+    let ((slot, now_ns), limit) = (rule.slot_at(clock), rule.limit());
+    let era = tables.opaque(era, low_half(now_ns));
+    let generation = tables.opaque(rule.counting_generation(era), low_half(now_ns));
+    // What goes on and on over a limit that bans nobody changes nothing.
+    let bans = rule.action() == Action::Ban && !config.would_challenge(rule);
+    if !bans && tables.is_over(&key, now_ns, [slot, generation.into(), limit.into()]) {
+        return over_limit(config, rule);
+    }
     let Some((counted, room)) = count(tables, &key, now_ns, slot, generation, limit) else {
         return Reason::Uncounted;
     };
@@ -190,11 +200,11 @@ fn syn<T: Tables>(
         tables.tally(Tally::SourceAdded);
     }
     if counted.is_over {
-        return over(tables, config, &key, rule, generation, &counted, cause, now_ns);
+        return over(tables, config, &key, rule, generation, &counted, cause, clock);
     }
     // A ban may have come since the look at the bans: it was there before the era was, or before the counters were gone.
     if era != 0 || now_ns < tables.answers_until_ns() {
-        if let Some(reason) = new_ban(tables, source, index, config.mode_of(rule), now_ns) {
+        if let Some(reason) = new_ban(tables, source, index, config.mode_of(rule), clock) {
             tables.with_present_window(&key, Window::take_back);
             return reason;
         }
@@ -205,21 +215,22 @@ fn syn<T: Tables>(
 /// A SYN over the limit.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "what is known of the SYN by then")]
-fn over<T: Tables>(
+fn over<T: Tables, C: Clock>(
     tables: &mut T,
     config: &Config,
     key: &SourceKey,
     rule: &Rule,
     generation: u32,
     counted: &Counted,
-    cause: &Cause,
-    now_ns: u64,
+    cause: impl Fn() -> Cause,
+    clock: &C,
 ) -> Reason {
     let (reason, mode) = (BanReason::SynLimit, config.mode_of(rule));
     let index = key.rule().unwrap_or_default();
     let count = u32::try_from(counted.count).unwrap_or(u32::MAX);
-    let over = Over { reason, source: key.source(), index, rule, count, mode, cause, now_ns };
+    let source = key.source();
     if rule.action() == Action::Ban && !config.would_challenge(rule) {
+        let now_ns = clock.now_ns();
         // Who has completed as many handshakes is let pass once more: if it completes that one, too, it is banned.
         if rule.proof().required
             && tables.spent(key).is_some_and(|spent| spent.holds(generation, rule.spent_ns(), now_ns))
@@ -227,12 +238,19 @@ fn over<T: Tables>(
         {
             return Reason::UnderLimit;
         }
-        impose(tables, config, &over);
+        let cause = &cause();
+        impose(tables, config, &Over { reason, source, index, rule, count, mode, cause, now_ns });
     } else if counted.is_first {
+        let (cause, now_ns) = (&cause(), clock.now_ns());
         let kind = if config.challenges(rule) { Kind::Challenge } else { Kind::Limited };
-        limited(tables, config, kind, &over);
+        limited(tables, config, kind, &Over { reason, source, index, rule, count, mode, cause, now_ns });
     }
-    match mode {
+    over_limit(config, rule)
+}
+
+#[inline(always)]
+fn over_limit(config: &Config, rule: &Rule) -> Reason {
+    match config.mode_of(rule) {
         Mode::Enforce if config.challenges(rule) => Reason::Challenged,
         Mode::Enforce => Reason::OverLimit,
         Mode::Monitor => Reason::MonitoredOverLimit,
@@ -258,15 +276,15 @@ fn new_ban<T: Tables>(
     source: Address,
     index: RuleIndex,
     mode: Mode,
-    now_ns: u64,
+    clock: &impl Clock,
 ) -> Option<Reason> {
     if !tables.is_marked(&source) {
         return None;
     }
-    if hold(tables, &SourceKey::everywhere(source), &|| now_ns).is_some() {
+    if hold(tables, &SourceKey::everywhere(source), clock).is_some() {
         return Some(Reason::Banned);
     }
-    let hold = hold(tables, &SourceKey::for_rule(source, index), &|| now_ns)?;
+    let hold = hold(tables, &SourceKey::for_rule(source, index), clock)?;
     match (hold.is_monitored(), mode) {
         (false, _) => Some(Reason::Banned),
         (true, Mode::Monitor) => Some(Reason::MonitoredBanned),

@@ -50,8 +50,6 @@ const TCP_ACK: u8 = 0x10;
 pub struct Packet {
     /// The source address it claims.
     pub address: Address,
-    /// The source MAC address of the frame: on a routed link, the gateway's.
-    pub mac: [u8; 6],
     /// What it carries, as a number: of an enum's fields, those that a value has not would be memory that nobody has
     /// written, and Linux 5.10 refuses a program that copies such.
     payload: u32,
@@ -128,18 +126,22 @@ pub enum Unparsed {
 /// Reads a frame as far as the TCP flags.
 #[inline(always)]
 pub fn parse<F: Frame + ?Sized>(frame: &F) -> Result<Packet, Unparsed> {
-    let mac = frame.bytes::<6>(6).ok_or(Unparsed::Truncated)?;
     let (ethertype, offset) = ethertype(frame)?;
     let packet = match ethertype {
-        ETHERTYPE_IPV4 => ipv4(frame, offset, mac)?,
-        ETHERTYPE_IPV6 => ipv6(frame, offset, mac)?,
+        ETHERTYPE_IPV4 => ipv4(frame, offset)?,
+        ETHERTYPE_IPV6 => ipv6(frame, offset)?,
         _ => return Err(Unparsed::NotIp),
     };
     Ok(Packet {
         address: packet.address.map_words(|word| frame.opaque(word)),
         payload: frame.opaque(packet.payload),
-        mac,
     })
+}
+
+/// The source MAC address of a frame, all zero if it is cut short: on a routed link, the gateway's.
+#[inline(always)]
+pub fn mac<F: Frame + ?Sized>(frame: &F) -> [u8; 6] {
+    frame.bytes(6).unwrap_or_default()
 }
 
 /// The type behind the VLAN tags, and where its header begins.
@@ -166,7 +168,7 @@ pub(crate) fn ethertype<F: Frame + ?Sized>(frame: &F) -> Result<(u16, usize), Un
 }
 
 #[inline(always)]
-fn ipv4<F: Frame + ?Sized>(frame: &F, offset: usize, mac: [u8; 6]) -> Result<Packet, Unparsed> {
+fn ipv4<F: Frame + ?Sized>(frame: &F, offset: usize) -> Result<Packet, Unparsed> {
     let header = frame.bytes::<{ Ipv4Hdr::LEN }>(offset).ok_or(Unparsed::Truncated)?;
     let [version_ihl, _, len_0, len_1, _, _, frag_0, frag_1, _, protocol, _, _, a, b, c, d, ..] = header;
     if version_ihl >> 4 != 4 {
@@ -190,12 +192,12 @@ fn ipv4<F: Frame + ?Sized>(frame: &F, offset: usize, mac: [u8; 6]) -> Result<Pac
         // What lies behind the length that the header gives is padding, whatever it looks like.
         tcp(frame, offset + header_len, total_len.checked_sub(header_len).or_else(|| unlimited(total_len)))
     };
-    Ok(Packet { address, mac, payload: payload.code() })
+    Ok(Packet { address, payload: payload.code() })
 }
 
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "an IP header begins behind two tags at most")]
-fn ipv6<F: Frame + ?Sized>(frame: &F, offset: usize, mac: [u8; 6]) -> Result<Packet, Unparsed> {
+fn ipv6<F: Frame + ?Sized>(frame: &F, offset: usize) -> Result<Packet, Unparsed> {
     let [version, _, _, _, len_0, len_1, next, _] = frame.bytes::<8>(offset).ok_or(Unparsed::Truncated)?;
     let source = frame.bytes::<16>(offset + 8).ok_or(Unparsed::Truncated)?;
     if version >> 4 != 6 {
@@ -215,7 +217,7 @@ fn ipv6<F: Frame + ?Sized>(frame: &F, offset: usize, mac: [u8; 6]) -> Result<Pac
         Upper::LaterFragment => Payload::LaterFragment,
         Upper::Hidden => Payload::Malformed,
     };
-    Ok(Packet { address: Address::from_ipv6(source), mac, payload: payload.code() })
+    Ok(Packet { address: Address::from_ipv6(source), payload: payload.code() })
 }
 
 /// What comes behind the extension headers of an IPv6 packet.
@@ -337,7 +339,7 @@ mod tests {
     fn a_plain_syn() {
         let packet = parse(SYN_V4.as_slice()).unwrap();
         assert_eq!(packet.address, Address::from_ipv4([192, 0, 2, 9]));
-        assert_eq!(packet.mac, [2, 0, 0, 0, 0, 2]);
+        assert_eq!(mac(SYN_V4.as_slice()), [2, 0, 0, 0, 0, 2]);
         assert_eq!(packet.payload(), Payload::Syn { port: 25 });
         assert_eq!(payload(&syn_v6()), Payload::Syn { port: 25 });
     }

@@ -5,6 +5,7 @@ mod earlier;
 use bytemuck::{Pod, Zeroable};
 
 use crate::ban::BanReason;
+use crate::clock::{Clock, TICK_NS};
 use crate::config::Mode;
 use crate::flood::FloodLimit;
 use crate::label::Label;
@@ -298,6 +299,19 @@ impl Rule {
     pub fn slot(&self, now_ns: u64) -> u64 {
         // An empty place in the map has no slots; any divisor will do.
         now_ns / self.slot_ns.max(1)
+    }
+
+    /// The number of the slot that it is now, and when: the exact time is asked for only near a slot's end.
+    #[inline(always)]
+    pub fn slot_at(&self, clock: &impl Clock) -> (u64, u64) {
+        let lately_ns = clock.lately_ns();
+        let slot = self.slot(lately_ns);
+        let into_ns = lately_ns.wrapping_sub(slot.wrapping_mul(self.slot_ns));
+        if into_ns.saturating_add(TICK_NS) < self.slot_ns {
+            return (slot, lately_ns);
+        }
+        let now_ns = clock.now_ns();
+        (self.slot(now_ns), now_ns)
     }
 
     /// The number of the slot that `now_ns` lies in, where completed handshakes are counted.

@@ -139,11 +139,12 @@ pub const fn sets_for(sources: u32) -> u32 {
     sources.div_ceil(4)
 }
 
-/// 1 if the number is 0, else 0, without a branch: the kernel's verifier follows every path.
+/// 1 if the number is 0, else 0, without a branch: the kernel's verifier follows every path, and the BPF target makes a branch of
+/// each comparison that the compiler knows as one.
 #[inline(always)]
 fn is_zero(number: u32) -> u64 {
-    // The compiler would make a comparison of it, and the BPF target a branch of that.
-    black_box(u64::from(number).wrapping_sub(1)) >> 63
+    // Borrows from bit 32 if there is nothing to be taken away from.
+    ((u64::from(number) | 1 << 32).wrapping_sub(1) >> 32) ^ 1
 }
 
 impl Set {
@@ -167,11 +168,14 @@ impl Set {
         let mut oldest = 0;
         let mut i = 0;
         while i < WAYS {
+            // None is used in the future, but another CPU's clock may be a tick ahead.
+            let age = now.wrapping_sub(self.seen[i]).cast_signed();
+            let age = age & !(age >> 31);
             // The age above the number of the place, and a free place above any age. The difference of two such numbers has
             // its sign in the highest bit.
-            let age = u64::from(now.wrapping_sub(self.seen[i])) | (is_zero(self.tags[i]) << 32);
+            let age = u64::from(age.cast_unsigned()) | (is_zero(self.tags[i]) << 32);
             let this = (age << 3) | i as u64;
-            let less = black_box(u64::wrapping_sub(oldest, this)).cast_signed() >> 63;
+            let less = u64::wrapping_sub(oldest, this).cast_signed() >> 63;
             oldest += this.wrapping_sub(oldest) & less.cast_unsigned();
             i += 1;
         }
@@ -206,6 +210,35 @@ impl Set {
         entry.window = Zeroable::zeroed();
         entry.window.place = key.place();
         (work(&mut entry.window), room)
+    }
+
+    /// Whether a SYN of the source is over the limit and would change no counter; see [`Window::is_over`]. The lock need not be
+    /// held: the CPUs on which a source goes on and on do not wait for each other. Whoever gives the place to another source
+    /// changes the tag first, and so it is looked at once more behind the counters.
+    #[inline(always)]
+    pub fn is_over(
+        &mut self,
+        spot: Spot,
+        key: &SourceKey,
+        now_ns: u64,
+        [slot, generation, limit]: [u64; 3],
+    ) -> bool {
+        let (way, found) = self.find(spot.tag);
+        if found == 0 || !self.is_of(way, key) {
+            return false;
+        }
+        let window = &self.entries[at(way)].window;
+        let is_over = window.is_over(slot, low_half(generation), low_half(limit));
+        black_box(());
+        if !is_over || self.tags[at(way)] != spot.tag {
+            return false;
+        }
+        // It is used. By now that may be another's, which then stays a little longer.
+        let now = low_half(now_ns >> SEEN_BITS);
+        if self.seen[at(way)] != now {
+            self.seen[at(way)] = now;
+        }
+        true
     }
 
     /// Lets `work` at the counters of a source, if it has any. The lock must be held.
@@ -310,6 +343,33 @@ mod tests {
         sources.sort_unstable();
         assert_eq!(sources, [0, 2, 3, 4, 5, 6, 7].map(|last| Some([0, 0, 0, last])));
         assert_eq!(set.with_present(spot, &key(1), Window::clear), None);
+    }
+
+    #[test]
+    fn what_is_over_the_limit_is_seen_without_counting_and_is_used() {
+        let (hashing, mut set) = (hashing(7), Set::zeroed());
+        let spot = |source| hashing.spot(&key(source), 1);
+        let count_at = |set: &mut Set, source, at| {
+            set.with(spot(source), &key(source), at * MILLISECOND, |window| window.count(80, 1, 2)).0.is_over
+        };
+        let count = |set: &mut Set, source| count_at(set, source, 0);
+        let is_over =
+            |set: &mut Set, source, asked| set.is_over(spot(source), &key(source), 9 * MILLISECOND, asked);
+        for over in [false, false, true] {
+            assert!(!is_over(&mut set, 0, [80, 1, 2]), "the first over the limit is to be told");
+            assert_eq!(count(&mut set, 0), over);
+        }
+        assert!(is_over(&mut set, 0, [80, 1, 2]));
+        for other in [[81, 1, 2], [80, 2, 2], [80, 1, 3]] {
+            assert!(!is_over(&mut set, 0, other), "{other:?}");
+        }
+        for source in 1..=6 {
+            assert!(!is_over(&mut set, source, [80, 1, 2]));
+            count_at(&mut set, source, 5);
+        }
+        assert!(is_over(&mut set, 0, [80, 1, 2]));
+        count_at(&mut set, 7, 10);
+        assert!(is_over(&mut set, 0, [80, 1, 2]), "another one had to go");
     }
 
     #[test]

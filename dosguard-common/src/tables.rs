@@ -91,6 +91,10 @@ pub trait Tables {
 
     /// Lets `work` use this CPU's scratch room, in which is what was left there; none if there is none.
     fn with_scratch<R>(&mut self, work: impl FnOnce(&mut Self, &mut Scratch) -> R) -> Option<R>;
+    /// The same value, of which the kernel's verifier knows nothing any more; see [`opaque`](crate::opaque::opaque).
+    fn opaque(&self, value: u32, unknown: u32) -> u32 {
+        crate::opaque::opaque(value, unknown)
+    }
     /// How many CPUs there may be.
     fn cpus(&self) -> u32;
     /// Claims a completed handshake; none if it was not claimed before, or that could not be kept, otherwise when it was (boot
@@ -104,7 +108,12 @@ pub trait Tables {
         now_ns: u64,
         work: impl FnOnce(&mut Window) -> R,
     ) -> Option<(R, Room)>;
-    /// The same where there are counters, and else nothing.
+    /// Whether a SYN of a source is over the limit and would change no counter: slot, generation and limit are given. It may say
+    /// no where that is so: then it is counted as any other.
+    fn is_over(&mut self, _key: &SourceKey, _now_ns: u64, _asked: [u64; 3]) -> bool {
+        false
+    }
+    /// The same as [`Self::with_window`] where there are counters, and else nothing.
     fn with_present_window(&mut self, key: &SourceKey, work: impl FnOnce(&mut Window));
     /// Counts a packet of `bytes` bytes under its reason and, if it got that far, its rule.
     fn count(&mut self, reason: Reason, rule: Option<RuleIndex>, bytes: u64);

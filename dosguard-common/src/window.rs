@@ -123,6 +123,16 @@ impl Window {
         Counted { count, is_over: true, is_first }
     }
 
+    /// Whether a SYN in `slot` is over the limit and not the first of those in its window: then [`Self::count`] would change
+    /// nothing.
+    #[inline(always)]
+    pub fn is_over(&self, slot: u64, generation: u32, limit: u32) -> bool {
+        self.newest == slot
+            && self.generation == generation
+            && self.limited == low_quarter(window_of(slot))
+            && self.total() >= limit.into()
+    }
+
     /// Counts a SYN in the newest slot and returns how many there are now in the whole window.
     #[inline(always)]
     pub fn add(&mut self) -> u64 {

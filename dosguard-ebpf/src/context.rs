@@ -2,7 +2,8 @@
 
 use aya_ebpf::programs::XdpContext;
 use dosguard_common::frame::{Arrival, Frame, MAX_OFFSET};
-use dosguard_common::opaque::opaque;
+
+use crate::opaque::opaque;
 
 /// The frame behind an XDP context.
 pub struct ContextFrame<'a> {

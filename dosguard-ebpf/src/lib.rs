@@ -9,6 +9,10 @@ pub mod challenge;
 pub mod clock;
 pub mod context;
 pub mod maps;
+#[cfg(target_arch = "bpf")]
+pub mod opaque;
+#[cfg(not(target_arch = "bpf"))]
+pub use dosguard_common::opaque;
 pub mod tables;
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};

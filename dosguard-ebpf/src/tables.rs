@@ -20,6 +20,7 @@ use dosguard_common::tables::{Refused, Scratch, Tables};
 use dosguard_common::window::Window;
 
 use crate::maps;
+use crate::opaque::opaque;
 
 const EEXIST: i32 = -17;
 
@@ -55,9 +56,9 @@ impl Drop for Locked {
 }
 
 impl<const OF_ANSWERS: bool> KernelTables<OF_ANSWERS> {
-    /// The set that a source is in, locked, and its place there.
+    /// The set that a source is in, and its place there.
     #[inline(always)]
-    fn lock(key: &SourceKey) -> Option<(Locked, Spot)> {
+    fn set(key: &SourceKey) -> Option<(*mut Set, Spot)> {
         let hashing = maps::HASHING.get(0)?;
         let spot = hashing.spot(key, if OF_ANSWERS { hashing.handshakes } else { hashing.syns });
         let set = if OF_ANSWERS {
@@ -65,7 +66,7 @@ impl<const OF_ANSWERS: bool> KernelTables<OF_ANSWERS> {
         } else {
             maps::SYNS.get_ptr_mut(spot.set)
         };
-        Some((Locked::new(set?), spot))
+        Some((set?, spot))
     }
 }
 
@@ -283,6 +284,11 @@ impl<const OF_ANSWERS: bool> Tables for KernelTables<OF_ANSWERS> {
     }
 
     #[inline(always)]
+    fn opaque(&self, value: u32, unknown: u32) -> u32 {
+        opaque(value, unknown)
+    }
+
+    #[inline(always)]
     fn cpus(&self) -> u32 {
         maps::CPUS.load()
     }
@@ -294,14 +300,21 @@ impl<const OF_ANSWERS: bool> Tables for KernelTables<OF_ANSWERS> {
         now_ns: u64,
         work: impl FnOnce(&mut Window) -> R,
     ) -> Option<(R, Room)> {
-        let (mut set, spot) = Self::lock(key)?;
-        Some(set.set().with(spot, key, now_ns, work))
+        let (set, spot) = Self::set(key)?;
+        Some(Locked::new(set).set().with(spot, key, now_ns, work))
+    }
+
+    #[inline(always)]
+    fn is_over(&mut self, key: &SourceKey, now_ns: u64, asked: [u64; 3]) -> bool {
+        // SAFETY: the pointer is to a value of an array, which stays. Others write it meanwhile: whole integers, any of which is
+        // valid, and `Set::is_over` sees whether they were of this source. It writes just one that says when something was used.
+        Self::set(key).is_some_and(|(set, spot)| unsafe { &mut *set }.is_over(spot, key, now_ns, asked))
     }
 
     #[inline(always)]
     fn with_present_window(&mut self, key: &SourceKey, work: impl FnOnce(&mut Window)) {
-        if let Some((mut set, spot)) = Self::lock(key) {
-            set.set().with_present(spot, key, work);
+        if let Some((set, spot)) = Self::set(key) {
+            Locked::new(set).set().with_present(spot, key, work);
         }
     }
 

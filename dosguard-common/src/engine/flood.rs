@@ -17,14 +17,14 @@ pub(super) fn is_flooded<T: Tables>(
     config: &Config,
     index: RuleIndex,
     rule: &Rule,
-    cause: &Cause,
+    cause: impl Fn() -> Cause,
     now_ns: u64,
 ) -> bool {
     match count(tables, index, rule, now_ns) {
         OUT => false,
         IN => true,
         syns => {
-            tell(tables, config, index, rule, syns, cause);
+            tell(tables, config, index, rule, syns, &cause());
             true
         }
     }
