@@ -168,12 +168,11 @@ impl Set {
         let mut oldest = 0;
         let mut i = 0;
         while i < WAYS {
-            // None is used in the future, but another CPU's clock may be a tick ahead.
-            let age = now.wrapping_sub(self.seen[i]).cast_signed();
-            let age = age & !(age >> 31);
+            // In the middle of the numbers, so that what another CPU's clock has a tick in the future is young.
+            let age = now.wrapping_sub(self.seen[i]).wrapping_add(1 << 31);
             // The age above the number of the place, and a free place above any age. The difference of two such numbers has
             // its sign in the highest bit.
-            let age = u64::from(age.cast_unsigned()) | (is_zero(self.tags[i]) << 32);
+            let age = u64::from(age) | (is_zero(self.tags[i]) << 32);
             let this = (age << 3) | i as u64;
             let less = u64::wrapping_sub(oldest, this).cast_signed() >> 63;
             oldest += this.wrapping_sub(oldest) & less.cast_unsigned();

@@ -12,7 +12,7 @@ use dosguard_common::event::{Event, Kind};
 use dosguard_common::frame::Frame as _;
 use dosguard_common::key::SourceKey;
 use dosguard_common::memory::{MemoryTables, Prefixes};
-use dosguard_common::parse::{Payload, parse};
+use dosguard_common::parse::{Payload, mac, parse};
 use dosguard_common::reason::Reason;
 use dosguard_common::rule::{Rule, RuleIndex, RuleSpec};
 use dosguard_common::tables::Tables as _;
@@ -149,12 +149,12 @@ impl<'a> Judge<'a> {
                 self.offer(packet.address, port, now_ns);
             }
             // What is dropped proves nothing to the host, and what completes a handshake is counted while it is looked at.
-            Ok((packet, Payload::Segment | Payload::Ending)) if self.completes_handshake(&frame) => {
+            Ok((_, Payload::Segment | Payload::Ending)) if self.completes_handshake(&frame) => {
                 let Self { tables, segment, .. } = self;
                 match reason {
                     Reason::MayAnswer => {
                         let completed = Completed::Handshake;
-                        judge_answer(tables, segment, completed, packet.mac, frame.arrival(), now_ns);
+                        judge_answer(tables, segment, completed, mac(&frame), frame.arrival(), now_ns);
                     }
                     Reason::NotSyn => judge_established(tables, segment, now_ns),
                     _ => {}
