@@ -56,7 +56,6 @@ fuzz_target!(|bytes: &[u8]| {
     let rules: Vec<_> = (0..RULES).map(|_| rule(&mut input, generation)).collect();
     let mut all_require_proof = rules.iter().all(|rule| rule.proof().required);
     let mut tables = MemoryTables::new(1 + usize::from(flags >> 6), config.with_mode(mode), &rules);
-    tables.sees_peers = flags & 4 == 0;
     tables.ban_capacity = if flags & 8 == 0 { 100 } else { 2 };
     tables.offender_capacity = if flags & 16 == 0 { 100 } else { 1 };
     tables.event_capacity = 1_000;
