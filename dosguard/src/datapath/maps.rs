@@ -18,7 +18,7 @@ use super::counters::Counters;
 use super::lists::{List, PrefixList};
 use super::marks::Marks;
 use super::proofs::Proofs;
-use super::sources::AtOnce;
+use super::sources::{AtOnce, unreadable};
 use super::wire::Wire;
 use super::{Error, batch, counted};
 use crate::config::sizes::{Size, Sizes};
@@ -30,6 +30,8 @@ pub struct Maps {
     /// The same map once more, to be read in batches.
     ports_fd: OwnedFd,
     rules: Array<MapData, Wire<Rule>>,
+    /// The same map once more, to be read in batches.
+    rules_fd: OwnedFd,
     /// What is counted of sources.
     pub(super) counted: Counted,
     pub(super) marks: Marks,
@@ -79,7 +81,7 @@ impl Maps {
     pub(super) fn new(mut take: impl FnMut(&'static str) -> Result<MapData, Error>) -> Result<Self, Error> {
         let bans = take(abi::BANS.name)?;
         let offenders = take(abi::OFFENDERS.name)?;
-        let ports = take(abi::PORTS.name)?;
+        let (ports, rules) = (take(abi::PORTS.name)?, take(abi::RULES.name)?);
         let hashing = take(abi::HASHING.name)?;
         let keys = counted::keys(&hashing)?;
         Ok(Self {
@@ -89,7 +91,8 @@ impl Maps {
             bans_capacity: capacity(&bans, abi::BANS)?,
             config: typed(abi::CONFIG, take(abi::CONFIG.name)?)?,
             ports: typed(abi::PORTS, ports)?,
-            rules: typed(abi::RULES, take(abi::RULES.name)?)?,
+            rules_fd: once_more(&rules, abi::RULES)?,
+            rules: typed(abi::RULES, rules)?,
             counted: Counted::open(abi::SYNS, take(abi::SYNS.name)?, keys)?,
             marks: Marks::open(take(abi::MARKS.name)?, hashing, keys)?,
             bans: typed(abi::BANS, bans)?,
@@ -121,14 +124,11 @@ impl Maps {
 
     /// The rules that there are, `default` first.
     pub fn rules(&self) -> Result<Vec<(RuleIndex, Rule)>, Error> {
-        let mut found = Vec::new();
-        for index in 0..=u8::MAX {
-            let rule = self.rule(RuleIndex(index))?;
-            if rule.is_defined() {
-                found.push((RuleIndex(index), rule));
-            }
-        }
-        Ok(found)
+        let batches = batch::entries::<u32, Rule>(&self.rules_fd);
+        let batches = batches.map_err(|error| Error::map(abi::RULES.name, "read")(error.into()))?;
+        let entries = batches.ok_or_else(|| unreadable(abi::RULES))?.into_iter();
+        let named = entries.filter_map(|(index, rule)| Some((RuleIndex(u8::try_from(index).ok()?), rule)));
+        Ok(named.filter(|(_, rule)| rule.is_defined()).collect())
     }
 
     /// One place in the map of rules.
