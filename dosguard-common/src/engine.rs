@@ -203,11 +203,11 @@ fn syn<T: Tables, C: Clock>(
         return over(tables, config, &key, rule, generation, &counted, cause, clock);
     }
     // A ban may have come since the look at the bans: it was there before the era was, or before the counters were gone.
-    if era != 0 || now_ns < tables.answers_until_ns() {
-        if let Some(reason) = new_ban(tables, source, index, config.mode_of(rule), clock) {
-            tables.with_present_window(&key, Window::take_back);
-            return reason;
-        }
+    if (era != 0 || now_ns < tables.answers_until_ns())
+        && let Some(reason) = new_ban(tables, source, index, config.mode_of(rule), clock)
+    {
+        tables.with_present_window(&key, Window::take_back);
+        return reason;
     }
     Reason::UnderLimit
 }
