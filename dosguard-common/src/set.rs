@@ -206,8 +206,7 @@ impl Set {
         self.seen[at(way)] = now;
         let entry = &mut self.entries[at(way)];
         entry.source = *key.source_here();
-        entry.window = Zeroable::zeroed();
-        entry.window.place = key.place();
+        entry.window.begin(key.place());
         (work(&mut entry.window), room)
     }
 

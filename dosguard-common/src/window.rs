@@ -3,6 +3,8 @@
 //! A window of length W is cut into eight slots of W/8, numbered from boot; the current slot and the seven before it
 //! count. So a SYN counts for between 7/8 W and W, and there is no boundary at which twice the limit could pass.
 
+use core::hint::black_box;
+
 use bytemuck::{Pod, Zeroable};
 
 /// Slots in a window.
@@ -86,7 +88,7 @@ impl Window {
         // A slot before the newest is a clock that went back a little: it counts as the newest.
         let passed = slot.saturating_sub(self.newest);
         if self.generation != generation || passed >= SLOTS_U64 {
-            self.counts = [0; SLOTS];
+            self.clear();
             self.generation = generation;
             self.newest = slot;
             self.limited = low_quarter(window_of(slot)).wrapping_sub(1);
@@ -162,7 +164,23 @@ impl Window {
     /// Forgets all counts.
     #[inline(always)]
     pub fn clear(&mut self) {
-        self.counts = [0; SLOTS];
+        // Of zeroes that the compiler knows it makes a call, and while a lock is held Linux before 6.8 allows none.
+        let zero = black_box(0);
+        let mut i = 0;
+        while i < SLOTS {
+            self.counts[i] = zero;
+            i += 1;
+        }
+    }
+
+    /// Makes it that of nobody, at a place; what it then counts is of another generation.
+    #[inline(always)]
+    pub(crate) fn begin(&mut self, place: u16) {
+        self.clear();
+        self.newest = 0;
+        self.generation = 0;
+        self.limited = 0;
+        self.place = place;
     }
 
     /// How many SYNs count in `slot`, for a look that changes nothing.
