@@ -5,7 +5,7 @@ mod earlier;
 use bytemuck::{Pod, Zeroable};
 
 use crate::ban::BanReason;
-use crate::clock::{Clock, TICK_NS};
+use crate::clock::{Clock, LATE_NS, TICK_NS};
 use crate::config::Mode;
 use crate::flood::FloodLimit;
 use crate::label::Label;
@@ -307,7 +307,7 @@ impl Rule {
         let lately_ns = clock.lately_ns();
         let slot = self.slot(lately_ns);
         let into_ns = lately_ns.wrapping_sub(slot.wrapping_mul(self.slot_ns));
-        if into_ns.saturating_add(TICK_NS) < self.slot_ns {
+        if self.slot_ns >= LATE_NS && into_ns.saturating_add(TICK_NS) < self.slot_ns {
             return (slot, lately_ns);
         }
         let now_ns = clock.now_ns();

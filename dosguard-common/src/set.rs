@@ -20,8 +20,10 @@ pub const WAYS: usize = 7;
 
 const WAYS_U32: u32 = 7;
 
-/// How long a unit of [`Set::seen`] lasts, in bits of nanoseconds: about a millisecond.
-const SEEN_BITS: u32 = 20;
+/// How long a unit of [`Set::seen`] lasts, in bits of nanoseconds: 17 ms, so that the numbers begin anew after two years.
+const SEEN_BITS: u32 = 24;
+/// How many units one CPU's clock may be ahead of another's.
+const AHEAD: u32 = 256;
 
 /// The kernel's lock for values of maps (Linux 5.1, commit d83525ca62cf), which it knows by this name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -79,7 +81,9 @@ pub struct Spot {
 ///
 /// The hash is multilinear, of 32-bit words: with random keys the upper half of the sum is strongly universal, so that nobody
 /// who does not know them can choose sources that meet (D. Lemire and O. Kaser, "Strongly universal string hashing is fast", The
-/// Computer Journal 57, 2014, section 2). The sum is then mixed as in the last step of MurmurHash3 (A. Appleby, 2011).
+/// Computer Journal 57, 2014, section 2). The sum is then mixed as in the last step of MurmurHash3 (A. Appleby, 2011). Whoever is
+/// answered can find out which of the addresses that he forges push his own counters out, by about a million packets for one
+/// set, and then uses them for as long as the keys are the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Hashing {
@@ -88,12 +92,12 @@ pub struct Hashing {
     pub syns: u32,
     /// How many sets `HANDSHAKES` has.
     pub handshakes: u32,
-    /// For how many sources `SYNS` was made.
-    pub sources: u32,
     /// How many marks `MARKS` has.
     pub marks: u32,
     /// Which of them count.
     pub period: Period,
+    /// For how many sources `SYNS` was made, which the kernel does not ask.
+    pub sources: u32,
     padding: u32,
 }
 
@@ -168,8 +172,8 @@ impl Set {
         let mut oldest = 0;
         let mut i = 0;
         while i < WAYS {
-            // In the middle of the numbers, so that what another CPU's clock has a tick in the future is young.
-            let age = now.wrapping_sub(self.seen[i]).wrapping_add(1 << 31);
+            // What another CPU's clock has in the future is young, and not very old.
+            let age = now.wrapping_sub(self.seen[i]).wrapping_add(AHEAD);
             // The age above the number of the place, and a free place above any age. The difference of two such numbers has
             // its sign in the highest bit.
             let age = u64::from(age) | (is_zero(self.tags[i]) << 32);
@@ -304,7 +308,8 @@ mod tests {
     use crate::rule::RuleIndex;
     use proptest::prelude::*;
 
-    const MILLISECOND: u64 = 1 << SEEN_BITS;
+    const UNIT: u64 = 1 << SEEN_BITS;
+    const DAY: u64 = 86_400_000_000_000;
 
     fn key(source: u32) -> SourceKey {
         SourceKey::for_rule(Address::from_ipv4(source.to_be_bytes()), RuleIndex::DEFAULT)
@@ -327,7 +332,7 @@ mod tests {
     fn a_source_keeps_its_place_and_the_least_used_gives_way() {
         let (hashing, mut set) = (hashing(1), Set::zeroed());
         let count = |set: &mut Set, source, at| {
-            set.with(hashing.spot(&key(source), 1), &key(source), at * MILLISECOND, Window::add)
+            set.with(hashing.spot(&key(source), 1), &key(source), at * UNIT, Window::add)
         };
         for source in 0..7 {
             assert_eq!(count(&mut set, source, 10 + u64::from(source)), (1, Room::Free));
@@ -348,11 +353,10 @@ mod tests {
         let (hashing, mut set) = (hashing(7), Set::zeroed());
         let spot = |source| hashing.spot(&key(source), 1);
         let count_at = |set: &mut Set, source, at| {
-            set.with(spot(source), &key(source), at * MILLISECOND, |window| window.count(80, 1, 2)).0.is_over
+            set.with(spot(source), &key(source), at * UNIT, |window| window.count(80, 1, 2)).0.is_over
         };
         let count = |set: &mut Set, source| count_at(set, source, 0);
-        let is_over =
-            |set: &mut Set, source, asked| set.is_over(spot(source), &key(source), 9 * MILLISECOND, asked);
+        let is_over = |set: &mut Set, source, asked| set.is_over(spot(source), &key(source), 9 * UNIT, asked);
         for over in [false, false, true] {
             assert!(!is_over(&mut set, 0, [80, 1, 2]), "the first over the limit is to be told");
             assert_eq!(count(&mut set, 0), over);
@@ -368,6 +372,25 @@ mod tests {
         assert!(is_over(&mut set, 0, [80, 1, 2]));
         count_at(&mut set, 7, 10);
         assert!(is_over(&mut set, 0, [80, 1, 2]), "another one had to go");
+    }
+
+    #[test]
+    fn what_was_not_used_for_months_goes_before_what_is_used() {
+        for days in [1, 25, 30, 60, 400] {
+            let (hashing, mut set) = (hashing(8), Set::zeroed());
+            let count = |set: &mut Set, source, at| {
+                set.with(hashing.spot(&key(source), 1), &key(source), at, Window::add).1
+            };
+            (0..7).for_each(|source| assert_eq!(count(&mut set, source, UNIT), Room::Free));
+            // Seven newcomers find places, and keep them; of two clocks one is a little behind.
+            let now = days * DAY;
+            for source in 10..17 {
+                assert_eq!(count(&mut set, source, now + u64::from(source % 2) * 5 * UNIT), Room::Evicted);
+            }
+            for source in 10..17 {
+                assert_eq!(count(&mut set, source, now), Room::Had, "{source} after {days} days");
+            }
+        }
     }
 
     #[test]
@@ -421,7 +444,7 @@ mod tests {
             // The truth: the sources in the order in which they were used last.
             let mut used: Vec<(u32, u64)> = Vec::new();
             for (source, later) in steps {
-                now += later * MILLISECOND;
+                now += later * UNIT;
                 let spot = hashing.spot(&key(source), 1);
                 let (count, room) = set.with(spot, &key(source), now, Window::add);
                 let known = used.iter().find(|(one, _)| *one == source).map(|(_, count)| *count);

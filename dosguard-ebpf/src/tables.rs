@@ -42,7 +42,7 @@ impl Locked {
     #[inline(always)]
     fn set(&mut self) -> &mut Set {
         // SAFETY: the pointer is to a value of an array, which stays. Whoever holds the lock is alone with it, but for
-        // userspace, which reads copies, and writes while no program runs that counts here.
+        // userspace, which takes it, too, or only reads a copy.
         unsafe { &mut *self.0 }
     }
 }

@@ -50,7 +50,7 @@ pub fn become_abi_5(paths: &Paths) -> Result<()> {
 /// The same of ABI version 6.
 pub fn become_abi_6(paths: &Paths) -> Result<()> {
     become_earlier::<CONFIG_BYTES_V6, { size_of::<Rule>() }>(paths, 6)?;
-    drop(earlier_counters(paths, 6, HANDSHAKES)?);
+    drop(earlier_counters(paths, 6, HANDSHAKES, HANDSHAKES.entries)?);
     make_more_counters(paths, 6, MORE_COUNTERS_V6)
 }
 
@@ -80,10 +80,11 @@ pub struct OfThen<T>(pub T);
 // SAFETY: `bytemuck::Pod` asks for all that aya's does and more.
 unsafe impl<T: bytemuck::Pod> aya::Pod for OfThen<T> {}
 
-fn earlier_counters(paths: &Paths, version: u32, map: MapSpec) -> Result<EarlierCounters> {
+fn earlier_counters(paths: &Paths, version: u32, map: MapSpec, entries: u32) -> Result<EarlierCounters> {
     let def = bpf_map_def {
         map_type: LRU_PER_CPU_HASH,
         key_size: u32::try_from(size_of::<SourceKey>())?,
+        max_entries: entries,
         ..array(map, u32::try_from(size_of::<EarlierWindow>())?)
     };
     let data = create(map, def)?;
@@ -95,7 +96,7 @@ fn earlier_counters(paths: &Paths, version: u32, map: MapSpec) -> Result<Earlier
 fn copy_counted(live: &Datapath, paths: &Paths, version: u32) -> Result<()> {
     let mut counted = Vec::new();
     live.maps().each_counted(|key, window| counted.push((*key, *window)))?;
-    let mut earlier = earlier_counters(paths, version, SYNS)?;
+    let mut earlier = earlier_counters(paths, version, SYNS, live.maps().sources_capacity())?;
     let cpus = nr_cpus().map_err(|(_, error)| error)?;
     for (key, window) in counted {
         let halves = EarlierWindow::halves(&window);
@@ -143,7 +144,8 @@ where
         MapData::from_pin(new.join(map.name))?.pin(old.join(map.name))?;
     }
     let pins: Vec<_> = same.iter().map(|map| (map.name, old.join(map.name))).collect();
-    let mut loaded = Loaded::onto(SHIPPED, &LoadOptions::default(), &pins)?;
+    let sizes = live.maps().sizes().to_load();
+    let mut loaded = Loaded::onto(SHIPPED, &LoadOptions { sizes, ..LoadOptions::default() }, &pins)?;
     let mut own: Array<MapData, Settings> = Map::Array(loaded.take_map(CONFIG.name)?).try_into()?;
     own.set(0, config, 0)?;
     let mut own: Array<MapData, Wire> = Map::Array(loaded.take_map(RULES.name)?).try_into()?;

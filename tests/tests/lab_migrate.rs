@@ -121,6 +121,26 @@ fn an_instance_of_abi_6_goes_on_with_all_that_it_had() {
 }
 
 #[test]
+fn an_instance_keeps_the_sizes_that_it_has() {
+    let lab = Lab::new().unwrap();
+    let dosguard = Dosguard::new(&lab).unwrap();
+    let config =
+        dosguard.write_config("c.toml", "[size]\nsources = 4096\nbans = 2048\noffenders = 1025\n").unwrap();
+    done(&dosguard, &format!("attach -c {} {GUARD_ATTACKER_SIDE}", config.display()));
+    let before = open(&lab).maps().sizes();
+    become_abi(&lab, 6);
+    done(&dosguard, "upgrade --dry-run");
+    done(&dosguard, "upgrade --migrate");
+    assert_eq!(open(&lab).maps().sizes(), before);
+    assert_eq!(before.to_load().len(), 3);
+}
+
+#[test]
+fn migrations_from_abi_6_that_are_killed_at_any_step_leave_one_whole_instance() {
+    migrations_that_are_killed_at_any_step_leave_one_whole_instance(6, 8);
+}
+
+#[test]
 fn what_the_old_program_counts_until_it_is_replaced_is_not_lost() {
     let lab = Lab::new().unwrap();
     let dosguard = Dosguard::new(&lab).unwrap();

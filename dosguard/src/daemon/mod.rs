@@ -284,7 +284,6 @@ impl Daemon<'_> {
                 Some(_) = self.clients.join_next() => {}
                 Some(record) = self.reported.recv() => {
                     self.pump.publish(record);
-                    self.sweeper.stir();
                 }
                 Some(record) = self.connections.found() => {
                     // After the ban that it is about.

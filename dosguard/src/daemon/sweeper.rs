@@ -19,14 +19,12 @@ use super::events::wall_clock;
 use super::health::Health;
 use super::saver::Saver;
 use super::{DaemonError, EventHub, io_error};
-use crate::datapath::{self, Datapath, Look};
+use crate::datapath::{Datapath, Look};
 use crate::paths::Paths;
 use crate::store::Saves;
 
 /// How often expired bans are looked for.
 const INTERVAL: Duration = Duration::from_millis(500);
-/// The same where the last walk has found none at all, until one is told.
-const IDLE_INTERVAL: Duration = Duration::from_secs(4);
 /// The thread works at most this part of the time: with very many bans it looks less often.
 const SHARE: u32 = 4;
 /// Bans that were told are saved together with what is told so soon after.
@@ -42,6 +40,7 @@ const STAMP_INTERVAL: Duration = Duration::from_secs(30);
 
 /// What warnings are about.
 const ABOUT: &str = "saving bans";
+const MARKS: &str = "marking sources";
 
 /// The event loop's end of it.
 pub(super) struct Sweeper {
@@ -84,8 +83,7 @@ impl Sweeper {
             saves_last: Arc::clone(&saves_last),
             imposed: Vec::new(),
             saved_at,
-            is_idle: false,
-            marked_at: None,
+            marked_at: Instant::now(),
         };
         let thread = thread::Builder::new().name("sweep".to_owned());
         let thread = thread.spawn(move || work.run(&looked));
@@ -108,11 +106,6 @@ impl Sweeper {
         if !keys.is_empty() {
             let _ = self.news.try_send(News::Imposed(keys));
         }
-    }
-
-    /// Bans were changed by hand: the next walk comes soon. Never waits.
-    pub(super) fn stir(&self) {
-        let _ = self.news.try_send(News::Imposed(Vec::new()));
     }
 
     /// Ends the thread, which then saves what has changed until now, if that is told.
@@ -138,18 +131,16 @@ struct Work {
     imposed: Vec<SourceKey>,
     /// When something was last saved.
     saved_at: Instant,
-    /// The last walk has found no bans, and none was told since.
-    is_idle: bool,
-    /// When sources were last marked; none until they are.
-    marked_at: Option<Instant>,
+    /// When sources were last marked, or the thread began: whoever writes bans is to find the same marks for as long as that takes,
+    /// also where daemons come and go.
+    marked_at: Instant,
 }
 
 impl Work {
     fn run(mut self, looked: &mpsc::Sender<Look>) -> Result<(), DaemonError> {
         while let Some(round) = self.round(looked) {
             let worked = *round.as_ref().unwrap_or(&Duration::ZERO);
-            let interval = if self.is_idle { IDLE_INTERVAL } else { INTERVAL };
-            let until = Instant::now() + interval.max(worked * SHARE);
+            let until = Instant::now() + INTERVAL.max(worked * SHARE);
             let Some(paused) = self.pause(until) else { break };
             // What fails now may work the next time.
             match round.and(paused) {
@@ -170,12 +161,12 @@ impl Work {
     /// Walks, has it settled, and saves. Returns how long it worked; none if the event loop has ended.
     fn round(&mut self, looked: &mpsc::Sender<Look>) -> Option<Result<Duration, DaemonError>> {
         let began = Instant::now();
-        let look = match self.renew_marks().and_then(|()| self.datapath.look()) {
+        self.renew_marks();
+        let look = match self.datapath.look() {
             Ok(look) => look,
             Err(error) => return Some(Err(error.into())),
         };
         let walked = began.elapsed();
-        self.is_idle = look.bans.is_empty() && look.expired.is_empty();
         looked.blocking_send(look).ok()?;
         let (look, told) = loop {
             match self.heard.recv().ok()? {
@@ -189,17 +180,22 @@ impl Work {
         Some(saved.map(|()| walked + began.elapsed()))
     }
 
-    /// Marks the sources anew of which something is known, now and then.
-    fn renew_marks(&mut self) -> Result<(), datapath::Error> {
-        if self.marked_at.is_none_or(|at| at.elapsed() >= MARKS_INTERVAL) {
-            self.datapath.maps().renew_marks()?;
-            self.marked_at = Some(Instant::now());
+    /// Marks the sources anew of which something is known, now and then. Where that fails, marks that are there go on.
+    fn renew_marks(&mut self) {
+        if self.marked_at.elapsed() < MARKS_INTERVAL {
+            return;
         }
-        Ok(())
+        match self.datapath.maps().renew_marks() {
+            Ok(()) => {
+                self.marked_at = Instant::now();
+                self.health.recovered(MARKS);
+            }
+            Err(error) => self.health.warn(MARKS, format!("sources were not marked anew: {error}")),
+        }
     }
 
     /// Saves what is told meanwhile. None if the event loop has ended.
-    fn pause(&mut self, mut until: Instant) -> Option<Result<(), DaemonError>> {
+    fn pause(&mut self, until: Instant) -> Option<Result<(), DaemonError>> {
         let mut paused = self.save_imposed();
         let mut save_at = None;
         loop {
@@ -216,9 +212,6 @@ impl Work {
                 Ok(News::Imposed(keys)) => {
                     self.keep(keys);
                     save_at.get_or_insert(now + GATHER);
-                    if std::mem::take(&mut self.is_idle) {
-                        until = until.min(now + INTERVAL);
-                    }
                 }
                 // No walk is under way.
                 Ok(News::Settled(..)) | Err(RecvTimeoutError::Timeout) => {}

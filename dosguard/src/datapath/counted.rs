@@ -15,6 +15,9 @@ use super::sources::read;
 use super::wire::Wire;
 use super::{Error, Maps, batch, maps};
 
+/// Has the kernel take the lock of a value that is read or written (Linux 5.1, commit 96049f3afd50).
+const BPF_F_LOCK: u64 = 4;
+
 /// A table of counters.
 pub(super) struct Counted {
     spec: MapSpec,
@@ -47,11 +50,11 @@ impl Counted {
     }
 
     fn set(&self, number: u32) -> Result<Set, Error> {
-        self.sets.get(&number, 0).map(|set| set.0).map_err(Error::map(self.spec.name, "read"))
+        self.sets.get(&number, BPF_F_LOCK).map(|set| set.0).map_err(Error::map(self.spec.name, "read"))
     }
 
     fn write(&mut self, number: u32, set: Set) -> Result<(), Error> {
-        self.sets.set(number, Wire(set), 0).map_err(Error::map(self.spec.name, "write"))
+        self.sets.set(number, Wire(set), BPF_F_LOCK).map_err(Error::map(self.spec.name, "write"))
     }
 
     fn each_set(&self, mut see: impl FnMut(u32, &Set)) -> Result<(), Error> {

@@ -87,6 +87,12 @@ fn byte(map: &MmapRaw, at: usize) -> &AtomicU8 {
 }
 
 impl Maps {
+    /// Whether there may be a ban or an offence of a source, as the kernel program sees it.
+    pub fn is_marked(&self, source: &Address) -> bool {
+        let mark = byte(&self.marks.marks, self.marks.hashing.mark_of(source) as usize);
+        self.marks.period().is_marked(mark.load(Ordering::SeqCst))
+    }
+
     /// Lets `write` write something that is known of a source, and marks the source: before, so that no packet misses it, and
     /// after, should periods have passed meanwhile.
     pub(super) fn marked<T>(&mut self, source: &Address, write: impl FnOnce(&mut Self) -> T) -> T {

@@ -10,7 +10,7 @@ use std::fmt;
 use std::fs;
 use std::path::Path;
 
-use aya::maps::{Array, MapData};
+use aya::maps::{Array, MapData, MapInfo};
 use aya::programs::links::{FdLink, PinnedLink};
 use dosguard_common::abi::{self, ABI_VERSION, MAPS, MapSpec};
 use dosguard_common::challenge::SynAck;
@@ -182,7 +182,18 @@ pub fn migrate(paths: &Paths, options: &LoadOptions) -> Result<Option<Migrated>,
 
 /// Loads the new program onto what is carried over and drops it again: whether the kernel would take it.
 pub fn try_plan(paths: &Paths, plan: &Plan, options: &LoadOptions) -> Result<(), Error> {
-    load_onto(paths, SHIPPED, options, &carried(plan, &paths.pins_of(plan.from))).map(drop)
+    let old = paths.pins_of(plan.from);
+    load_onto(paths, SHIPPED, &as_large(options, &old)?, &carried(plan, &old)).map(drop)
+}
+
+/// The same options, with the sizes that the instance has: what is made anew is as large, whatever the configuration says by now.
+fn as_large(options: &LoadOptions, old: &Path) -> Result<LoadOptions, Error> {
+    let mut options = options.clone();
+    for map in [abi::SYNS, abi::BANS, abi::OFFENDERS] {
+        let live = MapInfo::from_pin(old.join(map.name)).map_err(Error::map(map.name, "open"))?;
+        options.sizes.push((map.name, live.max_entries()));
+    }
+    Ok(options)
 }
 
 fn carried(plan: &Plan, old: &Path) -> Vec<(MapSpec, std::path::PathBuf)> {
@@ -199,6 +210,7 @@ fn stage(
     old: &Path,
     staging: &Path,
 ) -> Result<(Maps, Vec<(Counted, EarlierCounted)>), Error> {
+    let options = &as_large(options, old)?;
     let mut loaded = load_onto(paths, SHIPPED, options, &carried(plan, old))?;
     remove_pins(staging)?;
     pin_maps(&loaded, staging)?;

@@ -162,8 +162,8 @@ impl Tables for LiveTables<'_> {
         rule.is_defined().then_some(rule)
     }
 
-    fn is_marked(&self, _source: &Address) -> bool {
-        true
+    fn is_marked(&self, source: &Address) -> bool {
+        self.maps.is_marked(source)
     }
 
     fn with_ban<R>(&self, key: &SourceKey, look: impl FnOnce(&Ban) -> R) -> Option<R> {

@@ -4,7 +4,7 @@ use std::{io, thread};
 
 /// Items that are worth a thread.
 const PART: usize = 8_192;
-/// More threads than this only wait for each other's memory.
+/// More threads than this are not started, however many processors there are.
 const MOST_THREADS: usize = 8;
 
 /// Does `work` on parts of `items`, several at once, and hands what comes of each to `take`, in their order.
@@ -21,9 +21,12 @@ pub fn in_parts<T: Sync, R: Send>(
             continue;
         }
         let done: Vec<_> = thread::scope(|scope| {
-            let workers: Vec<_> = parts.chunks(PART).map(|part| scope.spawn(move || work(part))).collect();
-            let join = |worker: thread::ScopedJoinHandle<'_, R>| {
-                worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            // Where there may be no more threads, this one does it.
+            let spawn = |part| (part, thread::Builder::new().spawn_scoped(scope, move || work(part)));
+            let workers: Vec<_> = parts.chunks(PART).map(spawn).collect();
+            let join = |(part, worker): (_, io::Result<thread::ScopedJoinHandle<'_, R>>)| match worker {
+                Ok(worker) => worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+                Err(_) => work(part),
             };
             workers.into_iter().map(join).collect()
         });

@@ -78,6 +78,8 @@ pub(super) struct StateRecord {
 pub(super) struct ProgramRecord {
     id: u32,
     verified_instructions: Option<u32>,
+    /// Since ABI version 7 on every kernel; before, some gave each CPU its share of the limits.
+    exact_over_cpus: bool,
 }
 
 #[derive(Serialize)]
@@ -260,7 +262,7 @@ impl StateRecord {
         Ok(Self {
             mode: config.mode().name(),
             events_rate: config.events_rate(),
-            program: ProgramRecord { id, verified_instructions },
+            program: ProgramRecord { id, verified_instructions, exact_over_cpus: true },
             interfaces: datapath.guarded()?.into_iter().map(interface).collect(),
             challenges: ChallengesRecord::read(paths, datapath)?,
             rules,

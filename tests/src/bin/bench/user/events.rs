@@ -80,7 +80,7 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Row>> {
     // A reader that is dropped ends with an error.
     let is_whole = ended.code().is_some();
     ensure!(is_whole, "the reader was killed");
-    let unread = imposed - lost.min(imposed) - (told as u64).min(imposed);
+    let unread = imposed.saturating_sub(lost).saturating_sub(told as u64);
     let loss = |name: &str| {
         let losses = status["daemon"]["losses"].as_array();
         let found = losses.and_then(|losses| losses.iter().find(|loss| loss["name"] == name));
