@@ -62,9 +62,9 @@ pub const PORTS: MapSpec = map("PORTS", 65_536, "the rule of each port", 2);
 /// Rule index to [`Rule`](crate::rule::Rule). Written by userspace.
 pub const RULES: MapSpec = map("RULES", 256, "rules", 6);
 /// [`Set`](crate::set::Set)s of (source, rule) and [`Window`](crate::window::Window); for so many sources, in
-/// [fewer sets](crate::set::sets_for). When a set is full, the one goes that was used least lately. Written by the kernel.
+/// [fewer sets](crate::hashing::sets_for). When a set is full, the one goes that was used least lately. Written by the kernel.
 pub const SYNS: MapSpec = map("SYNS", 131_072, "counters of sources in the window", 7);
-/// One [`Hashing`](crate::set::Hashing): which set a source is in. Written by userspace when the tables are made.
+/// One [`Hashing`](crate::hashing::Hashing): which set a source is in. Written by userspace when the tables are made.
 pub const HASHING: MapSpec = map("HASHING", 1, "keys of the tables of sets", 7);
 /// (source, everywhere or rule) to [`Ban`](crate::ban::Ban). Not LRU: when full, no ban is lost and none is added.
 pub const BANS: MapSpec = map("BANS", 65_536, "bans", 2);

@@ -18,6 +18,7 @@ pub mod engine;
 pub mod event;
 pub mod flood;
 pub mod frame;
+pub mod hashing;
 pub mod key;
 pub mod label;
 pub mod mark;

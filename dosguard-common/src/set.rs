@@ -11,8 +11,8 @@ use core::hint::black_box;
 use bytemuck::{Pod, Zeroable};
 
 use crate::address::Address;
+use crate::hashing::Spot;
 use crate::key::SourceKey;
-use crate::mark::Period;
 use crate::window::{Window, low_half};
 
 /// How many sources have a place in a set.
@@ -67,80 +67,6 @@ pub enum Room {
     Free,
     /// It got the place of another source, whose counters are lost.
     Evicted,
-}
-
-/// Where in a table a source belongs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Spot {
-    /// The number of the set.
-    pub set: u32,
-    tag: u32,
-}
-
-/// Value of `HASHING`: the keys of the hash, and the tables' sizes. Written once, when the tables are made.
-///
-/// The hash is multilinear, of 32-bit words: with random keys the upper half of the sum is strongly universal, so that nobody
-/// who does not know them can choose sources that meet (D. Lemire and O. Kaser, "Strongly universal string hashing is fast", The
-/// Computer Journal 57, 2014, section 2). The sum is then mixed as in the last step of MurmurHash3 (A. Appleby, 2011). Whoever is
-/// answered can find out which of the addresses that he forges push his own counters out, by about a million packets for one
-/// set, and then uses them for as long as the keys are the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C)]
-pub struct Hashing {
-    keys: [u64; 6],
-    /// How many sets `SYNS` has.
-    pub syns: u32,
-    /// How many sets `HANDSHAKES` has.
-    pub handshakes: u32,
-    /// How many marks `MARKS` has.
-    pub marks: u32,
-    /// Which of them count.
-    pub period: Period,
-    /// For how many sources `SYNS` was made, which the kernel does not ask.
-    pub sources: u32,
-    padding: u32,
-}
-
-impl Hashing {
-    /// For tables of so many sets, of which `SYNS` was made for so many sources, and so many marks, with keys that are random.
-    pub const fn new(keys: [u64; 6], [syns, handshakes, sources, marks]: [u32; 4], period: Period) -> Self {
-        Self { keys, syns, handshakes, sources, marks, period, padding: 0 }
-    }
-
-    #[inline(always)]
-    const fn sum(&self, source: &Address) -> u64 {
-        let [a, b, c, d] = source.words();
-        self.keys[5]
-            .wrapping_add(self.keys[0].wrapping_mul(a as u64))
-            .wrapping_add(self.keys[1].wrapping_mul(b as u64))
-            .wrapping_add(self.keys[2].wrapping_mul(c as u64))
-            .wrapping_add(self.keys[3].wrapping_mul(d as u64))
-    }
-
-    /// Where a source belongs in a table of so many sets.
-    #[inline(always)]
-    pub const fn spot(&self, key: &SourceKey, sets: u32) -> Spot {
-        let sum = self.sum(key.source_here()).wrapping_add(self.keys[4].wrapping_mul(key.place() as u64));
-        // Neighbours make arithmetic progressions of sums, which would lie close together for some keys.
-        let mixed = (sum ^ (sum >> 32)).wrapping_mul(0xff51_afd7_ed55_8ccd);
-        let mixed = (mixed ^ (mixed >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-        Spot { set: low_half(((mixed >> 32) * sets as u64) >> 32), tag: low_half(mixed ^ (mixed >> 33)) | 1 }
-    }
-
-    /// The number of a source's mark.
-    #[inline(always)]
-    pub const fn mark_of(&self, source: &Address) -> u32 {
-        let sum = self.sum(source);
-        let mixed = (sum ^ (sum >> 32)).wrapping_mul(0xff51_afd7_ed55_8ccd);
-        low_half(((mixed >> 32) * self.marks as u64) >> 32)
-    }
-}
-
-/// How many sets a table has that is made for so many sources: a quarter as many, so that there are seven places for four
-/// sources. Of as many sources as it is made for, 2 in 100 then find their set full (by the Poisson distribution), of half as
-/// many 6 in 10,000, of a quarter 1 in 100,000.
-pub const fn sets_for(sources: u32) -> u32 {
-    sources.div_ceil(4)
 }
 
 /// 1 if the number is 0, else 0, without a branch: the kernel's verifier follows every path, and the BPF target makes a branch of
@@ -305,28 +231,12 @@ const fn at(way: u64) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hashing::tests::{hashing, key};
     use crate::rule::RuleIndex;
     use proptest::prelude::*;
 
     const UNIT: u64 = 1 << SEEN_BITS;
     const DAY: u64 = 86_400_000_000_000;
-
-    fn key(source: u32) -> SourceKey {
-        SourceKey::for_rule(Address::from_ipv4(source.to_be_bytes()), RuleIndex::DEFAULT)
-    }
-
-    fn hashing(seed: u64) -> Hashing {
-        let mut state = seed;
-        let keys = [(); 6].map(|()| {
-            // SplitMix64 (G. Steele and others, OOPSLA 2014).
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut word = state;
-            word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            word ^ (word >> 31)
-        });
-        Hashing::new(keys, [64, 64, 256, 4_096], Period::first(true))
-    }
 
     #[test]
     fn a_source_keeps_its_place_and_the_least_used_gives_way() {
@@ -417,21 +327,6 @@ mod tests {
         let mut kept: Vec<_> = set.iter().collect();
         kept.sort_unstable_by_key(|(key, _)| *key);
         assert_eq!(kept, (1..).zip(keys).map(|(i, key)| (key, Window::first(i, 1))).collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn a_quarter_as_many_sets_leaves_few_in_the_cold() {
-        // Neighbours and sources that differ in one word are spread as evenly as any.
-        for (seed, step) in [(3, 1_u32), (4, 256), (5, 65_536), (6, 0x9e37_79b1)] {
-            let (hashing, sources) = (hashing(seed), 32_768_u32);
-            let sets = sets_for(sources);
-            let mut filled = vec![0_u32; sets as usize];
-            for i in 0..sources {
-                filled[hashing.spot(&key(step.wrapping_mul(i)), sets).set as usize] += 1;
-            }
-            let over: u32 = filled.iter().map(|count| count.saturating_sub(WAYS_U32)).sum();
-            assert!((sources / 200..sources / 40).contains(&over), "{over} of {sources}, in steps of {step}");
-        }
     }
 
     proptest! {

@@ -15,13 +15,14 @@ use dosguard_common::claim::Claim;
 use dosguard_common::config::Config;
 use dosguard_common::event::Gate;
 use dosguard_common::flood::{Flood, Load};
+use dosguard_common::hashing::{Hashing, sets_for};
 use dosguard_common::key::SourceKey;
 use dosguard_common::mark::MarkLine;
 use dosguard_common::offender::Offender;
 use dosguard_common::proof::{Proof, Spent};
 use dosguard_common::reason::Count;
 use dosguard_common::rule::{Rule, RuleIndex};
-use dosguard_common::set::{Hashing, Set, sets_for};
+use dosguard_common::set::Set;
 use dosguard_common::tables::Scratch;
 
 /// Global settings.

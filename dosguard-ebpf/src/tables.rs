@@ -9,13 +9,14 @@ use dosguard_common::claim::Claim;
 use dosguard_common::config::Config;
 use dosguard_common::event::{Event, Gate, Kind};
 use dosguard_common::flood::{Flood, Load};
+use dosguard_common::hashing::Spot;
 use dosguard_common::key::SourceKey;
 use dosguard_common::mark::{MARKS_IN_LINE, Period};
 use dosguard_common::offender::Offender;
 use dosguard_common::proof::{Proof, Spent, look_until_ns};
 use dosguard_common::reason::{Place, Reason, Tally};
 use dosguard_common::rule::{Rule, RuleIndex};
-use dosguard_common::set::{Room, Set, Spot};
+use dosguard_common::set::{Room, Set};
 use dosguard_common::tables::{Refused, Scratch, Tables};
 use dosguard_common::window::Window;
 

@@ -5,9 +5,10 @@ use std::os::fd::OwnedFd;
 
 use aya::maps::{Array, MapData};
 use dosguard_common::abi::{self, MapSpec};
+use dosguard_common::hashing::{Hashing, sets_for};
 use dosguard_common::key::SourceKey;
 use dosguard_common::mark::{MARKS_IN_LINE, Period, mark_lines};
-use dosguard_common::set::{Hashing, Set, sets_for};
+use dosguard_common::set::Set;
 use dosguard_common::window::Window;
 
 use super::maps::{Fill, capacity, once_more, typed};

@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use aya::maps::{Array, MapData};
 use dosguard_common::abi;
 use dosguard_common::address::Address;
+use dosguard_common::hashing::Hashing;
 use dosguard_common::mark::{MARKS_IN_LINE, MarkLine, Period};
-use dosguard_common::set::Hashing;
 use memmap2::{MmapOptions, MmapRaw};
 
 use super::maps::{capacity, typed};

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use super::console::{Console, Shown};
 
 /// A machine needs less than a third of this when it has its processors to itself.
-const TIME_LIMIT: Duration = Duration::from_mins(5);
+const TIME_LIMIT: Duration = Duration::from_mins(10);
 
 /// Boots `image` with `initramfs` and reads its console into `console` until it ends. Lines are shown behind `prefix`,
 /// and all of them go to the file `log`.
