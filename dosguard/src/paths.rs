@@ -244,7 +244,7 @@ mod tests {
     fn an_instance_keeps_to_its_own_paths() {
         let paths = paths("mail").unwrap();
         let link = LinkName { namespace: 4_026_531_840, ifindex: 3 };
-        assert_eq!(paths.link(link), Path::new("/sys/fs/bpf/dosguard/mail/v6/links/4026531840-3"));
+        assert_eq!(paths.link(link), Path::new("/sys/fs/bpf/dosguard/mail/v7/links/4026531840-3"));
         assert_eq!(LinkName::parse(&link.to_string()), Some(link));
         assert_eq!(paths.socket(), Path::new("/run/dosguard/mail.sock"));
     }
