@@ -65,7 +65,7 @@ counters! {
         NotSyn = "not-syn",
         /// A SYN within its rule's limit.
         UnderLimit = "under-limit",
-        /// A SYN that could not be counted, because the counting map had no room or its rule was just being written: passes.
+        /// A SYN that could not be counted, because its rule was just being written: passes.
         Uncounted = "uncounted",
         /// Something that hides what it carries: a TCP segment its flags, an IP header that is shorter than its own minimum,
         /// extension headers or VLAN tags that are too many to follow. Dropped.
@@ -194,7 +194,7 @@ counters! {
         /// A completed handshake was dropped: its source has made more connections than the limit, is banned for that, or has
         /// sent the same again.
         AnswerDropped = "answers-dropped",
-        /// A completed handshake was not counted: the counting map had no room.
+        /// A completed handshake was not counted: its rule was just being written.
         AnswerUncounted = "answers-uncounted",
         /// A source lost its counters to another that had none: their places are taken by those that came last.
         SourceEvicted = "sources-evicted",

@@ -239,3 +239,28 @@ fn a_cpu_that_saw_little_knows_of_the_others() {
         assert_eq!(syns(&mut program, 2), [OverLimit, Banned], "limit {limit}");
     }
 }
+
+/// Marks say of which sources there may be a ban, and hold for two periods unless they are made anew.
+#[test]
+fn bans_hold_however_often_marks_are_renewed_and_what_is_gone_loses_its_mark() {
+    let mut program = Program::new(ban_over(1)).unwrap();
+    let [banned, by_hand, nobody] = ["198.51.100.66", "203.0.113.5", "203.0.113.6"]
+        .map(|source| Address::from_ipv4(source.parse::<std::net::Ipv4Addr>().unwrap().octets()));
+    assert_eq!(syns(&mut program, 2), [UnderLimit, OverLimit]);
+    let ban = Ban::by_admin(Scope::All, RuleIndex::DEFAULT, START, START + 100 * SECOND, "");
+    program.maps_mut().set_ban(&SourceKey::everywhere(by_hand), &ban).unwrap();
+    let other = packet_from("203.0.113.5").tcp(1, 80).syn().build();
+    // More often than there are marks to tell periods apart by.
+    for period in 0..260 {
+        assert_eq!(syns(&mut program, 1), [Banned], "period {period}");
+        assert_eq!(program.judge(&other).unwrap(), Banned, "period {period}");
+        assert!(!program.maps().is_marked(&nobody), "period {period}");
+        program.maps().renew_marks().unwrap();
+    }
+    assert!(program.maps().is_marked(&banned));
+    program.maps_mut().remove_ban(&SourceKey::everywhere(by_hand)).unwrap();
+    assert_eq!(program.judge(&other).unwrap(), UnderLimit, "at once, whatever its mark says");
+    program.maps().renew_marks().unwrap();
+    program.maps().renew_marks().unwrap();
+    assert!(!program.maps().is_marked(&by_hand));
+}
