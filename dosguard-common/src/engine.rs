@@ -154,6 +154,7 @@ fn syn<T: Tables, C: Clock>(
     clock: &C,
 ) -> Reason {
     let key = SourceKey::for_rule(source, index);
+    let spot = tables.spot(&key);
     let hold = if is_marked { hold(tables, &key, clock) } else { None };
     let rule = tables.rule(index);
     let rule = rule.as_ref().map(Borrow::borrow);
@@ -190,10 +191,11 @@ fn syn<T: Tables, C: Clock>(
     let generation = tables.opaque(rule.counting_generation(era), low_half(now_ns));
     // What goes on and on over a limit that bans nobody changes nothing.
     let bans = rule.action() == Action::Ban && !config.would_challenge(rule);
-    if !bans && tables.is_over(&key, now_ns, [slot, generation.into(), limit.into()]) {
+    let asked = [slot, generation.into(), limit.into()];
+    if !bans && spot.is_some_and(|spot| tables.is_over(spot, &key, now_ns, asked)) {
         return over_limit(config, rule);
     }
-    let Some((counted, room)) = count(tables, &key, now_ns, slot, generation, limit) else {
+    let Some((counted, room)) = count(tables, spot, &key, now_ns, asked) else {
         return Reason::Uncounted;
     };
     if room != Room::Had {
@@ -206,7 +208,9 @@ fn syn<T: Tables, C: Clock>(
     if (era != 0 || now_ns < tables.answers_until_ns())
         && let Some(reason) = new_ban(tables, source, index, config.mode_of(rule), clock)
     {
-        tables.with_present_window(&key, Window::take_back);
+        if let Some(spot) = spot {
+            tables.with_present_window(spot, &key, Window::take_back);
+        }
         return reason;
     }
     Reason::UnderLimit
@@ -296,13 +300,13 @@ fn new_ban<T: Tables>(
 #[inline(always)]
 fn count<T: Tables>(
     tables: &mut T,
+    spot: Option<T::Spot>,
     key: &SourceKey,
     now_ns: u64,
-    slot: u64,
-    generation: u32,
-    limit: u32,
+    [slot, generation, limit]: [u64; 3],
 ) -> Option<(Counted, Room)> {
-    let (counted, room) = tables.with_window(key, now_ns, |window| window.count(slot, generation, limit))?;
+    let work = |window: &mut Window| window.count(slot, low_half(generation), low_half(limit));
+    let (counted, room) = tables.with_window(spot?, key, now_ns, work)?;
     if room == Room::Evicted {
         tables.tally(Tally::SourceEvicted);
     }

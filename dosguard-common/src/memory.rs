@@ -192,6 +192,7 @@ impl MemoryTables {
 
 impl Tables for MemoryTables {
     type Rule = Rule;
+    type Spot = ();
 
     fn with_config<R>(&mut self, work: impl FnOnce(&mut Self, &Config) -> R) -> Option<R> {
         let config = self.config.filter(Config::is_ready)?;
@@ -324,8 +325,13 @@ impl Tables for MemoryTables {
         u32::try_from(self.cpus).unwrap_or(u32::MAX)
     }
 
+    fn spot(&self, _key: &SourceKey) -> Option<()> {
+        Some(())
+    }
+
     fn with_window<R>(
         &mut self,
+        (): (),
         key: &SourceKey,
         _now_ns: u64,
         work: impl FnOnce(&mut Window) -> R,
@@ -339,7 +345,7 @@ impl Tables for MemoryTables {
         Some((work(self.windows.add(key)), Room::Free))
     }
 
-    fn with_present_window(&mut self, key: &SourceKey, work: impl FnOnce(&mut Window)) {
+    fn with_present_window(&mut self, (): (), key: &SourceKey, work: impl FnOnce(&mut Window)) {
         self.windows.get_mut(key).map(work);
     }
 
@@ -430,7 +436,7 @@ mod tests {
         for i in 0..100_u8 {
             tables.pass_time(i.into());
             let source = Address::from_ipv4([192, 0, 2, i]);
-            tables.with_window(&SourceKey::for_rule(source, RuleIndex::DEFAULT), 0, |_| ()).unwrap();
+            tables.with_window((), &SourceKey::for_rule(source, RuleIndex::DEFAULT), 0, |_| ()).unwrap();
             let ban = Ban::by_admin(Scope::All, RuleIndex::DEFAULT, 0, i.into(), "");
             assert!(tables.remember(&SourceKey::everywhere(source), &Offender::default().after(&ban)));
             assert!(tables.keep_proof(&source, Proof { at_ns: i.into() }));

@@ -7,6 +7,7 @@
 //! nanoseconds: so all CPUs count in one place, and what is counted is exact.
 
 use core::hint::black_box;
+use core::mem::offset_of;
 
 use bytemuck::{Pod, Zeroable};
 
@@ -58,6 +59,21 @@ pub struct Set {
 
 const _: () = assert!(size_of::<Set>() == 512);
 
+impl Spot {
+    /// Which place in its set a source gets, if that is free.
+    #[inline(always)]
+    const fn likely(self) -> u64 {
+        // Above the lowest bit, which is 1 in each tag.
+        at((self.tag >> 1 & 7) as u64) as u64
+    }
+
+    /// Where in its set that place is, in bytes.
+    #[inline(always)]
+    pub const fn likely_offset(self) -> usize {
+        offset_of!(Set, entries) + self.likely() as usize * size_of::<Entry>()
+    }
+}
+
 /// How a source came to its counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Room {
@@ -78,6 +94,9 @@ fn is_zero(number: u32) -> u64 {
 }
 
 impl Set {
+    /// Where the tags are in it, in bytes.
+    pub const HEADER_OFFSET: usize = offset_of!(Self, tags);
+
     /// The place of the source with this tag, and whether there is one.
     #[inline(always)]
     fn find(&self, tag: u32) -> (u64, u64) {
@@ -92,10 +111,12 @@ impl Set {
         (way, found)
     }
 
-    /// The place that was used least lately, or one that is free.
+    /// The place that was used least lately, or one that is free: then this one, or one near it.
     #[inline(always)]
-    fn oldest(&self, now: u32) -> u64 {
+    fn oldest(&self, now: u32, likely: u64) -> u64 {
         let mut oldest = 0;
+        // The likely place has the greatest number of all this way.
+        let turn = likely ^ 7;
         let mut i = 0;
         while i < WAYS {
             // What another CPU's clock has in the future is young, and not very old.
@@ -103,12 +124,12 @@ impl Set {
             // The age above the number of the place, and a free place above any age. The difference of two such numbers has
             // its sign in the highest bit.
             let age = u64::from(age) | (is_zero(self.tags[i]) << 32);
-            let this = (age << 3) | i as u64;
+            let this = (age << 3) | (i as u64 ^ turn);
             let less = u64::wrapping_sub(oldest, this).cast_signed() >> 63;
             oldest += this.wrapping_sub(oldest) & less.cast_unsigned();
             i += 1;
         }
-        oldest & 7
+        (oldest ^ turn) & 7
     }
 
     /// Lets `work` at the counters of a source, which gets a place if it has none. The lock must be held.
@@ -129,7 +150,7 @@ impl Set {
             return (work(&mut entry.window), Room::Had);
         }
         if found == 0 {
-            way = self.oldest(now);
+            way = self.oldest(now, spot.likely());
         }
         let room = if self.tags[at(way)] == 0 { Room::Free } else { Room::Evicted };
         self.tags[at(way)] = spot.tag;

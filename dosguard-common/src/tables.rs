@@ -43,6 +43,8 @@ pub struct Scratch {
 pub trait Tables {
     /// A rule as it is handed out: itself, or where it was copied to.
     type Rule: Borrow<Rule>;
+    /// Where a source's counters are, or would be.
+    type Spot: Copy;
 
     /// Lets `work` use the global settings; none if userspace has not written them yet.
     fn with_config<R>(&mut self, work: impl FnOnce(&mut Self, &Config) -> R) -> Option<R>;
@@ -100,21 +102,25 @@ pub trait Tables {
     /// Claims a completed handshake; none if it was not claimed before, or that could not be kept, otherwise when it was (boot
     /// time, nanoseconds).
     fn claim_answer(&mut self, claim: &Claim, now_ns: u64) -> Option<u64>;
+    /// Where a source's counters are, or would be; none if there is no table. Asked for early, so that memory that is far away
+    /// is on its way meanwhile.
+    fn spot(&self, key: &SourceKey) -> Option<Self::Spot>;
     /// Lets `work` at a source's counters, alone: no other CPU reads or writes them meanwhile. A source that has none gets empty
-    /// ones, for which the counters of another may have to go. None if there is no table. `work` calls nothing of the kernel's.
+    /// ones, for which the counters of another may have to go. None if there is no room. `work` calls nothing of the kernel's.
     fn with_window<R>(
         &mut self,
+        spot: Self::Spot,
         key: &SourceKey,
         now_ns: u64,
         work: impl FnOnce(&mut Window) -> R,
     ) -> Option<(R, Room)>;
     /// Whether a SYN of a source is over the limit and would change no counter: slot, generation and limit are given. It may say
     /// no where that is so: then it is counted as any other.
-    fn is_over(&mut self, _key: &SourceKey, _now_ns: u64, _asked: [u64; 3]) -> bool {
+    fn is_over(&mut self, _spot: Self::Spot, _key: &SourceKey, _now_ns: u64, _asked: [u64; 3]) -> bool {
         false
     }
     /// The same as [`Self::with_window`] where there are counters, and else nothing.
-    fn with_present_window(&mut self, key: &SourceKey, work: impl FnOnce(&mut Window));
+    fn with_present_window(&mut self, spot: Self::Spot, key: &SourceKey, work: impl FnOnce(&mut Window));
     /// Counts a packet of `bytes` bytes under its reason and, if it got that far, its rule.
     fn count(&mut self, reason: Reason, rule: Option<RuleIndex>, bytes: u64);
     /// Until when (boot time, nanoseconds) segments are looked at that may prove their source; 0 for not at all.

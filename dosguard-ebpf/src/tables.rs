@@ -124,6 +124,7 @@ fn count_drop() {
 
 impl<const OF_ANSWERS: bool> Tables for KernelTables<OF_ANSWERS> {
     type Rule = &'static Rule;
+    type Spot = (*mut Set, Spot);
 
     #[inline(always)]
     fn with_config<R>(&mut self, work: impl FnOnce(&mut Self, &Config) -> R) -> Option<R> {
@@ -295,28 +296,44 @@ impl<const OF_ANSWERS: bool> Tables for KernelTables<OF_ANSWERS> {
     }
 
     #[inline(always)]
+    fn spot(&self, key: &SourceKey) -> Option<Self::Spot> {
+        let (set, spot) = Self::set(key)?;
+        // Whoever takes the lock waits for all memory that was asked for before, and what is asked for afterwards waits for the
+        // lock: so both lines that are most likely needed are asked for now, while the mark is, too.
+        // SAFETY: words of the value that the pointer is to; what they are does not matter.
+        unsafe {
+            set.byte_add(Set::HEADER_OFFSET).cast::<u32>().read_volatile();
+            set.byte_add(spot.likely_offset()).cast::<u32>().read_volatile();
+        }
+        Some((set, spot))
+    }
+
+    #[inline(always)]
     fn with_window<R>(
         &mut self,
+        (set, spot): Self::Spot,
         key: &SourceKey,
         now_ns: u64,
         work: impl FnOnce(&mut Window) -> R,
     ) -> Option<(R, Room)> {
-        let (set, spot) = Self::set(key)?;
         Some(Locked::new(set).set().with(spot, key, now_ns, work))
     }
 
     #[inline(always)]
-    fn is_over(&mut self, key: &SourceKey, now_ns: u64, asked: [u64; 3]) -> bool {
+    fn is_over(&mut self, (set, spot): Self::Spot, key: &SourceKey, now_ns: u64, asked: [u64; 3]) -> bool {
         // SAFETY: the pointer is to a value of an array, which stays. Others write it meanwhile: whole integers, any of which is
         // valid, and `Set::is_over` sees whether they were of this source. It writes just one that says when something was used.
-        Self::set(key).is_some_and(|(set, spot)| unsafe { &mut *set }.is_over(spot, key, now_ns, asked))
+        unsafe { &mut *set }.is_over(spot, key, now_ns, asked)
     }
 
     #[inline(always)]
-    fn with_present_window(&mut self, key: &SourceKey, work: impl FnOnce(&mut Window)) {
-        if let Some((set, spot)) = Self::set(key) {
-            Locked::new(set).set().with_present(spot, key, work);
-        }
+    fn with_present_window(
+        &mut self,
+        (set, spot): Self::Spot,
+        key: &SourceKey,
+        work: impl FnOnce(&mut Window),
+    ) {
+        Locked::new(set).set().with_present(spot, key, work);
     }
 
     #[inline(always)]

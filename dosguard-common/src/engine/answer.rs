@@ -102,7 +102,9 @@ fn judge<T: Tables>(
     let generation = opaque(rule.counting_generation(era), unknown);
     let (slot, limit) = (rule.answer_slot(now_ns), rule.limit());
     let answers = SourceKey::of_answers(source, index);
-    let Some((counted, _)) = count(tables, &answers, now_ns, slot, generation, limit) else {
+    let spot = tables.spot(&answers);
+    let Some((counted, _)) = count(tables, spot, &answers, now_ns, [slot, generation.into(), limit.into()])
+    else {
         tables.tally(Tally::AnswerUncounted);
         return true;
     };

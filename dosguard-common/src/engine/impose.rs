@@ -119,7 +119,9 @@ pub(super) fn impose<T: Tables>(tables: &mut T, config: &Config, over: &Over<'_>
                     // have real offenders forgotten: the window is cleaned by hand, once all can see the ban.
                     let look_ns = ANSWERED_WITHIN_NS.max(rule.window_ns());
                     tables.look_for_answers(now_ns.saturating_add(look_ns));
-                    tables.with_present_window(&key, Window::clear);
+                    if let Some(spot) = tables.spot(&key) {
+                        tables.with_present_window(spot, &key, Window::clear);
+                    }
                 } else if !remember(tables, &whole, &key, offender, new, mode) {
                     tables.tally(Tally::OffenceLost);
                 }

@@ -137,6 +137,7 @@ impl<'a> LiveTables<'a> {
 
 impl Tables for LiveTables<'_> {
     type Rule = Rule;
+    type Spot = ();
 
     fn with_config<R>(&mut self, work: impl FnOnce(&mut Self, &Config) -> R) -> Option<R> {
         let config = self.config;
@@ -245,8 +246,13 @@ impl Tables for LiveTables<'_> {
         self.cpus
     }
 
+    fn spot(&self, _key: &SourceKey) -> Option<()> {
+        Some(())
+    }
+
     fn with_window<R>(
         &mut self,
+        (): (),
         key: &SourceKey,
         _now_ns: u64,
         work: impl FnOnce(&mut Window) -> R,
@@ -257,7 +263,7 @@ impl Tables for LiveTables<'_> {
         Some((work(window.get_or_insert_with(Zeroable::zeroed)), room))
     }
 
-    fn with_present_window(&mut self, _key: &SourceKey, _work: impl FnOnce(&mut Window)) {}
+    fn with_present_window(&mut self, (): (), _key: &SourceKey, _work: impl FnOnce(&mut Window)) {}
 
     fn count(&mut self, _reason: Reason, _rule: Option<RuleIndex>, _bytes: u64) {}
 
