@@ -120,8 +120,12 @@ impl SourceMask {
     /// The source that `address` belongs to.
     #[inline(always)]
     pub const fn source(&self, address: Address) -> Address {
-        let mask = if address.is_ipv4() { &self.ipv4 } else { &self.ipv6 };
         let [a, b, c, d] = address.0;
+        if address.is_ipv4() {
+            // Of what maps it nothing is masked.
+            return Address([0, 0, MAPPED, d & self.ipv4[3]]);
+        }
+        let mask = &self.ipv6;
         Address([a & mask[0], b & mask[1], c & mask[2], d & mask[3]])
     }
 

@@ -24,7 +24,7 @@ use crate::event::{Cause, Event, Kind};
 use crate::frame::{Arrival, Frame};
 use crate::key::SourceKey;
 use crate::offender::era_by;
-use crate::parse::{Packet, Payload, Unparsed, mac, parse};
+use crate::parse::{Payload, Unparsed, mac, parse, plain};
 use crate::proof::Evidence;
 use crate::reason::{Reason, Tally, Verdict};
 use crate::rule::{Action, Rule, RuleIndex};
@@ -43,103 +43,144 @@ const NO_RULE: u32 = 256;
     reason = "whoever calls has a closure, and no use for it afterwards"
 )]
 pub fn decide<F: Frame + ?Sized, T: Tables, C: Clock>(frame: &F, tables: &mut T, clock: C) -> Reason {
-    let (reason, rule) = match parse(frame) {
-        Err(Unparsed::NotIp) => (Reason::NotIp, NO_RULE),
-        Err(Unparsed::Truncated) => (Reason::Truncated, NO_RULE),
-        Err(Unparsed::Hidden) => {
-            let mode = tables.with_config(|_, config| config.mode());
-            (
-                if mode == Some(Mode::Enforce) { Reason::Malformed } else { Reason::MonitoredMalformed },
-                NO_RULE,
-            )
-        }
-        Ok(packet) => {
-            let judged = tables.with_config(|tables, config| {
-                let is_watched = tables.drops_watched_until_ns() != 0;
-                if is_watched {
-                    tables.note_address(&packet.address);
-                }
-                let (reason, rule) = judge(&packet, tables, config, || (mac(frame), frame.arrival()), &clock);
-                let reason = match config.mode() {
-                    Mode::Enforce => reason,
-                    Mode::Monitor => reason.monitored(),
-                };
-                if reason.verdict() == Verdict::Drop {
-                    // Without anybody who watches, the clock is not asked.
-                    let until_ns = tables.drops_watched_until_ns();
-                    if until_ns != 0 && clock.is_before(until_ns) {
-                        tables.count_drop();
-                    }
-                }
-                (reason, rule)
-            });
-            judged.unwrap_or((Reason::Uncounted, NO_RULE))
-        }
+    let config = tables.config();
+    let (reason, rule) = match config.as_ref().map(Borrow::borrow) {
+        Some(config) => judge(frame, tables, config, &clock),
+        None => (Reason::Uncounted, NO_RULE),
     };
-    let rule = u8::try_from(rule).ok().map(RuleIndex);
-    tables.count(reason, rule, frame.length());
+    if reason == Reason::NotSyn {
+        // What nearly all packets are. The compiler knows all that follows.
+        tables.count(Reason::NotSyn, None, frame.length());
+        return Reason::NotSyn;
+    }
+    tables.count(reason, u8::try_from(rule).ok().map(RuleIndex), frame.length());
     reason
 }
 
 #[inline(always)]
-fn judge<T: Tables, C: Clock>(
-    packet: &Packet,
+fn judge<F: Frame + ?Sized, T: Tables, C: Clock>(
+    frame: &F,
     tables: &mut T,
     config: &Config,
-    from: impl Fn() -> ([u8; 6], Arrival),
     clock: &C,
 ) -> (Reason, u32) {
-    let Packet { address, .. } = packet;
-    let payload = packet.payload();
-    if config.has_allow_list() && tables.is_allowed(address) {
-        return (Reason::Allowed, NO_RULE);
+    let from = || (mac(frame), frame.arrival());
+    // The same twice. Of the frame that nearly all are like, the compiler knows so much that few instructions remain.
+    let known = if let Some((address, payload)) = plain(frame) {
+        known(tables, config, &address, payload, from, clock).map(|syn| syn.opaque(frame))
+    } else {
+        match parse(frame) {
+            Ok(packet) => known(tables, config, &packet.address, packet.payload(), from, clock),
+            Err(Unparsed::NotIp) => return (Reason::NotIp, NO_RULE),
+            Err(Unparsed::Truncated) => return (Reason::Truncated, NO_RULE),
+            Err(Unparsed::Hidden) if config.mode() == Mode::Enforce => return (Reason::Malformed, NO_RULE),
+            Err(Unparsed::Hidden) => return (Reason::MonitoredMalformed, NO_RULE),
+        }
+    };
+    let (reason, rule) = match known {
+        Err(judged) => judged,
+        Ok(asked) => {
+            let index = tables.rule_of(asked.port);
+            let cause = || {
+                let (mac, arrival) = from();
+                Cause { port: asked.port, mac, arrival }
+            };
+            (syn(tables, config, &asked, index, cause, clock), index.0.into())
+        }
+    };
+    let reason = match config.mode() {
+        Mode::Enforce => reason,
+        Mode::Monitor => reason.monitored(),
+    };
+    if reason.verdict() == Verdict::Drop {
+        // Without anybody who watches, the clock is not asked.
+        let until_ns = tables.drops_watched_until_ns();
+        if until_ns != 0 && clock.is_before(until_ns) {
+            tables.count_drop();
+        }
     }
-    if config.has_deny_list() && tables.is_denied(address) {
-        return (Reason::Denied, NO_RULE);
+    (reason, rule)
+}
+
+/// A SYN from a source that is not banned everywhere.
+struct Asked {
+    source: Address,
+    /// What its source hashes to.
+    sum: u64,
+    /// Whether something may be known of its source.
+    is_marked: bool,
+    port: u16,
+}
+
+impl Asked {
+    /// The same, of which the kernel's verifier knows nothing any more.
+    #[inline(always)]
+    fn opaque<F: Frame + ?Sized>(self, frame: &F) -> Self {
+        Self { source: self.source.map_words(|word| frame.opaque(word)), ..self }
     }
-    let source = config.mask().source(*address);
+}
+
+/// What is decided of a packet before any rule, or the SYN that a rule is to decide about.
+#[inline(always)]
+fn known<T: Tables, C: Clock>(
+    tables: &mut T,
+    config: &Config,
+    address: &Address,
+    payload: Payload,
+    from: impl Fn() -> ([u8; 6], Arrival),
+    clock: &C,
+) -> Result<Asked, (Reason, u32)> {
     // Read only for those packets of which something is told.
     let cause = |port| {
         let (mac, arrival) = from();
         Cause { port, mac, arrival }
     };
-    let key = SourceKey::everywhere(source);
-    // Nothing is known of nearly all sources.
-    let is_marked = tables.is_marked(&source);
-    if is_marked && let Some(hold) = hold(tables, &key, clock) {
-        // In monitor mode it drops nothing, and so nothing prolongs it.
-        if let Payload::Syn { port } = payload
-            && hold.refreshes()
-            && config.mode() == Mode::Enforce
-        {
-            refresh(tables, config, &key, &cause(port), clock.now_ns());
-        }
-        if payload == Payload::Ending && hold.awaits_ending() {
-            tables.note_ending(&key);
-        }
-        return (Reason::Banned, hold.rule.0.into());
+    if tables.drops_watched_until_ns() != 0 {
+        tables.note_address(address);
     }
-    let port = match payload {
-        Payload::Syn { port } => port,
+    if config.has_allow_list() && tables.is_allowed(address) {
+        return Err((Reason::Allowed, NO_RULE));
+    }
+    if config.has_deny_list() && tables.is_denied(address) {
+        return Err((Reason::Denied, NO_RULE));
+    }
+    let source = config.mask().source(*address);
+    // Nothing is known of nearly all sources.
+    let (sum, is_marked) = tables.mark(&source);
+    if is_marked {
+        let key = SourceKey::everywhere(source);
+        if let Some(hold) = hold(tables, &key, clock) {
+            // In monitor mode it drops nothing, and so nothing prolongs it.
+            if let Payload::Syn { port } = payload
+                && hold.refreshes()
+                && config.mode() == Mode::Enforce
+            {
+                refresh(tables, config, &key, &cause(port), clock.now_ns());
+            }
+            if payload == Payload::Ending && hold.awaits_ending() {
+                tables.note_ending(&key);
+            }
+            return Err((Reason::Banned, hold.rule.0.into()));
+        }
+    }
+    match payload {
+        Payload::Syn { port } => Ok(Asked { source, sum, is_marked, port }),
         // Of a connection, or the answer to a challenge: the host takes one that gives the connection up at once, too.
         Payload::Segment | Payload::Ending => {
             // Without anybody who may answer, the clock is not asked.
             let until_ns = tables.answers_until_ns();
             let may_answer = until_ns != 0 && clock.lately_ns() < until_ns;
-            return (if may_answer { Reason::MayAnswer } else { Reason::NotSyn }, NO_RULE);
+            Err((if may_answer { Reason::MayAnswer } else { Reason::NotSyn }, NO_RULE))
         }
-        Payload::NotTcp => return (Reason::NotTcp, NO_RULE),
-        Payload::LaterFragment => return (Reason::LaterFragment, NO_RULE),
+        Payload::NotTcp => Err((Reason::NotTcp, NO_RULE)),
+        Payload::LaterFragment => Err((Reason::LaterFragment, NO_RULE)),
         Payload::Malformed => {
-            let (mode, now_ns) = (config.mode(), clock.now_ns());
-            let fill =
-                |event: &mut Event| event.fill_packet(Kind::Malformed, source, &cause(0), mode, now_ns);
+            let (mode, now_ns, cause) = (config.mode(), clock.now_ns(), cause(0));
+            let fill = |event: &mut Event| event.fill_packet(Kind::Malformed, source, &cause, mode, now_ns);
             report(tables, config, Kind::Malformed, now_ns, fill);
-            return (Reason::Malformed, NO_RULE);
+            Err((Reason::Malformed, NO_RULE))
         }
-    };
-    let index = tables.rule_of(port);
-    (syn(tables, config, source, is_marked, index, || cause(port), clock), index.0.into())
+    }
 }
 
 /// A SYN from a source that is not banned everywhere.
@@ -147,14 +188,14 @@ fn judge<T: Tables, C: Clock>(
 fn syn<T: Tables, C: Clock>(
     tables: &mut T,
     config: &Config,
-    source: Address,
-    is_marked: bool,
+    asked: &Asked,
     index: RuleIndex,
     cause: impl Fn() -> Cause,
     clock: &C,
 ) -> Reason {
+    let Asked { source, sum, is_marked, .. } = *asked;
     let key = SourceKey::for_rule(source, index);
-    let spot = tables.spot(&key);
+    let spot = tables.spot(sum, &key);
     let hold = if is_marked { hold(tables, &key, clock) } else { None };
     let rule = tables.rule(index);
     let rule = rule.as_ref().map(Borrow::borrow);
@@ -282,7 +323,8 @@ fn new_ban<T: Tables>(
     mode: Mode,
     clock: &impl Clock,
 ) -> Option<Reason> {
-    if !tables.is_marked(&source) {
+    let (_, is_marked) = tables.mark(&source);
+    if !is_marked {
         return None;
     }
     if hold(tables, &SourceKey::everywhere(source), clock).is_some() {

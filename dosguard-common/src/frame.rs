@@ -13,10 +13,23 @@ pub struct Arrival {
 /// 65,535, before an offset is added to the packet's pointer.
 pub const MAX_OFFSET: usize = 16_383;
 
+/// Where the words begin that [`Frame::head`] hands out: in an Ethernet frame with an IPv4 header without options and TCP behind it,
+/// the type, what the IP header begins with, its length, its fragment offset and protocol, its source, the ports, and the flags.
+pub const HEAD: [usize; 6] = [12, 16, 20, 26, 34, 46];
+/// Up to where such a frame's headers reach.
+pub const HEAD_LEN: usize = 54;
+
 /// An Ethernet frame.
 pub trait Frame {
     /// The `N` bytes at `offset`, or none if the frame ends before the last of them.
     fn bytes<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
+
+    /// The words at the places of [`HEAD`], their bytes as they lie there; none if the frame has fewer than [`HEAD_LEN`] bytes.
+    #[inline(always)]
+    fn head(&self) -> Option<[u32; HEAD.len()]> {
+        let bytes = self.bytes::<HEAD_LEN>(0)?;
+        Some(HEAD.map(|at| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])))
+    }
 
     /// Bytes in the frame, without the frame check sequence.
     fn length(&self) -> u64;

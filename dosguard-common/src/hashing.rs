@@ -45,8 +45,9 @@ impl Hashing {
         Self { keys, syns, handshakes, sources, marks, period, padding: 0 }
     }
 
+    /// What a source hashes to, before it is mixed.
     #[inline(always)]
-    const fn sum(&self, source: &Address) -> u64 {
+    pub const fn sum(&self, source: &Address) -> u64 {
         let [a, b, c, d] = source.words();
         self.keys[5]
             .wrapping_add(self.keys[0].wrapping_mul(a as u64))
@@ -56,19 +57,23 @@ impl Hashing {
     }
 
     /// Where a source belongs in a table of so many sets.
-    #[inline(always)]
     pub const fn spot(&self, key: &SourceKey, sets: u32) -> Spot {
-        let sum = self.sum(key.source_here()).wrapping_add(self.keys[4].wrapping_mul(key.place() as u64));
+        self.spot_by(self.sum(key.source_here()), key, sets)
+    }
+
+    /// The same of a source with this [sum](Self::sum).
+    #[inline(always)]
+    pub const fn spot_by(&self, sum: u64, key: &SourceKey, sets: u32) -> Spot {
+        let sum = sum.wrapping_add(self.keys[4].wrapping_mul(key.place() as u64));
         // Neighbours make arithmetic progressions of sums, which would lie close together for some keys.
         let mixed = (sum ^ (sum >> 32)).wrapping_mul(0xff51_afd7_ed55_8ccd);
         let mixed = (mixed ^ (mixed >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
         Spot { set: low_half(((mixed >> 32) * sets as u64) >> 32), tag: low_half(mixed ^ (mixed >> 33)) | 1 }
     }
 
-    /// The number of a source's mark.
+    /// The number of the mark of a source with this [sum](Self::sum).
     #[inline(always)]
-    pub const fn mark_of(&self, source: &Address) -> u32 {
-        let sum = self.sum(source);
+    pub const fn mark_by(&self, sum: u64) -> u32 {
         let mixed = (sum ^ (sum >> 32)).wrapping_mul(0xff51_afd7_ed55_8ccd);
         low_half(((mixed >> 32) * self.marks as u64) >> 32)
     }

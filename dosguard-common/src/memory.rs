@@ -192,11 +192,11 @@ impl MemoryTables {
 
 impl Tables for MemoryTables {
     type Rule = Rule;
+    type Config = Config;
     type Spot = ();
 
-    fn with_config<R>(&mut self, work: impl FnOnce(&mut Self, &Config) -> R) -> Option<R> {
-        let config = self.config.filter(Config::is_ready)?;
-        Some(work(self, &config))
+    fn config(&self) -> Option<Config> {
+        self.config.filter(Config::is_ready)
     }
 
     fn is_allowed(&self, address: &Address) -> bool {
@@ -215,8 +215,8 @@ impl Tables for MemoryTables {
         self.rules.get(index).copied()
     }
 
-    fn is_marked(&self, _source: &Address) -> bool {
-        true
+    fn mark(&self, _source: &Address) -> (u64, bool) {
+        (0, true)
     }
 
     fn with_ban<R>(&self, key: &SourceKey, look: impl FnOnce(&Ban) -> R) -> Option<R> {
@@ -325,7 +325,7 @@ impl Tables for MemoryTables {
         u32::try_from(self.cpus).unwrap_or(u32::MAX)
     }
 
-    fn spot(&self, _key: &SourceKey) -> Option<()> {
+    fn spot(&self, _sum: u64, _key: &SourceKey) -> Option<()> {
         Some(())
     }
 

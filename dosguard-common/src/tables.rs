@@ -43,11 +43,13 @@ pub struct Scratch {
 pub trait Tables {
     /// A rule as it is handed out: itself, or where it was copied to.
     type Rule: Borrow<Rule>;
+    /// The global settings as they are handed out.
+    type Config: Borrow<Config>;
     /// Where a source's counters are, or would be.
     type Spot: Copy;
 
-    /// Lets `work` use the global settings; none if userspace has not written them yet.
-    fn with_config<R>(&mut self, work: impl FnOnce(&mut Self, &Config) -> R) -> Option<R>;
+    /// The global settings; none if userspace has not written them yet.
+    fn config(&self) -> Option<Self::Config>;
     /// Whether the allow-list covers the address.
     fn is_allowed(&self, address: &Address) -> bool;
     /// Whether the deny-list covers the address.
@@ -57,8 +59,9 @@ pub trait Tables {
     /// A rule; none if that place is empty. It is as it was until the next one is asked for.
     fn rule(&mut self, index: RuleIndex) -> Option<Self::Rule>;
 
-    /// Whether there may be a ban or an offence of the source, anywhere. If not, there is none.
-    fn is_marked(&self, source: &Address) -> bool;
+    /// What a source hashes to, for [`Self::spot`], and whether there may be a ban or an offence of it, anywhere. If not, there is
+    /// none.
+    fn mark(&self, source: &Address) -> (u64, bool);
     /// Lets `look` at a ban, whether it still holds or not, or returns none if there is none.
     fn with_ban<R>(&self, key: &SourceKey, look: impl FnOnce(&Ban) -> R) -> Option<R>;
     /// Adds a ban where there is none.
@@ -103,8 +106,8 @@ pub trait Tables {
     /// time, nanoseconds).
     fn claim_answer(&mut self, claim: &Claim, now_ns: u64) -> Option<u64>;
     /// Where a source's counters are, or would be; none if there is no table. Asked for early, so that memory that is far away
-    /// is on its way meanwhile.
-    fn spot(&self, key: &SourceKey) -> Option<Self::Spot>;
+    /// is on its way meanwhile. The sum is that of the source's mark.
+    fn spot(&self, sum: u64, key: &SourceKey) -> Option<Self::Spot>;
     /// Lets `work` at a source's counters, alone: no other CPU reads or writes them meanwhile. A source that has none gets empty
     /// ones, for which the counters of another may have to go. None if there is no room. `work` calls nothing of the kernel's.
     fn with_window<R>(

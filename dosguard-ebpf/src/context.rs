@@ -1,7 +1,7 @@
 //! A frame that is read from an XDP context.
 
 use aya_ebpf::programs::XdpContext;
-use dosguard_common::frame::{Arrival, Frame, MAX_OFFSET};
+use dosguard_common::frame::{Arrival, Frame, HEAD, HEAD_LEN, MAX_OFFSET};
 
 use crate::opaque::opaque;
 
@@ -45,6 +45,25 @@ impl<'a> ContextFrame<'a> {
     }
 }
 
+/// The word that lies so many bytes behind where the packet begins. In one instruction: of a read that asks for no alignment the
+/// compiler makes one for each byte.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "32 bits are read")]
+fn word<const AT: usize>(data: usize) -> u32 {
+    let value: u64;
+    // SAFETY: reads memory of the packet, which the verifier checks.
+    unsafe {
+        core::arch::asm!(
+            "{value} = *(u32 *)({data} + {at})",
+            value = lateout(reg) value,
+            data = in(reg) data as u64,
+            at = const AT,
+            options(pure, readonly, nostack),
+        );
+    }
+    value as u32
+}
+
 impl Frame for ContextFrame<'_> {
     #[inline(always)]
     fn bytes<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
@@ -54,9 +73,26 @@ impl Frame for ContextFrame<'_> {
     }
 
     #[inline(always)]
+    fn head(&self) -> Option<[u32; HEAD.len()]> {
+        let (data, data_end) = self.bounds();
+        if data + HEAD_LEN > data_end {
+            return None;
+        }
+        let mut words = [0; HEAD.len()];
+        words[0] = word::<{ HEAD[0] }>(data);
+        words[1] = word::<{ HEAD[1] }>(data);
+        words[2] = word::<{ HEAD[2] }>(data);
+        words[3] = word::<{ HEAD[3] }>(data);
+        words[4] = word::<{ HEAD[4] }>(data);
+        words[5] = word::<{ HEAD[5] }>(data);
+        Some(words)
+    }
+
+    #[inline(always)]
     fn length(&self) -> u64 {
         let (data, data_end) = self.bounds();
-        data_end.saturating_sub(data) as u64
+        // The kernel has it begin before it ends.
+        data_end.wrapping_sub(data) as u64
     }
 
     #[inline(always)]

@@ -11,6 +11,7 @@ mod program {
 
     /// Entry point.
     #[xdp]
+    #[inline(always)]
     pub fn dosguard(ctx: XdpContext) -> u32 {
         dosguard_ebpf::judge(&ctx, KernelClock)
     }

@@ -59,9 +59,9 @@ impl Drop for Locked {
 impl<const OF_ANSWERS: bool> KernelTables<OF_ANSWERS> {
     /// The set that a source is in, and its place there.
     #[inline(always)]
-    fn set(key: &SourceKey) -> Option<(*mut Set, Spot)> {
+    fn set(sum: u64, key: &SourceKey) -> Option<(*mut Set, Spot)> {
         let hashing = maps::HASHING.get(0)?;
-        let spot = hashing.spot(key, if OF_ANSWERS { hashing.handshakes } else { hashing.syns });
+        let spot = hashing.spot_by(sum, key, if OF_ANSWERS { hashing.handshakes } else { hashing.syns });
         let set = if OF_ANSWERS {
             maps::HANDSHAKES.get_ptr_mut(spot.set)
         } else {
@@ -90,20 +90,21 @@ fn bump(place: Place, bytes: u64) {
     }
 }
 
-/// The mark of a source, and which marks count.
+/// The mark of a source, which marks count, and what the source hashes to.
 #[inline(always)]
-fn mark(source: &Address) -> Option<(*mut u8, Period)> {
+fn mark(source: &Address) -> Option<(*mut u8, Period, u64)> {
     let hashing = maps::HASHING.get(0)?;
-    let mark = hashing.mark_of(source);
+    let sum = hashing.sum(source);
+    let mark = hashing.mark_by(sum);
     let line = maps::MARKS.get_ptr_mut(mark / MARKS_IN_LINE)?;
     // SAFETY: a byte of the value.
-    Some((unsafe { line.cast::<u8>().add((mark % MARKS_IN_LINE) as usize) }, hashing.period))
+    Some((unsafe { line.cast::<u8>().add((mark % MARKS_IN_LINE) as usize) }, hashing.period, sum))
 }
 
 /// Marks a source of which there is about to be something.
 #[inline(always)]
 fn set_mark(source: &Address) {
-    if let Some((mark, period)) = mark(source) {
+    if let Some((mark, period, _)) = mark(source) {
         // SAFETY: a byte is never torn, and whoever else writes it writes this mark or the next.
         unsafe { mark.write_volatile(period.now) };
     }
@@ -124,13 +125,13 @@ fn count_drop() {
 
 impl<const OF_ANSWERS: bool> Tables for KernelTables<OF_ANSWERS> {
     type Rule = &'static Rule;
+    type Config = &'static Config;
     type Spot = (*mut Set, Spot);
 
     #[inline(always)]
-    fn with_config<R>(&mut self, work: impl FnOnce(&mut Self, &Config) -> R) -> Option<R> {
+    fn config(&self) -> Option<&'static Config> {
         // Userspace may be writing it: then a packet sees some settings of before and some of after.
-        let config = maps::CONFIG.get(0).filter(|config| config.is_ready())?;
-        Some(work(self, config))
+        maps::CONFIG.get(0).filter(|config| config.is_ready())
     }
 
     #[inline(always)]
@@ -170,9 +171,10 @@ impl<const OF_ANSWERS: bool> Tables for KernelTables<OF_ANSWERS> {
     }
 
     #[inline(always)]
-    fn is_marked(&self, source: &Address) -> bool {
+    fn mark(&self, source: &Address) -> (u64, bool) {
+        let Some((mark, period, sum)) = mark(source) else { return (0, true) };
         // SAFETY: as in `set_mark`.
-        mark(source).is_none_or(|(mark, period)| period.is_marked(unsafe { mark.read_volatile() }))
+        (sum, period.is_marked(unsafe { mark.read_volatile() }))
     }
 
     #[inline(always)]
@@ -296,8 +298,8 @@ impl<const OF_ANSWERS: bool> Tables for KernelTables<OF_ANSWERS> {
     }
 
     #[inline(always)]
-    fn spot(&self, key: &SourceKey) -> Option<Self::Spot> {
-        let (set, spot) = Self::set(key)?;
+    fn spot(&self, sum: u64, key: &SourceKey) -> Option<Self::Spot> {
+        let (set, spot) = Self::set(sum, key)?;
         // Whoever takes the lock waits for all memory that was asked for before, and what is asked for afterwards waits for the
         // lock: so both lines that are most likely needed are asked for now, while the mark is, too.
         // SAFETY: words of the value that the pointer is to; what they are does not matter.

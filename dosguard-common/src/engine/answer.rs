@@ -44,11 +44,9 @@ pub fn judge_answer<T: Tables>(
     arrival: Arrival,
     now_ns: u64,
 ) -> bool {
-    let passes = tables.with_config(|tables, config| {
-        let cause = Cause { port: segment.port(), mac, arrival };
-        judge(tables, config, segment, completed, &cause, now_ns)
-    });
-    let passes = passes.unwrap_or(true);
+    let Some(config) = tables.config() else { return true };
+    let cause = Cause { port: segment.port(), mac, arrival };
+    let passes = judge(tables, config.borrow(), segment, completed, &cause, now_ns);
     if !passes {
         tables.tally(Tally::AnswerDropped);
     }
@@ -102,7 +100,8 @@ fn judge<T: Tables>(
     let generation = opaque(rule.counting_generation(era), unknown);
     let (slot, limit) = (rule.answer_slot(now_ns), rule.limit());
     let answers = SourceKey::of_answers(source, index);
-    let spot = tables.spot(&answers);
+    let (sum, _) = tables.mark(&source);
+    let spot = tables.spot(sum, &answers);
     let Some((counted, _)) = count(tables, spot, &answers, now_ns, [slot, generation.into(), limit.into()])
     else {
         tables.tally(Tally::AnswerUncounted);

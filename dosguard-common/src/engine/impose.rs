@@ -28,18 +28,18 @@ pub fn judge_connections<T: Tables>(
     count: u32,
     now_ns: u64,
 ) {
-    tables.with_config(|tables, config| {
-        let Some(rule) = tables.rule(index) else { return };
-        let rule = rule.borrow();
-        if count > 0 {
-            prove(tables, config, &source, now_ns);
-        }
-        if !rule.connections().is_exceeded_by(count) {
-            return;
-        }
-        let (reason, mode, cause) = (BanReason::Connections, config.mode_of(rule), &Cause::default());
-        impose(tables, config, &Over { reason, source, index, rule, count, mode, cause, now_ns });
-    });
+    let Some(config) = tables.config() else { return };
+    let config = config.borrow();
+    let Some(rule) = tables.rule(index) else { return };
+    let rule = rule.borrow();
+    if count > 0 {
+        prove(tables, config, &source, now_ns);
+    }
+    if !rule.connections().is_exceeded_by(count) {
+        return;
+    }
+    let (reason, mode, cause) = (BanReason::Connections, config.mode_of(rule), &Cause::default());
+    impose(tables, config, &Over { reason, source, index, rule, count, mode, cause, now_ns });
 }
 
 /// A source over a limit of a rule.
@@ -119,7 +119,8 @@ pub(super) fn impose<T: Tables>(tables: &mut T, config: &Config, over: &Over<'_>
                     // have real offenders forgotten: the window is cleaned by hand, once all can see the ban.
                     let look_ns = ANSWERED_WITHIN_NS.max(rule.window_ns());
                     tables.look_for_answers(now_ns.saturating_add(look_ns));
-                    if let Some(spot) = tables.spot(&key) {
+                    let (sum, _) = tables.mark(key.source_here());
+                    if let Some(spot) = tables.spot(sum, &key) {
                         tables.with_present_window(spot, &key, Window::clear);
                     }
                 } else if !remember(tables, &whole, &key, offender, new, mode) {

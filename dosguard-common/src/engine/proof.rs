@@ -1,6 +1,8 @@
 //! Proof that sources are real.
 
 use crate::address::Address;
+use core::borrow::Borrow as _;
+
 use crate::challenge::Segment;
 use crate::config::Config;
 use crate::proof::{Evidence, Proof};
@@ -34,7 +36,8 @@ pub(super) fn prove<T: Tables>(tables: &mut T, config: &Config, source: &Address
 /// Notes that the source of a segment is real: it belongs to a connection that the host has.
 #[inline(always)]
 pub fn judge_established<T: Tables>(tables: &mut T, segment: &Segment, now_ns: u64) {
-    tables.with_config(|tables, config| {
+    if let Some(config) = tables.config() {
+        let config = config.borrow();
         prove(tables, config, &config.mask().source(segment.source()), now_ns);
-    });
+    }
 }

@@ -59,7 +59,7 @@ impl Marks {
 
     /// Marks a source of which something is about to be written, or was just written.
     fn set(&self, source: &Address) {
-        let mark = byte(&self.marks, self.hashing.mark_of(source) as usize);
+        let mark = byte(&self.marks, self.hashing.mark_by(self.hashing.sum(source)) as usize);
         mark.store(self.of_period(offset_of!(Period, now)).load(Ordering::SeqCst), Ordering::SeqCst);
     }
 
@@ -89,7 +89,8 @@ fn byte(map: &MmapRaw, at: usize) -> &AtomicU8 {
 impl Maps {
     /// Whether there may be a ban or an offence of a source, as the kernel program sees it.
     pub fn is_marked(&self, source: &Address) -> bool {
-        let mark = byte(&self.marks.marks, self.marks.hashing.mark_of(source) as usize);
+        let mark =
+            byte(&self.marks.marks, self.marks.hashing.mark_by(self.marks.hashing.sum(source)) as usize);
         self.marks.period().is_marked(mark.load(Ordering::SeqCst))
     }
 

@@ -137,11 +137,11 @@ impl<'a> LiveTables<'a> {
 
 impl Tables for LiveTables<'_> {
     type Rule = Rule;
+    type Config = Config;
     type Spot = ();
 
-    fn with_config<R>(&mut self, work: impl FnOnce(&mut Self, &Config) -> R) -> Option<R> {
-        let config = self.config;
-        config.is_ready().then(|| work(self, &config))
+    fn config(&self) -> Option<Config> {
+        Some(self.config).filter(Config::is_ready)
     }
 
     fn is_allowed(&self, _address: &Address) -> bool {
@@ -163,8 +163,8 @@ impl Tables for LiveTables<'_> {
         rule.is_defined().then_some(rule)
     }
 
-    fn is_marked(&self, source: &Address) -> bool {
-        self.maps.is_marked(source)
+    fn mark(&self, source: &Address) -> (u64, bool) {
+        (0, self.maps.is_marked(source))
     }
 
     fn with_ban<R>(&self, key: &SourceKey, look: impl FnOnce(&Ban) -> R) -> Option<R> {
@@ -246,7 +246,7 @@ impl Tables for LiveTables<'_> {
         self.cpus
     }
 
-    fn spot(&self, _key: &SourceKey) -> Option<()> {
+    fn spot(&self, _sum: u64, _key: &SourceKey) -> Option<()> {
         Some(())
     }
 
