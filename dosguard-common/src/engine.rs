@@ -48,13 +48,22 @@ pub fn decide<F: Frame + ?Sized, T: Tables, C: Clock>(frame: &F, tables: &mut T,
         Some(config) => judge(frame, tables, config, &clock),
         None => (Reason::Uncounted, NO_RULE),
     };
-    if reason == Reason::NotSyn {
-        // What nearly all packets are. The compiler knows all that follows.
-        tables.count(Reason::NotSyn, None, frame.length());
-        return Reason::NotSyn;
+    let rule = u8::try_from(rule).ok().map(RuleIndex);
+    // Of what nearly all packets are, or nearly all of an attack's, the compiler knows what follows.
+    match reason {
+        Reason::NotSyn => {
+            tables.count(Reason::NotSyn, None, frame.length());
+            Reason::NotSyn
+        }
+        Reason::Banned => {
+            tables.count(Reason::Banned, rule, frame.length());
+            Reason::Banned
+        }
+        reason => {
+            tables.count(reason, rule, frame.length());
+            reason
+        }
     }
-    tables.count(reason, u8::try_from(rule).ok().map(RuleIndex), frame.length());
-    reason
 }
 
 #[inline(always)]
@@ -217,7 +226,7 @@ fn syn<T: Tables, C: Clock>(
     };
     // Of all sources together there are too many to count each: who is real shows when it answers.
     if rule.flood().max != 0 {
-        let now_ns = clock.now_ns();
+        let now_ns = clock.lately_ns();
         if is_flooded(tables, config, index, rule, &cause, now_ns)
             && config.challenges_flood(rule)
             && evidence(tables, config, key.source_here(), now_ns) == Evidence::None

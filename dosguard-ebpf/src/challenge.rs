@@ -7,10 +7,9 @@ use aya_ebpf::Global;
 use aya_ebpf::bindings::bpf_sock_tuple;
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
 use aya_ebpf::helpers::{
-    bpf_jiffies64, bpf_ktime_get_boot_ns, bpf_ktime_get_ns, bpf_sk_release, bpf_skc_lookup_tcp,
-    bpf_skc_to_tcp_request_sock, bpf_skc_to_tcp_sock, bpf_tcp_raw_check_syncookie_ipv4,
-    bpf_tcp_raw_check_syncookie_ipv6, bpf_tcp_raw_gen_syncookie_ipv4, bpf_tcp_raw_gen_syncookie_ipv6,
-    bpf_xdp_adjust_tail,
+    bpf_jiffies64, bpf_ktime_get_boot_ns, bpf_sk_release, bpf_skc_lookup_tcp, bpf_skc_to_tcp_request_sock,
+    bpf_skc_to_tcp_sock, bpf_tcp_raw_check_syncookie_ipv4, bpf_tcp_raw_check_syncookie_ipv6,
+    bpf_tcp_raw_gen_syncookie_ipv4, bpf_tcp_raw_gen_syncookie_ipv6, bpf_xdp_adjust_tail,
 };
 use aya_ebpf::programs::XdpContext;
 use dosguard_common::challenge::{
@@ -22,6 +21,7 @@ use dosguard_common::opaque::opaque;
 use dosguard_common::reason::Tally;
 use dosguard_common::tables::Tables as _;
 
+use crate::clock::KernelClock;
 use crate::context::ContextFrame;
 use crate::maps;
 use crate::tables::KernelTables;
@@ -109,8 +109,8 @@ fn send(ctx: &XdpContext) -> Result<(), Unsent> {
     {
         return Err(Unsent::Dropped);
     }
-    // SAFETY: the helper takes no arguments and only reads a clock.
-    let now_ns = unsafe { bpf_ktime_get_boot_ns() };
+    // The kernel's own timestamps go by the monotonic clock (`tcp_clock_ns`), and may only be later.
+    let [now_ns, monotonic_ns] = KernelClock.lately();
     let has_own_buffers = match met(ctx, segment) {
         Met::Listener { takes_cookies: true, has_own_buffers, .. } => has_own_buffers,
         // It takes cookies once it has sent one itself. Until then what it is sent costs it as much as without this program.
@@ -120,10 +120,8 @@ fn send(ctx: &XdpContext) -> Result<(), Unsent> {
         Met::Request { .. } | Met::Connection | Met::Closed | Met::Other => return Err(Unsent::Dropped),
     };
     let cookie = cookie(segment).ok_or(Unsent::Dropped)?;
-    // The kernel's own timestamps go by this clock (`tcp_clock_ns`).
-    // SAFETY: the helper takes no arguments and only reads a clock.
-    let now_ms = unsafe { bpf_ktime_get_ns() } / 1_000_000;
-    reply.fill(segment, Offer::of(segment, host, has_own_buffers), cookie, now_ms, host);
+    let offer = Offer::of(segment, host, has_own_buffers);
+    reply.fill(segment, offer, cookie, monotonic_ns / 1_000_000, host);
     tables().look_for_answers(now_ns.saturating_add(ANSWERED_WITHIN_NS));
     write(ctx, &frame, segment, reply).ok_or(Unsent::Dropped)
 }

@@ -67,9 +67,20 @@ fn word<const AT: usize>(data: usize) -> u32 {
 impl Frame for ContextFrame<'_> {
     #[inline(always)]
     fn bytes<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        // SAFETY: the bytes lie between the packet's data and data_end, which the verifier checks again; the read asks for no
-        // alignment.
-        self.place(offset).map(|place| unsafe { place.read_unaligned() })
+        let place = self.place::<N>(offset)? as usize;
+        let mut bytes = [0; N];
+        let mut at = 0;
+        while at + 4 <= N {
+            let [a, b, c, d] = word::<0>(place + at).to_ne_bytes();
+            (bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]) = (a, b, c, d);
+            at += 4;
+        }
+        while at < N {
+            // SAFETY: a byte of the packet between its data and data_end, which the verifier checks again.
+            bytes[at] = unsafe { ((place + at) as *const u8).read() };
+            at += 1;
+        }
+        Some(bytes)
     }
 
     #[inline(always)]
