@@ -40,6 +40,7 @@ pub struct Dosguard<'a> {
     instance: String,
     guards: bool,
     patience: Duration,
+    launcher: Vec<OsString>,
 }
 
 impl<'a> Dosguard<'a> {
@@ -52,6 +53,7 @@ impl<'a> Dosguard<'a> {
             instance: "lab".to_owned(),
             guards: false,
             patience: PATIENCE,
+            launcher: Vec::new(),
         })
     }
 
@@ -72,6 +74,12 @@ impl<'a> Dosguard<'a> {
     #[must_use]
     pub fn with_patience(&self, patience: Duration) -> Self {
         Self { patience, ..self.clone() }
+    }
+
+    /// The same, run by a program that becomes it, such as `env` with variables.
+    #[must_use]
+    pub fn with_launcher(&self, launcher: Vec<OsString>) -> Self {
+        Self { launcher, ..self.clone() }
     }
 
     /// The same instance, from within another namespace of the lab.
@@ -110,8 +118,11 @@ impl<'a> Dosguard<'a> {
         I: IntoIterator<Item = S>,
         S: AsRef<OsStr>,
     {
-        let mut command = self.namespace.command(&self.binary);
+        let binary = self.binary.clone().into_os_string();
+        let mut words = self.launcher.iter().cloned().chain([binary]);
+        let mut command = self.namespace.command(words.next().unwrap_or_default());
         command
+            .args(words)
             .args(self.global_arguments())
             .args(self.arguments(arguments))
             // There is no ssh session: who runs the lab from where must not change what it may do.

@@ -34,6 +34,7 @@ pub mod pair;
 pub mod program;
 pub mod server;
 pub mod siege;
+pub mod small_disk;
 pub mod smtp;
 pub mod sources;
 pub mod statistics;

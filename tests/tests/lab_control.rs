@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use dosguard_tests::addresses::{FORGED_V4, GUARD_ATTACKER_SIDE, GUARD_V4, PEER};
@@ -17,8 +17,8 @@ use dosguard_tests::daemon::{Daemon, Dosguard};
 use dosguard_tests::flood::{Flood, RunningFlood};
 use dosguard_tests::lab::Lab;
 use dosguard_tests::packet::Packet;
+use dosguard_tests::small_disk::SmallDisk;
 use dosguard_tests::wait::wait_until;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -30,23 +30,6 @@ const KILLS: usize = 20;
 const RATE: u64 = 50_000;
 /// Reloads, replacements and the rest take their time beside a flood.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// A small file system of its own, unmounted when dropped.
-struct Tmpfs(PathBuf);
-
-impl Tmpfs {
-    fn mount(at: &Path) -> Self {
-        mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::empty(), Some("size=3m,mode=750")).unwrap();
-        Self(at.to_owned())
-    }
-}
-
-impl Drop for Tmpfs {
-    fn drop(&mut self) {
-        // What is still open there goes with its process.
-        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
-    }
-}
 
 /// What is done to the instance, and which bans must be there.
 struct Run<'a> {
@@ -142,7 +125,7 @@ fn mark(number: u8) -> Ipv4Addr {
 fn nothing_an_administrator_does_lets_a_banned_source_through() {
     let lab = Lab::new().unwrap();
     let state = lab.directory().state_dir();
-    let _tmpfs = Tmpfs::mount(&state);
+    let disk = SmallDisk::mount(&state, 3 * 1024).unwrap();
     let stack = StackCounters::install(lab.guard(), &[GUARD_ATTACKER_SIDE], &[FORGED_V4.into()]).unwrap();
     let reached = || stack.read().unwrap().packets(FORGED_V4.into()).unwrap();
     let mut run = Run {
@@ -183,17 +166,13 @@ fn nothing_an_administrator_does_lets_a_banned_source_through() {
 
     // A disk that fills up, and has room again.
     run.flood();
-    let ballast = state.join("ballast");
-    let mut file = File::create(&ballast).unwrap();
-    while file.write_all(&[0; 4_096]).is_ok() {}
-    while file.write_all(&[0]).is_ok() {}
-    drop(file);
+    disk.fill().unwrap();
     run.mark();
     run.wait("the full disk is told", || {
         run.warnings().iter().any(|text| text.as_str().unwrap().contains("history"))
     });
     run.mark();
-    fs::remove_file(&ballast).unwrap();
+    disk.free().unwrap();
     run.wait("the history works again", || run.warnings().is_empty());
     assert_eq!(run.loss("history-not-written"), 0, "what waited was written");
 

@@ -12,6 +12,7 @@ mod rules;
 mod run;
 mod setup;
 mod test;
+mod torture;
 mod vm;
 mod workspace;
 
@@ -55,7 +56,13 @@ enum Verb {
     Vm(VmArgs),
     /// Give random input to the parser, the engine and what reads records, settings and captures
     Fuzz(FuzzArgs),
-    /// Run `lint`, `test`, then `vm` on the oldest kernel and on one that is widespread
+    /// Do everything to dosguard that can happen to it, in an order that a seed gives, and look after each step
+    Torture {
+        /// How long, which seed, how many steps; after `--`, `--help` lists them
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+        args: Vec<OsString>,
+    },
+    /// Run `lint`, `test`, `vm` on the oldest kernel and on one that is widespread, then three minutes of `torture`
     Ci,
 }
 
@@ -125,9 +132,11 @@ fn main() -> ExitCode {
         Verb::Lint => lint::run(),
         Verb::Vm(args) => vm::run(&args),
         Verb::Fuzz(args) => fuzz::run(&args),
+        Verb::Torture { args } => torture::run(&args),
         Verb::Ci => lint::run()
             .and_then(|()| test::run(&TestArgs::default()))
-            .and_then(|()| vm::run(&VmArgs::in_ci())),
+            .and_then(|()| vm::run(&VmArgs::in_ci()))
+            .and_then(|()| torture::run(&["--for".into(), "3m".into()])),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -56,16 +56,19 @@ impl Workspace {
         command
     }
 
-    /// Builds the command-line program, the demo and the benchmarks as they are shipped.
+    /// Builds the command-line program, the demo, the benchmarks and the torture as they are shipped.
     pub fn build_release(&self) -> Result<Release> {
         // In one call: two would compile every dependency twice of which they use different features.
         let mut command = self.cargo("build");
         command.args(["--release", "--package", "dosguard", "--package", LAB_PACKAGE]);
-        run::run(command.args(["--bin", "dosguard", "--bin", "demo", "--bin", "bench"]))?;
+        run::run(
+            command.args(["dosguard", "demo", "bench", "torture"].map(|name| ["--bin", name]).as_flattened()),
+        )?;
         Ok(Release {
             dosguard: release_program("dosguard")?,
             demo: release_program("demo")?,
             bench: release_program("bench")?,
+            torture: release_program("torture")?,
         })
     }
 }
@@ -78,6 +81,8 @@ pub struct Release {
     pub demo: PathBuf,
     /// The benchmarks.
     pub bench: PathBuf,
+    /// What tortures it.
+    pub torture: PathBuf,
 }
 
 /// The directory with the root `Cargo.toml`.

@@ -11,6 +11,7 @@ pub const LAB: &[Tool] = &[
     ("bpftool", &["bpftool"]),
     ("curl", &["curl"]),
     ("ethtool", &["ethtool"]),
+    ("faketime", &["faketime"]),
     ("hping3", &["hping3"]),
     ("iproute2", &["ip", "ss", "tc"]),
     ("ipset", &["ipset"]),
