@@ -3,9 +3,8 @@
 //! Until then nothing but the waiting process holds the new links: if it ends, for whatever reason, the kernel detaches.
 //! A client sends one line, a JSON word, and gets one line back.
 
-use std::fs::{self, Permissions};
+use std::fs;
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener as BlockingListener, UnixStream as BlockingStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,6 +16,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::paths::{LinkName, Paths};
+use crate::secure;
 
 /// A line is short.
 const MAX_LINE: u64 = 4_096;
@@ -225,8 +225,7 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let listener = BlockingListener::bind(path)?;
-    fs::set_permissions(path, Permissions::from_mode(0o600))?;
+    let listener = secure::kept_to_owner(|| BlockingListener::bind(path))?;
     listener.set_nonblocking(true)?;
     UnixListener::from_std(listener)
 }

@@ -1,15 +1,16 @@
 //! Locks: one process at a time changes an instance, and one daemon runs it.
 
 use std::fmt;
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Read as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fs::{DirBuilder, File, TryLockError};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
 use crate::paths::Paths;
+use crate::secure;
 
 /// Why a lock is not to be had.
 #[derive(Debug, Error)]
@@ -117,7 +118,7 @@ impl DaemonLock {
             }
         }
         let path = paths.pid();
-        fs::write(&path, format!("{}\n", std::process::id())).map_err(at("write", &path))?;
+        write_pid(&path).map_err(at("write", &path))?;
         Ok(Self { _file: file })
     }
 }
@@ -143,7 +144,7 @@ impl ViewerLock {
 
     /// Waits until no other viewer changes what all of them share. Its turn is over when this is dropped.
     pub fn turn(&self) -> Result<File, LockError> {
-        let file = OpenOptions::new().write(true).open(&self.turns).map_err(at("open", &self.turns))?;
+        let file = secure::open_or_create(&self.turns, 0o600).map_err(at("open", &self.turns))?;
         file.lock().map_err(at("lock", &self.turns))?;
         Ok(file)
     }
@@ -180,6 +181,12 @@ pub fn running_daemon(paths: &Paths) -> Option<RunningDaemon> {
     }
 }
 
+fn write_pid(path: &Path) -> io::Result<()> {
+    let mut file = secure::open_or_create(path, 0o644)?;
+    file.set_len(0)?;
+    writeln!(file, "{}", std::process::id())
+}
+
 fn read_pid(path: &Path) -> Option<u32> {
     let mut text = String::new();
     File::open(path).ok()?.take(32).read_to_string(&mut text).ok()?;
@@ -191,14 +198,38 @@ fn open(paths: &Paths, path: &Path, mode: u32) -> Result<File, LockError> {
     if !folder.is_dir() {
         DirBuilder::new().recursive(true).mode(0o755).create(folder).map_err(at("create", folder))?;
     }
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false).mode(mode);
-    options.open(path).map_err(at("open", path))
+    secure::require_own_folder(folder).map_err(at("use", folder))?;
+    secure::open_or_create(path, mode).map_err(at("open", path))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
     use super::*;
+
+    #[test]
+    fn links_are_not_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = paths(folder.path());
+        fs::create_dir(paths.run_dir()).unwrap();
+        let target = folder.path().join("target");
+        for link in [paths.lock(), paths.viewers_lock(), paths.turns_lock(), paths.daemon_lock(), paths.pid()]
+        {
+            symlink(&target, &link).unwrap();
+            let refused = [
+                StateLock::try_acquire(&paths).err(),
+                ViewerLock::acquire(&paths).err(),
+                DaemonLock::acquire(&paths).err(),
+            ];
+            let refused: Vec<_> = refused.into_iter().flatten().collect();
+            let said = std::error::Error::source(&refused[0]).unwrap().to_string();
+            assert!(refused.len() == 1 && said.contains("symbolic link"), "{}: {refused:?}", link.display());
+            assert!(!target.exists());
+            fs::remove_file(link).unwrap();
+        }
+    }
 
     fn paths(run_dir: &Path) -> Paths {
         Paths::new("test", "/nowhere".into(), run_dir.join("run"), "/nowhere".into()).unwrap()

@@ -92,6 +92,11 @@ impl Paths {
         &self.state_dir
     }
 
+    /// The folder of what the administrator writes.
+    pub fn config_dir(&self) -> &Path {
+        &self.config_dir
+    }
+
     /// The instance's main configuration file.
     pub fn config_file(&self) -> PathBuf {
         let name = if self.instance == DEFAULT_INSTANCE { DEFAULT_CONFIG[0] } else { &self.instance };

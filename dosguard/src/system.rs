@@ -37,6 +37,9 @@ pub enum SystemError {
     /// Privileges that are not needed could not be given up.
     #[error("cannot give up the privileges that are not needed: {0}")]
     KeptCapabilities(String),
+    /// New privileges could not be given up.
+    #[error("cannot give up new privileges")]
+    NewPrivileges(#[source] nix::Error),
     /// There is no BPF file system.
     #[error("no BPF file system at `{}`: {reason}\nhint: mount one with `mount -t bpf bpf {}`", path.display(), path.display())]
     NoBpffs {
@@ -109,6 +112,19 @@ pub fn drop_capabilities() -> Result<(), SystemError> {
         caps::set(None, set, capabilities).map_err(failed)?;
     }
     Ok(())
+}
+
+/// The capabilities of this thread, in order.
+///
+/// # Errors
+///
+/// They cannot be read.
+pub fn capabilities() -> Result<Vec<Capability>, SystemError> {
+    let held = caps::read(None, CapSet::Effective);
+    let held = held.map_err(|error| SystemError::KeptCapabilities(error.to_string()))?;
+    let mut held: Vec<_> = held.into_iter().collect();
+    held.sort_by_key(|capability| capability.index());
+    Ok(held)
 }
 
 /// What became of the BPF file system.

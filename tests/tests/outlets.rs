@@ -52,7 +52,7 @@ fn record(kind: &str, source: &str, note: &str) -> Arc<EventRecord> {
 
 fn outlets(log: Log, health: &Health) -> Outlets {
     let services = Services { log: Log { stdout: None, ..log }, ..Services::default() };
-    Outlets::start(&services, "mail", health)
+    Outlets::start(&services, "mail", None, health)
 }
 
 fn wait(what: &str, mut until: impl FnMut() -> bool) {

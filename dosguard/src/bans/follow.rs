@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use thiserror::Error;
 
 use super::block::{self, MarkerError};
+use crate::secure::is_trusted;
 
 /// The largest file that is kept.
 const MAX_BYTES: u64 = 64 * 1024 * 1024;
@@ -25,7 +26,8 @@ const NEW_MODE: u32 = 0o644;
 pub enum FollowError {
     /// A step failed.
     #[error(
-        "cannot {action} `{}`\nhint: see that its folder is there and can be written, and that the disk is not full",
+        "cannot {action} `{}`\nhint: see that its folder is there and can be written, and that the disk is not full; a daemon that was started without \
+         that folder has to be restarted",
         path.display()
     )]
     Io {
@@ -204,6 +206,13 @@ impl Followed {
 
     /// The file itself: what a symbolic link leads to is replaced, and the link stays.
     fn target(&self) -> Result<PathBuf, FollowError> {
+        // In a folder of somebody else's a link could lead to any file of ours.
+        let linked =
+            fs::symlink_metadata(&self.path).is_ok_and(|link| link.is_symlink() && !is_trusted(link.uid()));
+        if linked {
+            let what = "a symbolic link that another user has made";
+            return Err(FollowError::NoFile { path: self.path.clone(), what });
+        }
         match fs::canonicalize(&self.path) {
             Ok(target) => Ok(target),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {

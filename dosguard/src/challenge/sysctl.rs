@@ -4,14 +4,16 @@
 //! gone.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::io;
+use std::fs::{self, DirBuilder};
+use std::io::{self, Write as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::paths::Paths;
+use crate::secure;
 use crate::system::network_namespace;
 
 /// The settings and the values that they are given, by their files below `/proc/sys`.
@@ -167,9 +169,12 @@ impl Host<'_> {
             return fs::remove_file(self.file);
         }
         let folder = self.file.parent().unwrap_or(Path::new("."));
-        fs::create_dir_all(folder)?;
+        DirBuilder::new().recursive(true).mode(0o755).create(folder)?;
+        secure::require_own_folder(folder)?;
         let new = self.file.with_extension("new");
-        fs::write(&new, serde_json::to_vec(records)?)?;
+        let mut file = secure::open_or_create(&new, 0o600)?;
+        file.set_len(0)?;
+        file.write_all(&serde_json::to_vec(records)?)?;
         fs::rename(new, self.file)
     }
 }

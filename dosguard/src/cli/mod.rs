@@ -12,6 +12,7 @@ mod confirm;
 mod events;
 mod explain;
 mod history;
+mod hooks;
 mod list;
 mod printed;
 mod reload;
@@ -121,6 +122,9 @@ enum Verb {
     Explain(explain::ExplainArgs),
     /// Validate the configuration, and show what it comes to.
     Check(check::CheckArgs),
+    /// Start the programs of hooks for the daemon, which starts this itself.
+    #[command(hide = true)]
+    Hooks(hooks::HooksArgs),
 }
 
 /// What a verb came to.
@@ -196,6 +200,7 @@ fn dispatch(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Answer> {
         Verb::Replay(args) => replay::replay(&args, out),
         Verb::Explain(args) => explain::explain(&paths, &args, out),
         Verb::Check(args) => check::check(&paths, &args, out),
+        Verb::Hooks(args) => hooks::hooks(&paths, &args),
     }
 }
 

@@ -1,7 +1,7 @@
 //! `dosguard run`.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -13,9 +13,11 @@ use super::attach::{GuardArgs, report_attached, take_away};
 use super::changes::Names;
 use super::reload::Reloader;
 use super::survive::{self, History};
-use super::{Answer, challenge, configured, confirm, talk, upgrade};
-use crate::config::services::LogFormat;
+use super::{Answer, challenge, configured, confirm, hooks, talk, upgrade};
+use crate::config::services::{LogFormat, Services};
+use crate::confine::{self, Folders, Protection, Ruleset};
 use crate::daemon::health::Health;
+use crate::daemon::outlet::starter::Starter;
 use crate::daemon::{
     self, ConnectionWatch, Elsewhere, Interfaces, KernelLog, Parts, RunningServices, Server, Signals,
 };
@@ -172,13 +174,21 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
         let kernel_log = kernel_log(args.kernel_log, &started)?;
         let mut services = configuration.map(|configuration| configuration.services).unwrap_or_default();
         // For which it takes what is given up now.
-        let elsewhere = Elsewhere::enter(paths, &services.connections);
+        let ruleset = Ruleset::new(&folders(paths, args, &services));
+        let elsewhere = Elsewhere::enter(paths, &services.connections, &ruleset);
+        // It keeps what hooks may need.
+        let starter =
+            hooks::arguments(paths, args.config.as_deref()).and_then(|line| Starter::start_process(&line));
+        let starter = starter.context("cannot start the process that starts hooks")?;
         // Before other threads begin, which would keep what this one gives up.
-        system::drop_capabilities()?;
+        let protection = confine::process(&ruleset)?;
+        say_protection(&protection);
+        let starter = Starter::over(starter).context("cannot start a thread")?;
         if args.json {
             services.log.stdout = Some(LogFormat::Json);
         }
         let health = Health::default();
+        health.protected(protection);
         let History { opened, last_seq, backlog, known, damaged } = history;
         let writer = Writer::start(paths.clone(), opened, services.history.clone(), &health);
         if damaged {
@@ -194,7 +204,7 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
             known,
             reload: Reloader::new(paths, args, services.clone()).into_reload(),
             kernel_log,
-            services: RunningServices::start(&services, paths, &health),
+            services: RunningServices::start(&services, paths, Some(starter), &health),
             interfaces: Interfaces::start(paths, wanted, args.mode, &health)?,
             connections: ConnectionWatch::start(paths, &services.connections, elsewhere, &health)?,
             health,
@@ -227,6 +237,35 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
 fn is_guarding(paths: &Paths) -> bool {
     let guarded = Datapath::open(paths).map(|datapath| datapath.map(|datapath| datapath.guarded()));
     !matches!(guarded, Ok(None)) && !matches!(guarded, Ok(Some(Ok(guarded))) if guarded.is_empty())
+}
+
+/// What the daemon reads and writes at work. What a reload adds has to be in these, or waits for the next start.
+fn folders(paths: &Paths, args: &RunArgs, services: &Services) -> Folders {
+    let mut folders = Folders::default();
+    for folder in [paths.bpffs(), paths.run_dir(), paths.state_dir()] {
+        folders.write(folder);
+    }
+    folders.read(paths.config_dir());
+    if let Some(folder) = args.config.as_deref().and_then(Path::parent) {
+        folders.read(if folder.as_os_str().is_empty() { Path::new(".") } else { folder });
+    }
+    let exports = services.exports.iter().map(|export| &export.path);
+    for file in services.log.file.iter().map(|file| &file.path).chain(exports) {
+        folders.write_beside(file);
+    }
+    folders
+}
+
+fn say_protection(protection: &Protection) {
+    log::info!(
+        "kept {}; Landlock {}, seccomp {}",
+        protection.capabilities.join(", "),
+        protection.landlock,
+        protection.seccomp
+    );
+    if let Some(missing) = protection.missing() {
+        log::warn!("this kernel does not have {missing}: the daemon may do more than it needs to");
+    }
 }
 
 fn kernel_log(level: KernelLogLevel, started: &Started) -> anyhow::Result<Option<KernelLog>> {

@@ -13,6 +13,7 @@ use nix::sched::{CloneFlags, setns};
 
 use super::{Closed, CountError, Sockets};
 use crate::config::services::CountBy;
+use crate::confine::{self, Ruleset};
 use crate::datapath::Found;
 use crate::paths::Paths;
 use crate::system;
@@ -50,8 +51,13 @@ impl Place {
     }
 
     /// The one of this name (as `ip netns` has it) or path. The calling thread must have `CAP_SYS_ADMIN`; the one that stays
-    /// there keeps what the daemon keeps.
-    pub fn there(name: &str, paths: &Paths, by: CountBy) -> Result<Self, CountError> {
+    /// there keeps what the daemon keeps, and is confined as the daemon is, if that is given.
+    pub fn there(
+        name: &str,
+        paths: &Paths,
+        by: CountBy,
+        ruleset: Option<&Ruleset>,
+    ) -> Result<Self, CountError> {
         let failed = |hint| {
             let name = name.to_owned();
             move |source: io::Error| CountError::Namespace { name, source, hint }
@@ -64,9 +70,14 @@ impl Place {
         let (close, closed) = sync_channel(1);
         let (opened, outcome) = sync_channel(1);
         let paths = paths.clone();
+        let ruleset = ruleset.map(Ruleset::try_clone).transpose().map_err(failed("try again"))?;
         let enter = move || {
             setns(file, CloneFlags::CLONE_NEWNET)?;
-            system::drop_capabilities().map_err(io::Error::other)
+            let given_up = match ruleset {
+                Some(ruleset) => confine::this_thread(&ruleset).map(drop),
+                None => system::drop_capabilities(),
+            };
+            given_up.map_err(io::Error::other)
         };
         let work = move || {
             let entered = enter();

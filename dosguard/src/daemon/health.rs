@@ -4,10 +4,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
+
+use crate::confine::{self, Protection};
 
 use super::report::{ConnectionReport, DaemonReport, Rates};
 use crate::output::{NEWS, SCHEMA};
@@ -86,6 +88,7 @@ struct Shared {
     subjects: Mutex<BTreeMap<String, Subject>>,
     rates: Mutex<Option<Rates>>,
     connections: Mutex<Option<ConnectionReport>>,
+    protection: OnceLock<Protection>,
 }
 
 impl Default for Shared {
@@ -97,6 +100,7 @@ impl Default for Shared {
             subjects: Mutex::default(),
             rates: Mutex::default(),
             connections: Mutex::default(),
+            protection: OnceLock::new(),
         }
     }
 }
@@ -194,6 +198,29 @@ impl Health {
         *self.shared.connections.lock().unwrap_or_else(PoisonError::into_inner) = connections;
     }
 
+    /// Keeps what the daemon has given up, once.
+    pub fn protected(&self, protection: Protection) {
+        // A process gives it up once.
+        let _ = self.shared.protection.set(protection);
+    }
+
+    /// Warns of system calls that were refused.
+    pub fn look_at_refusals(&self) {
+        let refused = confine::refusals();
+        if !refused.is_empty() {
+            let calls: Vec<_> =
+                refused.iter().map(|(call, count)| format!("{call} ({count} times)")).collect();
+            self.warn(
+                "system calls",
+                format!(
+                    "system calls that the daemon does not need were refused, by number: {}\nhint: `ausyscall NUMBER` names \
+                     one; unless you know why, look at who else is on this machine, and report it",
+                    calls.join(", ")
+                ),
+            );
+        }
+    }
+
     /// All of it, for whoever asks.
     pub fn report(&self) -> DaemonReport {
         let losses = Loss::ALL.map(|loss| (loss.name().to_owned(), self.losses(loss)));
@@ -206,6 +233,7 @@ impl Health {
             warnings: self.warned(),
             rates: *self.shared.rates.lock().unwrap_or_else(PoisonError::into_inner),
             connections: self.shared.connections.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            protection: self.shared.protection.get().cloned().unwrap_or_default(),
         }
     }
 

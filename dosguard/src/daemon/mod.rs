@@ -268,6 +268,7 @@ impl Daemon<'_> {
                 () = sleep_until(sample_at) => {
                     self.pump.measure();
                     self.pump.look_at_floods();
+                    health.look_at_refusals();
                     sample_at = tokio::time::Instant::now() + SAMPLE_INTERVAL;
                 }
                 () = sleep_until(alive_at), if alive_every.is_some() => {

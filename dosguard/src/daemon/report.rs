@@ -7,6 +7,7 @@ use dosguard_common::reason::{Reason, Tally, Verdict};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::confine::Protection;
 use crate::datapath::{Error, Maps};
 
 /// What the daemon tells of itself.
@@ -29,6 +30,9 @@ pub struct DaemonReport {
     /// The connections at the last look; none where no rule limits them.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub connections: Option<ConnectionReport>,
+    /// What it has given up.
+    #[serde(default)]
+    pub protection: Protection,
 }
 
 /// The connections at the last look.

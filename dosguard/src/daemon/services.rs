@@ -12,6 +12,7 @@ use super::export::Exporter;
 use super::health::{Health, Loss};
 use super::metrics;
 use super::outlet::Outlets;
+use super::outlet::starter::Starter;
 use crate::config::policy::SourcePrefixes;
 use crate::config::services::{Export, Services};
 use crate::output::EventRecord;
@@ -38,11 +39,11 @@ const METRICS: &str = "serving metrics";
 
 impl RunningServices {
     /// Starts what `services` asks for.
-    pub fn start(services: &Services, paths: &Paths, health: &Health) -> Self {
+    pub fn start(services: &Services, paths: &Paths, starter: Option<Starter>, health: &Health) -> Self {
         let mut running = Self {
             paths: paths.clone(),
             health: health.clone(),
-            outlets: Outlets::start(services, paths.instance(), health),
+            outlets: Outlets::start(services, paths.instance(), starter, health),
             exports_wanted: services.exports.clone(),
             exporters: Vec::new(),
             ending: Vec::new(),

@@ -29,6 +29,7 @@ use super::past::Past;
 use super::protocol::{Line, Request, Wanted};
 use crate::output::{EventRecord, SCHEMA};
 use crate::paths::Paths;
+use crate::secure;
 use crate::system;
 
 /// A request is short.
@@ -58,7 +59,9 @@ impl Server {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let server = Self { listener: UnixListener::bind(&path)?, path };
+        // Nobody connects before the mode is what it shall be.
+        let listener = secure::kept_to_owner(|| UnixListener::bind(&path))?;
+        let server = Self { listener, path };
         if let Some(group) = system::group() {
             chown(&server.path, None, Some(group))?;
         }

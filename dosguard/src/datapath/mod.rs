@@ -58,6 +58,7 @@ pub use walk::{Bans, Found, Walk};
 use crate::config::policy::{NamedRule, Policy};
 use crate::lock::{RunningDaemon, running_daemon};
 use crate::paths::{LINKS, NEXT_PROGRAM, PROGRAM, Paths};
+use crate::secure;
 use crate::system::{self, has_other_mount};
 
 /// One instance in the kernel.
@@ -70,6 +71,7 @@ impl Datapath {
     /// Opens an instance that is pinned, or says that there is none.
     pub fn open(paths: &Paths) -> Result<Option<Self>, Error> {
         system::require_capabilities()?;
+        require_own(paths)?;
         check_abi(paths)?;
         if !exists(&paths.pins())? {
             return Ok(None);
@@ -208,6 +210,14 @@ pub fn daemon_elsewhere(paths: &Paths) -> Option<RunningDaemon> {
 
 fn pinned_map(path: &Path, name: &'static str) -> Result<MapData, Error> {
     MapData::from_pin(path).map_err(Error::map(name, "open"))
+}
+
+/// Refuses folders of pins in which others may have put some.
+fn require_own(paths: &Paths) -> Result<(), Error> {
+    for folder in [paths.bpffs().join("dosguard"), paths.instance_pins()] {
+        secure::require_own_folder(&folder).map_err(Error::path("use", folder))?;
+    }
+    Ok(())
 }
 
 fn exists(path: &Path) -> Result<bool, Error> {

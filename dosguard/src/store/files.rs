@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access};
 
 use super::StoreError;
-use crate::system;
+use crate::{secure, system};
 
 // Whoever can open the database can lock it, and keep the daemon from writing: others ask the daemon.
 const FOLDER_MODE: u32 = 0o700;
@@ -33,6 +33,10 @@ pub(super) fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) ->
 pub(super) fn prepare(folder: &Path, file: &Path) -> Result<(), StoreError> {
     if !folder.is_dir() {
         DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(folder).map_err(at("create", folder))?;
+    }
+    secure::require_own_folder(folder).map_err(at("use", folder))?;
+    if file.is_symlink() {
+        return Err(at("open", file)(secure::not_followed(io::Error::from_raw_os_error(libc::ELOOP))));
     }
     keep_to_owner(folder, file);
     match OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(file) {

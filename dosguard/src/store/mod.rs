@@ -119,7 +119,10 @@ impl Store {
         }
         .map_err(at("read", &path))?;
         match found {
-            Found::Version(schema::VERSION) => Ok(Some(Self { connection, path })),
+            Found::Version(schema::VERSION) => {
+                schema::sort_in_memory(&connection).map_err(at("read", &path))?;
+                Ok(Some(Self { connection, path }))
+            }
             // A daemon has just begun to make it.
             Found::Nothing => Ok(None),
             found => Err(found.refused(&path)),

@@ -79,11 +79,17 @@ pub(super) fn look(connection: &Connection) -> rusqlite::Result<Found> {
     Ok(if (application, version, things) == (0, 0, 0) { Found::Nothing } else { Found::Foreign })
 }
 
+/// What is sorted stays in memory: the daemon may not write where files for that would be.
+pub(super) fn sort_in_memory(connection: &Connection) -> rusqlite::Result<()> {
+    connection.pragma_update(None, "temp_store", "MEMORY")
+}
+
 /// Sets the connection up, and brings the database to [`VERSION`].
 pub(super) fn prepare(connection: &mut Connection, cache_kib: i64) -> rusqlite::Result<()> {
     // This one only takes effect before the first table, and before the journal is changed.
     connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
+    sort_in_memory(connection)?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "cache_size", -cache_kib)?;
     // Hostile content of a file cannot make SQLite call anything.

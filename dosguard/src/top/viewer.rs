@@ -186,7 +186,7 @@ impl Connections {
         // Without a daemon there are no others.
         let watched = ask_status(paths).ok().and_then(|report| report.connections);
         for name in watched.map(|watched| watched.namespaces).unwrap_or_default() {
-            match Place::there(&name, paths, CountBy::Auto) {
+            match Place::there(&name, paths, CountBy::Auto, None) {
                 Ok(place) => opened.places.push(place),
                 Err(error) => opened.failed.push(error),
             }

@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::challenge::{Look, Needs, Obstacle};
 use crate::cli::changes::UNCOUNTED;
 use crate::config::field::{NO_LIMIT, RuleField};
+use crate::confine::Protection;
 use crate::confirm::{Pending, Waiter};
 use crate::daemon::report::{ConnectionReport, Rates};
 use crate::daemon::{SubscriptionError, ask_status};
@@ -53,6 +54,7 @@ pub(super) struct ToldRecord {
     pub(super) rates: Option<Rates>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) connections: Option<ConnectionReport>,
+    pub(super) protection: Protection,
 }
 
 #[derive(Serialize)]
@@ -167,8 +169,10 @@ impl StatusRecord {
                     warnings.extend(report.connections.iter().filter_map(|found| found.hint.clone()));
                     let losses = report.losses.into_iter().map(|(name, count)| TallyRecord { name, count });
                     let (started, events, rates) = (report.started, report.events, report.rates);
-                    let (losses, connections) = (losses.collect(), report.connections);
-                    daemon.told = Some(ToldRecord { started, events, losses, rates, connections });
+                    let (losses, connections, protection) =
+                        (losses.collect(), report.connections, report.protection);
+                    daemon.told =
+                        Some(ToldRecord { started, events, losses, rates, connections, protection });
                 }
                 // It ends, or is just beginning.
                 Err(SubscriptionError::NoDaemon { .. }) => {}

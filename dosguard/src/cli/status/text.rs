@@ -10,6 +10,7 @@ use super::record::{DaemonRecord, FULL_PERCENT, FillRecord, InterfaceRecord, Sta
 use crate::config::field::NO_LIMIT;
 use crate::config::services::CountBy;
 use crate::config::units::Span;
+use crate::confine::Protection;
 use crate::daemon::report::{ConnectionReport, Holder, Rates};
 use crate::output::{BOLD, YELLOW, approx, grouped, table, write_table};
 
@@ -21,6 +22,9 @@ pub(super) fn write(
     out: &mut dyn Write,
 ) -> anyhow::Result<()> {
     writeln!(out, "{BOLD}instance {}{BOLD:#}: {}", record.instance, daemon_text(&record.daemon))?;
+    if let Some(told) = &record.daemon.told {
+        writeln!(out, "{}", protection_text(&told.protection))?;
+    }
     for on in &state.interfaces {
         if let Some(line) = interface_text(on) {
             writeln!(out, "{line}")?;
@@ -85,6 +89,16 @@ fn daemon_text(daemon: &DaemonRecord) -> String {
         format!(", for {up}, {} events", grouped(told.events))
     });
     format!("daemon runs (process {pid}{})", since.unwrap_or_default())
+}
+
+/// What the daemon has given up, on one line.
+fn protection_text(protection: &Protection) -> String {
+    let kept = protection.capabilities.join(", ");
+    let missing = protection
+        .missing()
+        .map(|missing| format!("; {YELLOW}this kernel does not have {missing}{YELLOW:#}"));
+    let Protection { landlock, seccomp, .. } = protection;
+    format!("the daemon keeps {kept}; Landlock {landlock}, seccomp {seccomp}{}", missing.unwrap_or_default())
 }
 
 /// What there is to say of an interface that is guarded; the others have a warning.

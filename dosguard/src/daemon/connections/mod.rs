@@ -22,6 +22,7 @@ use super::events::Recorder;
 use super::health::Health;
 use super::{DaemonError, io_error};
 use crate::config::services::Connections;
+use crate::confine::Ruleset;
 use crate::connections::{Census, CountError, Limits, Pace, Passed, Place};
 use crate::datapath::{Bans, Datapath};
 use crate::output::EventRecord;
@@ -47,10 +48,10 @@ pub struct Elsewhere {
 
 impl Elsewhere {
     /// Enters them, for which this thread must have `CAP_SYS_ADMIN` still. One that cannot be entered is told of later.
-    pub fn enter(paths: &Paths, settings: &Connections) -> Self {
+    pub fn enter(paths: &Paths, settings: &Connections, ruleset: &Ruleset) -> Self {
         let mut elsewhere = Self::default();
         for name in &settings.namespaces {
-            match Place::there(name, paths, settings.by) {
+            match Place::there(name, paths, settings.by, Some(ruleset)) {
                 Ok(place) => elsewhere.places.push((name.clone(), place)),
                 Err(error) => elsewhere.failed.push((name.clone(), error)),
             }

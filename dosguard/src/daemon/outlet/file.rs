@@ -153,6 +153,11 @@ fn open(path: &Path) -> io::Result<fs::File> {
         Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
             return Err(io::Error::other("it is a symbolic link, and those are not followed"));
         }
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            let hint =
+                "see who may write there; a daemon that was started without that folder has to be restarted";
+            return Err(io::Error::new(error.kind(), format!("{error}\nhint: {hint}")));
+        }
         opened => opened?,
     };
     let found = file.metadata()?;

@@ -18,6 +18,8 @@ pub use worker::{Sink, Worker};
 use super::health::{Health, Loss};
 use crate::config::services::{Hook, Log, LogFile, LogFormat, Services};
 use crate::output::EventRecord;
+pub use hook::starter;
+use starter::Starter;
 
 /// How long all outlets together have at the end to tell what is still to be told.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -48,6 +50,7 @@ pub trait Outlet {
 /// Every outlet of a daemon.
 pub struct Outlets {
     instance: String,
+    starter: Option<Starter>,
     health: Health,
     sinks: Vec<(Target, Worker)>,
     hooks: Vec<HookRunner>,
@@ -100,9 +103,10 @@ type IsSame = fn((usize, &Hook), (usize, &Hook)) -> bool;
 
 impl Outlets {
     /// The outlets that `services` asks for, for an instance of that name.
-    pub fn start(services: &Services, instance: &str, health: &Health) -> Self {
+    pub fn start(services: &Services, instance: &str, starter: Option<Starter>, health: &Health) -> Self {
         let mut outlets = Self {
             instance: instance.to_owned(),
+            starter,
             health: health.clone(),
             sinks: Vec::new(),
             hooks: Vec::new(),
@@ -162,7 +166,7 @@ impl Outlets {
             }
         }
         let start = |(hook, runner): (&Hook, Option<HookRunner>)| {
-            runner.unwrap_or_else(|| HookRunner::start(hook, &self.instance, &self.health))
+            runner.unwrap_or_else(|| HookRunner::start(hook, self.starter.clone(), &self.health))
         };
         self.hooks = wanted.iter().zip(after).map(start).collect();
         before.into_iter().flatten().for_each(|runner| self.retire(runner));

@@ -41,7 +41,7 @@ fn outlets_change_and_lose_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let (one, two) = (folder.path().join("one"), folder.path().join("two"));
     let health = Health::default();
-    let mut outlets = Outlets::start(&services(&one, LogFormat::Human), "default", &health);
+    let mut outlets = Outlets::start(&services(&one, LogFormat::Human), "default", None, &health);
     tell(&mut outlets, 100);
     outlets.apply(&services(&one, LogFormat::Human));
     tell(&mut outlets, 100);
@@ -66,7 +66,7 @@ fn what_cannot_be_told_is_counted_and_said_once() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("not/there/events");
     let health = Health::default();
-    let mut outlets = Outlets::start(&services(&path, LogFormat::Json), "default", &health);
+    let mut outlets = Outlets::start(&services(&path, LogFormat::Json), "default", None, &health);
     wait("a warning before the first event", || !health.warned().is_empty());
     let warned = health.warned();
     assert!(warned[0].starts_with(&format!("`{}` does not take events: ", path.display())), "{warned:?}");
@@ -150,7 +150,7 @@ fn one_that_is_stuck_holds_up_nobody() {
     let health = Health::default();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("events");
-    let mut outlets = Outlets::start(&services(&path, LogFormat::Json), "default", &health);
+    let mut outlets = Outlets::start(&services(&path, LogFormat::Json), "default", None, &health);
     let (_keep, never) = std::sync::mpsc::channel();
     outlets.add(Worker::start(Stuck(never), Loss::Printed, &health));
     let event = Arc::new(record("ban", "192.0.2.1"));

@@ -1,9 +1,10 @@
 //! Programs that are run at events.
 //!
-//! Each `[[hook]]` has a thread with an event loop of its own, which starts its programs and waits for them. Nothing that
-//! they do, or do not do, reaches the pump.
+//! Each `[[hook]]` has a thread with an event loop of its own, which has its programs started by a process of its own
+//! ([`starter`]) and waits for them. Nothing that they do, or do not do, reaches the pump.
 
 mod process;
+pub mod starter;
 #[cfg(test)]
 mod tests;
 
@@ -23,6 +24,7 @@ use super::behind::Behind;
 use crate::config::services::Hook;
 use crate::output::EventRecord;
 use process::Failure;
+use starter::Starter;
 
 /// Events that wait for their program to be run, and one that is the next.
 const QUEUE: usize = 1_023;
@@ -56,20 +58,15 @@ fn name(hook: &Hook) -> String {
 }
 
 impl HookRunner {
-    /// Starts the thread. `instance` is told to the programs.
-    pub fn start(hook: &Hook, instance: &str, health: &Health) -> Self {
+    /// Starts the thread, whose programs the `starter` starts; none if there is no such process, and nothing can be run.
+    pub fn start(hook: &Hook, starter: Option<Starter>, health: &Health) -> Self {
         let hook = Arc::new(hook.clone());
         let name = name(&hook);
         let (jobs, queue) = mpsc::channel(QUEUE);
         let (stop, stopped) = watch::channel(false);
         let (finish, finished) = channel();
-        let runs = Runs {
-            hook: Arc::clone(&hook),
-            name: name.clone(),
-            instance: instance.into(),
-            health: health.clone(),
-            stopped,
-        };
+        let runs =
+            Runs { hook: Arc::clone(&hook), name: name.clone(), starter, health: health.clone(), stopped };
         let started = thread::Builder::new().name("hook".to_owned()).spawn(move || {
             runs.work_off(queue);
             drop(finish);
@@ -148,7 +145,7 @@ impl Outlet for HookRunner {
 struct Runs {
     hook: Arc<Hook>,
     name: String,
-    instance: Arc<str>,
+    starter: Option<Starter>,
     health: Health,
     stopped: watch::Receiver<bool>,
 }
@@ -182,9 +179,14 @@ impl Runs {
             if let Some(job) = next.take_if(|job| self.is_turn_of(job, running.len())) {
                 self.change(&job.hook);
                 if let Some(record) = job.record {
-                    let (hook, instance) = (job.hook, Arc::clone(&self.instance));
+                    let (hook, starter) = (job.hook, self.starter.clone());
                     let stopped = self.stopped.clone();
-                    running.spawn(async move { process::run(&hook, &instance, &record, stopped).await });
+                    running.spawn(async move {
+                        match starter {
+                            Some(starter) => starter.run(&hook, &record, stopped).await,
+                            None => Err(starter::gone()),
+                        }
+                    });
                 }
             }
             tokio::select! {

@@ -1,5 +1,6 @@
 use std::fs;
 use std::os::fd::AsRawFd as _;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use dosguard_common::event::Kind;
@@ -39,6 +40,13 @@ impl Script {
     }
 }
 
+/// What the process does that starts hooks, on a thread of this one.
+fn starter(instance: &'static str) -> Option<Starter> {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    thread::spawn(move || starter::serve_at(theirs, instance, |_| true));
+    Some(Starter::over(ours).unwrap())
+}
+
 fn end() -> Instant {
     Instant::now() + Duration::from_secs(20)
 }
@@ -59,7 +67,7 @@ fn a_program_gets_the_event_as_data_and_nothing_else() {
     let open = fs::File::open(script.path("hook")).unwrap();
     assert!(open.as_raw_fd() > 2);
     let health = Health::default();
-    let mut runner = HookRunner::start(&hook, "mail", &health);
+    let mut runner = HookRunner::start(&hook, starter("mail"), &health);
     let mut event = record("ban", "198.51.100.66");
     event.ban.note = Some(format!("{literal}\nDOSGUARD_KIND=unban\0x"));
     event.ban.window = None;
@@ -106,7 +114,7 @@ fn a_program_gets_the_event_as_data_and_nothing_else() {
 fn one_at_a_time_they_keep_the_order() {
     let script = Script::new(r#"echo "$DOSGUARD_SOURCE" >> "$1/order""#);
     let health = Health::default();
-    let mut runner = HookRunner::start(&script.hook(20, 1), "default", &health);
+    let mut runner = HookRunner::start(&script.hook(20, 1), starter("default"), &health);
     let sources: Vec<_> = (0..50).map(|n| format!("192.0.2.{n}")).collect();
     for source in &sources {
         runner.tell(&Arc::new(record("ban", source)));
@@ -121,7 +129,7 @@ fn what_takes_too_long_is_killed_with_all_that_it_started() {
         r#"trap '' TERM; sleep 300 & echo $! > "$1/child"; echo $$ > "$1/pid"; while :; do sleep 300; done"#,
     );
     let health = Health::default();
-    let mut runner = HookRunner::start(&script.hook(3, 1), "default", &health);
+    let mut runner = HookRunner::start(&script.hook(3, 1), starter("default"), &health);
     runner.tell(&Arc::new(record("ban", "192.0.2.1")));
     wait("a kill", || health.losses(Loss::HookKilled) == 1);
     for name in ["pid", "child"] {
@@ -144,7 +152,7 @@ fn what_takes_too_long_is_killed_with_all_that_it_started() {
 fn what_a_program_leaves_behind_ends_with_it() {
     let script = Script::new(r#"sleep 300 & echo $! > "$1/child""#);
     let health = Health::default();
-    let mut runner = HookRunner::start(&script.hook(20, 1), "default", &health);
+    let mut runner = HookRunner::start(&script.hook(20, 1), starter("default"), &health);
     let began = Instant::now();
     runner.tell(&Arc::new(record("ban", "192.0.2.1")));
     Box::new(runner).finish(end());
@@ -159,7 +167,7 @@ fn failures_are_counted_and_said_with_what_the_program_said() {
         r#"[ "$DOSGUARD_KIND" = unban ] && exit 0; printf 'no route\033[2J to peer\n%02000d' 7 >&2; exit 3"#,
     );
     let health = Health::default();
-    let mut runner = HookRunner::start(&script.hook(20, 2), "default", &health);
+    let mut runner = HookRunner::start(&script.hook(20, 2), starter("default"), &health);
     for _ in 0..3 {
         runner.tell(&Arc::new(record("ban", "192.0.2.1")));
     }
@@ -179,7 +187,7 @@ fn a_program_that_is_not_there_is_a_failure() {
     let mut hook = script.hook(20, 1);
     hook.run[0] = script.path("absent").to_str().unwrap().to_owned();
     let health = Health::default();
-    let mut runner = HookRunner::start(&hook, "default", &health);
+    let mut runner = HookRunner::start(&hook, starter("default"), &health);
     runner.tell(&Arc::new(record("ban", "192.0.2.1")));
     wait("a warning", || !health.warned().is_empty());
     assert_eq!(health.losses(Loss::HookFailed), 1);
@@ -193,7 +201,7 @@ fn in_a_flood_so_many_run_and_wait_and_the_rest_is_skipped() {
     // It neither reads what it is told nor is it quick.
     let script = Script::new(r#"echo >> "$1/runs"; exec sleep 0.2"#);
     let health = Health::default();
-    let mut runner = HookRunner::start(&script.hook(20, 2), "default", &health);
+    let mut runner = HookRunner::start(&script.hook(20, 2), starter("default"), &health);
     let event = Arc::new(record("ban", "192.0.2.1"));
     let (told, began) = (100_000_u64, Instant::now());
     for _ in 0..told {
@@ -235,7 +243,7 @@ fn changed_hooks_finish_what_they_were_told() {
         crate::config::services::Services { log, hooks: vec![hook], ..Default::default() }
     };
     let health = Health::default();
-    let mut outlets = super::super::Outlets::start(&services("one"), "default", &health);
+    let mut outlets = super::super::Outlets::start(&services("one"), "default", starter("default"), &health);
     for n in 0..10 {
         outlets.tell(&Arc::new(record("ban", &format!("192.0.2.{n}"))));
         let word = if n < 4 { "one" } else { "two" };
@@ -258,7 +266,12 @@ fn a_hook_that_runs_the_same_goes_on_wherever_it_stands() {
     let services =
         |hooks| crate::config::services::Services { log: log.clone(), hooks, ..Default::default() };
     let health = Health::default();
-    let mut outlets = super::super::Outlets::start(&services(vec![script.hook(20, 1)]), "default", &health);
+    let mut outlets = super::super::Outlets::start(
+        &services(vec![script.hook(20, 1)]),
+        "default",
+        starter("default"),
+        &health,
+    );
     outlets.tell(&Arc::new(record("ban", "192.0.2.1")));
     let other = Hook { run: vec!["/bin/true".to_owned()], ..script.hook(20, 1) };
     outlets.apply(&services(vec![other.clone(), script.hook(30, 1)]));
@@ -278,7 +291,7 @@ fn two_that_run_the_same_have_a_warning_each() {
     let health = Health::default();
     let start = |kind| {
         let hook = Hook { on: vec![kind], ..script.hook(20, 1) };
-        Box::new(HookRunner::start(&hook, "default", &health))
+        Box::new(HookRunner::start(&hook, starter("default"), &health))
     };
     let (mut fails, mut works) = (start(Kind::Ban), start(Kind::Unban));
     fails.tell(&Arc::new(record("ban", "192.0.2.1")));
@@ -298,9 +311,45 @@ fn who_leaves_the_group_is_not_listened_to_for_ever() {
         while [ ! -e "$1/up" ]; do sleep 0.05; done"#,
     );
     let health = Health::default();
-    let mut runner = HookRunner::start(&script.hook(20, 1), "default", &health);
+    let mut runner = HookRunner::start(&script.hook(20, 1), starter("default"), &health);
     runner.tell(&Arc::new(record("ban", "192.0.2.1")));
     wait("the end of the pipe", || script.path("gone").exists());
     Box::new(runner).finish(end());
     assert_eq!(health.losses(Loss::HookKilled) + health.losses(Loss::HookFailed), 0);
+}
+
+#[test]
+fn only_what_is_configured_is_run() {
+    let script = Script::new(r#"touch "$1/done""#);
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    thread::spawn(move || starter::serve_at(theirs, "default", |run| run == ["/bin/true"]));
+    let starter = Starter::over(ours).unwrap();
+    let health = Health::default();
+    let mut runner = HookRunner::start(&script.hook(20, 1), Some(starter.clone()), &health);
+    runner.tell(&Arc::new(record("ban", "192.0.2.1")));
+    wait("it is refused", || health.losses(Loss::HookFailed) == 1);
+    assert!(health.warned()[0].contains("is not what the configuration says"), "{:?}", health.warned());
+    Box::new(runner).finish(end());
+    assert!(!script.path("done").exists());
+    let hook = Hook { run: vec!["/bin/true".to_owned()], ..script.hook(20, 1) };
+    let mut runner = HookRunner::start(&hook, Some(starter), &health);
+    runner.tell(&Arc::new(record("ban", "192.0.2.1")));
+    Box::new(runner).finish(end());
+    assert_eq!(health.losses(Loss::HookFailed), 1);
+}
+
+#[test]
+fn without_who_starts_them_events_are_counted_as_failed() {
+    let script = Script::new("true");
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    drop(theirs);
+    let health = Health::default();
+    for starter in [Some(Starter::over(ours).unwrap()), None] {
+        let before = health.losses(Loss::HookFailed);
+        let mut runner = HookRunner::start(&script.hook(20, 1), starter, &health);
+        runner.tell(&Arc::new(record("ban", "192.0.2.1")));
+        wait("it is counted", || health.losses(Loss::HookFailed) == before + 1);
+        assert_eq!(health.warned().len(), 1, "{:?}", health.warned());
+        Box::new(runner).finish(end());
+    }
 }

@@ -1,0 +1,256 @@
+//! The process that starts the programs of hooks.
+//!
+//! The daemon gives up what a program may need: it starts none itself, and opens few files. So it has a process from before
+//! that, which gives up capabilities alone. It is told what to run over a socket, and runs nothing but what the
+//! configuration says, which it reads itself: whoever takes over the daemon gets no other program started.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _};
+use tokio::runtime::Builder;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+
+use super::process::{self, Failure};
+use crate::config::services::Hook;
+use crate::config::units::Span;
+use crate::output::EventRecord;
+
+/// What the process is asked.
+#[derive(Serialize, Deserialize)]
+enum Question {
+    Run { id: u64, run: Vec<String>, timeout_ns: u64, record: Box<EventRecord> },
+    Stop { id: u64 },
+}
+
+/// What became of a program.
+#[derive(Debug, Serialize, Deserialize)]
+enum Outcome {
+    Done,
+    NotStarted(String),
+    Status { raw: i32, said: String },
+    TookTooLong,
+    Stopped,
+}
+
+/// The daemon's end of it. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Starter {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// With a lock of its own: answers are taken while a question waits for room.
+    to: Mutex<UnixStream>,
+    waiting: Mutex<Waiting>,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    last: u64,
+    /// None once nobody answers any more.
+    has_ended: bool,
+    answers: HashMap<u64, oneshot::Sender<Outcome>>,
+}
+
+impl Starter {
+    /// Starts the process: this program with these arguments, which has [`serve`] run on its standard input. Returns the
+    /// socket to it.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be started.
+    pub fn start_process(arguments: &[OsString]) -> io::Result<UnixStream> {
+        let (ours, theirs) = UnixStream::pair()?;
+        // As it is now, also if another has taken the place of its file. Signals of the terminal are the daemon's.
+        Command::new("/proc/self/exe")
+            .args(arguments)
+            .env_remove("NOTIFY_SOCKET")
+            .current_dir("/")
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .stdout(Stdio::null())
+            .process_group(0)
+            .spawn()?;
+        Ok(ours)
+    }
+
+    /// With whoever serves at the other end. Its answers are read on a thread, which begins after the daemon has given up
+    /// what it does not need: it would keep that.
+    ///
+    /// # Errors
+    ///
+    /// The thread cannot be started.
+    pub fn over(socket: UnixStream) -> io::Result<Self> {
+        let shared = Arc::new(Shared { to: Mutex::new(socket.try_clone()?), waiting: Mutex::default() });
+        let theirs = Arc::clone(&shared);
+        thread::Builder::new().name("hooks".to_owned()).spawn(move || {
+            for line in BufReader::new(socket).lines() {
+                let Ok(line) = line else { break };
+                let Ok((id, outcome)) = serde_json::from_str(&line) else { break };
+                if let Some(answer) = theirs.waiting().answers.remove(&id) {
+                    // Who asked may be gone.
+                    let _ = answer.send(outcome);
+                }
+            }
+            let mut waiting = theirs.waiting();
+            waiting.has_ended = true;
+            waiting.answers.clear();
+        })?;
+        Ok(Self { shared })
+    }
+
+    /// Has the program run, and waits for its end.
+    pub(super) async fn run(
+        &self,
+        hook: &Hook,
+        record: &EventRecord,
+        mut stopped: watch::Receiver<bool>,
+    ) -> Result<(), Failure> {
+        let (answer, mut answered) = oneshot::channel();
+        let id = {
+            let mut waiting = self.shared.waiting();
+            if waiting.has_ended {
+                return Err(gone());
+            }
+            waiting.last += 1;
+            let id = waiting.last;
+            waiting.answers.insert(id, answer);
+            id
+        };
+        let (run, timeout_ns) = (hook.run.clone(), hook.timeout.ns());
+        self.shared
+            .ask(&Question::Run { id, run, timeout_ns, record: Box::new(record.clone()) })
+            .map_err(Failure::NotStarted)?;
+        let outcome = tokio::select! {
+            outcome = &mut answered => outcome,
+            () = async { drop(stopped.wait_for(|stopped| *stopped).await) } => {
+                self.shared.ask(&Question::Stop { id }).map_err(Failure::NotStarted)?;
+                answered.await
+            }
+        };
+        match outcome {
+            Ok(Outcome::Done) => Ok(()),
+            Ok(Outcome::NotStarted(why)) => Err(Failure::NotStarted(io::Error::other(why))),
+            Ok(Outcome::Status { raw, said }) => {
+                Err(Failure::Status { status: ExitStatus::from_raw(raw), said })
+            }
+            Ok(Outcome::TookTooLong) => Err(Failure::TookTooLong(hook.timeout)),
+            Ok(Outcome::Stopped) => Err(Failure::Stopped),
+            Err(_) => Err(gone()),
+        }
+    }
+}
+
+pub(super) fn gone() -> Failure {
+    Failure::NotStarted(io::Error::other(
+        "the process that starts hooks is gone\nhint: restart the daemon; the filter goes on meanwhile",
+    ))
+}
+
+impl Shared {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        // Whole values are put in and taken out: one that panicked between left nothing half done.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ask(&self, question: &Question) -> io::Result<()> {
+        let mut line = serde_json::to_vec(question)?;
+        line.push(b'\n');
+        self.to.lock().unwrap_or_else(PoisonError::into_inner).write_all(&line)
+    }
+}
+
+/// The process's part, until the daemon is gone: runs what it is asked to, if `is_configured` says that it may be. The socket
+/// is the standard input.
+///
+/// # Errors
+///
+/// The standard input is no socket, or there can be no event loop.
+pub fn serve(instance: &str, is_configured: impl FnMut(&[String]) -> bool) -> io::Result<()> {
+    let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    serve_at(socket, instance, is_configured)
+}
+
+pub(super) fn serve_at(
+    socket: UnixStream,
+    instance: &str,
+    mut is_configured: impl FnMut(&[String]) -> bool,
+) -> io::Result<()> {
+    socket.set_nonblocking(true)?;
+    Builder::new_current_thread().enable_all().build()?.block_on(async {
+        let (from, mut to) = tokio::net::UnixStream::from_std(socket)?.into_split();
+        let mut lines = tokio::io::BufReader::new(from).lines();
+        let (answers, mut answered) = mpsc::unbounded_channel::<(u64, Outcome)>();
+        let mut running = JoinSet::new();
+        let mut stops = HashMap::<u64, watch::Sender<bool>>::new();
+        loop {
+            tokio::select! {
+                line = lines.next_line() => {
+                    let Some(line) = line? else { break };
+                    match serde_json::from_str(&line)? {
+                        Question::Stop { id } => {
+                            // It may have ended just now.
+                            if let Some(stop) = stops.get(&id) {
+                                let _ = stop.send(true);
+                            }
+                        }
+                        Question::Run { id, run, .. } if !is_configured(&run) => {
+                            let why = format!("`{}` is not what the configuration says", run.join(" "));
+                            let _ = answers.send((id, Outcome::NotStarted(why)));
+                        }
+                        Question::Run { id, run, timeout_ns, record } => {
+                            let (stop, stopped) = watch::channel(false);
+                            stops.insert(id, stop);
+                            let hook = Hook { on: Vec::new(), run, timeout: Span::from_ns(timeout_ns), at_most: 1 };
+                            let (instance, answers) = (instance.to_owned(), answers.clone());
+                            running.spawn(async move {
+                                let outcome = process::run(&hook, &instance, &record, stopped).await;
+                                let _ = answers.send((id, outcome.into()));
+                            });
+                        }
+                    }
+                }
+                Some((id, outcome)) = answered.recv() => {
+                    stops.remove(&id);
+                    let mut line = serde_json::to_vec(&(id, outcome))?;
+                    line.push(b'\n');
+                    to.write_all(&line).await?;
+                }
+                Some(_) = running.join_next() => {}
+            }
+        }
+        // Nobody is there for whom they would run.
+        for stop in stops.values() {
+            let _ = stop.send(true);
+        }
+        let all = async { while running.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(FAREWELL, all).await;
+        Ok(())
+    })
+}
+
+/// How long killing takes at most.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+impl From<Result<(), Failure>> for Outcome {
+    fn from(outcome: Result<(), Failure>) -> Self {
+        match outcome {
+            Ok(()) => Self::Done,
+            Err(Failure::NotStarted(error)) => Self::NotStarted(error.to_string()),
+            Err(Failure::Status { status, said }) => Self::Status { raw: status.into_raw(), said },
+            Err(Failure::TookTooLong(_)) => Self::TookTooLong,
+            Err(Failure::Stopped) => Self::Stopped,
+        }
+    }
+}
