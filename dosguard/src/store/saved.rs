@@ -108,7 +108,7 @@ impl Changes {
 }
 
 /// Changes that wait, several of them taken together: of one ban only the last counts.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Pending {
     pub(super) whole: bool,
     bans: HashMap<SavedKey, Option<SavedBan>>,
@@ -140,11 +140,36 @@ impl Pending {
         self.settle();
     }
 
+    /// Adds later ones. That takes as long as the fewer of both are many, unless a whole waits. Returns what is to be dropped, which
+    /// takes long, too.
+    pub(super) fn follow(&mut self, mut later: Self) -> Self {
+        if later.whole || self.is_empty() {
+            return std::mem::replace(self, later);
+        }
+        join(&mut self.bans, &mut later.bans);
+        join(&mut self.offenders, &mut later.offenders);
+        self.stamp = later.stamp.take().or(self.stamp.take());
+        self.settle();
+        later
+    }
+
     /// A whole is what there is: what is gone needs no mention, so that it never becomes larger than the kernel's maps.
     fn settle(&mut self) {
         if self.whole {
             self.bans.retain(|_, ban| ban.is_some());
             self.offenders.retain(|_, offender| offender.is_some());
+        }
+    }
+}
+
+/// Adds later changes to earlier ones.
+fn join<T>(earlier: &mut HashMap<SavedKey, T>, later: &mut HashMap<SavedKey, T>) {
+    if later.len() <= earlier.len() {
+        earlier.extend(later.drain());
+    } else {
+        std::mem::swap(earlier, later);
+        for (key, change) in later.drain() {
+            earlier.entry(key).or_insert(change);
         }
     }
 }

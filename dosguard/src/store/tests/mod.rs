@@ -275,3 +275,36 @@ fn what_is_saved_comes_back() {
     store.forget_saved().unwrap();
     assert_eq!(store.saved().unwrap().bans, []);
 }
+
+#[test]
+fn changes_that_wait_are_taken_together_whichever_are_more() {
+    let banned = |last: u32, count: u32| {
+        let mut ban = saved_ban(&format!("192.0.2.{last}"), false, "all");
+        ban.record.count = count;
+        ban
+    };
+    let changes =
+        |whole: bool, bans: std::ops::Range<u32>, ended: std::ops::Range<u32>, count: u32| Changes {
+            whole,
+            bans: bans.map(|last| banned(last, count)).collect(),
+            ended: ended.map(|last| banned(last, 0).key()).collect(),
+            forgotten: vec![offender("192.0.2.7", None).key()],
+            boot_id: count.to_string(),
+            ..Changes::default()
+        };
+    let few = |count| changes(false, 1..3, 5..7, count);
+    let many = |count| changes(false, 2..9, 0..2, count);
+    let whole = |count| changes(true, 0..5, 0..0, count);
+    for turn in
+        [[few(1), many(2)], [many(1), few(2)], [whole(1), few(2)], [whole(1), many(2)], [many(1), whole(2)]]
+    {
+        let (mut together, mut one_by_one) = (saved::Pending::default(), saved::Pending::default());
+        for changes in turn {
+            let mut later = saved::Pending::default();
+            later.add(changes.clone());
+            together.follow(later);
+            one_by_one.add(changes);
+        }
+        assert_eq!(together, one_by_one);
+    }
+}

@@ -119,13 +119,15 @@ impl Shared {
     }
 
     pub(super) fn save(&self, changes: Changes) {
+        // With very many bans this takes long, and whoever tells events does not wait for it: nor for what is put away.
+        let mut later = Pending::default();
+        later.add(changes);
         let mut inbox = self.inbox();
-        inbox.needs_whole &= !changes.whole;
-        inbox.changes.add(changes);
-        if inbox.changes.len() > MOST_CHANGES && !inbox.changes.whole {
-            inbox.changes = Pending::default();
-            inbox.needs_whole = true;
-        }
+        inbox.needs_whole &= !later.whole;
+        let _left_over = inbox.changes.follow(later);
+        let too_many = inbox.changes.len() > MOST_CHANGES && !inbox.changes.whole;
+        let _too_many = too_many.then(|| std::mem::take(&mut inbox.changes));
+        inbox.needs_whole |= too_many;
         inbox.since.get_or_insert_with(Instant::now);
         drop(inbox);
         self.wake.notify_one();
