@@ -217,6 +217,7 @@ mod tests {
         let target = folder.path().join("target");
         for link in [paths.lock(), paths.viewers_lock(), paths.turns_lock(), paths.daemon_lock(), paths.pid()]
         {
+            drop(fs::remove_file(&link)); // the one before may have made it
             symlink(&target, &link).unwrap();
             let refused = [
                 StateLock::try_acquire(&paths).err(),
