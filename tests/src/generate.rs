@@ -44,9 +44,9 @@ const GUARD_V4: &str = "198.51.100.1";
 const GUARD_V6: &str = "2001:db8:a::1";
 
 /// Longer frames reach the program in pieces on a machine with pages of 4,096 bytes.
-const LONGEST: usize = 3_400;
+pub const LONGEST: usize = 3_400;
 /// The kernel runs a program on no less than an Ethernet header.
-const SHORTEST: usize = 14;
+pub const SHORTEST: usize = 14;
 
 /// Draws frames and pauses.
 pub struct Generator {

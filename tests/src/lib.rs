@@ -6,6 +6,7 @@
 
 pub mod addresses;
 pub mod attached;
+pub mod bpffs;
 pub mod capture;
 pub mod challenges;
 pub mod cli;
@@ -19,6 +20,7 @@ pub mod earlier;
 pub mod files;
 pub mod flood;
 pub mod follow;
+pub mod fuzz;
 pub mod generate;
 pub mod held;
 pub mod holders;

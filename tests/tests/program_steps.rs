@@ -3,36 +3,14 @@
 #![expect(clippy::unwrap_used, reason = "a step that fails, fails the test, in its helpers as well")]
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use aya::programs::{ProgramType, loaded_programs};
 use aya::sys::{BpfHelper, is_helper_supported};
 use dosguard::config::policy::Policy;
 use dosguard::datapath::{Datapath, LoadOptions};
-use dosguard::paths::Paths;
 use dosguard_common::abi;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
-
-/// A BPF file system of its own.
-struct Bpffs(PathBuf);
-
-impl Bpffs {
-    fn mount() -> Self {
-        let folder = std::env::temp_dir().join(format!("dosguard-steps-{}", std::process::id()));
-        fs::create_dir_all(folder.join("bpf")).unwrap();
-        mount(Some("bpf"), &folder.join("bpf"), Some("bpf"), MsFlags::empty(), None::<&str>).unwrap();
-        Self(folder)
-    }
-}
-
-impl Drop for Bpffs {
-    fn drop(&mut self) {
-        let _ = umount2(&self.0.join("bpf"), MntFlags::MNT_DETACH);
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
+use dosguard_tests::bpffs::Bpffs;
 
 /// Those that are loaded, by their ids: some of another test may still be listed that the kernel has yet to free.
 fn steps() -> BTreeMap<u32, String> {
@@ -47,9 +25,8 @@ static TURN: Mutex<()> = Mutex::new(());
 #[test]
 fn segments_are_looked_at_and_syns_are_answered_where_the_kernel_makes_cookies() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-    let bpffs = Bpffs::mount();
-    let at = |name: &str| bpffs.0.join(name);
-    let paths = Paths::new("steps", at("bpf"), at("run"), at("state")).unwrap();
+    let bpffs = Bpffs::mount().unwrap();
+    let paths = bpffs.paths("steps").unwrap();
     let before = steps();
     let _datapath = Datapath::create(&paths, &Policy::default(), &LoadOptions::default()).unwrap();
     let makes_cookies =
