@@ -7,12 +7,21 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::setup;
+use crate::setup::{self, Scope, Want};
 use crate::workspace::{Workspace, target_dir};
-use crate::{FuzzArgs, manifest, run};
+use crate::{FuzzArgs, host, manifest, run};
+
+/// The target that is no libFuzzer's.
+const FRAMES: &str = "frames";
 
 /// Fuzzes the targets that `args` select, one after the other, each for its part of the time.
 pub fn run(args: &FuzzArgs) -> Result<()> {
+    if args.target.as_deref() == Some(FRAMES) {
+        return frames(args);
+    }
+    if !args.args.is_empty() {
+        bail!("only `{FRAMES}` takes arguments\nhint: `cargo xtask fuzz 60s {FRAMES} -- --seed 7`");
+    }
     let workspace = setup::ensure_for_fuzzing()?;
     let all = targets(&workspace)?;
     let targets = match &args.target {
@@ -37,6 +46,19 @@ pub fn run(args: &FuzzArgs) -> Result<()> {
     }
     eprintln!("fuzzed for {part} s each: {}", targets.join(", "));
     Ok(())
+}
+
+/// Any frames through the kernel program.
+fn frames(args: &FuzzArgs) -> Result<()> {
+    let workspace =
+        setup::ensure(Scope { lint_tools: Want::No, lab: Want::Must, vm: Want::No, verbose: false })?;
+    host::require_root().context("the kernel program is run in network namespaces, which takes root")?;
+    let mut command = workspace.cargo("run");
+    command.args(["--release", "-p", "dosguard-tests", "--bin", "fuzz-frames", "--"]);
+    if !args.args.iter().any(|arg| arg == "--frames" || arg == "--from") {
+        command.arg(format!("--seconds={}", args.time.0.as_secs()));
+    }
+    run::run(command.args(&args.args))
 }
 
 fn fuzz(workspace: &Workspace, target: &str, seconds: u64) -> Result<()> {

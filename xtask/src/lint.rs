@@ -6,7 +6,20 @@ use anyhow::{Result, bail};
 
 use crate::setup::{self, Scope, Want};
 use crate::workspace::{EBPF_PACKAGES, EbpfCompiler, Workspace, target_dir};
-use crate::{rules, run};
+use crate::{host, rules, run};
+
+/// Checks licences, versions and sources by `deny.toml`. Not advisories: that takes their database.
+pub fn deny() -> Result<()> {
+    if host::find("cargo-deny").or_else(|| host::find_in("cargo-deny", host::cargo_bin_dir())).is_none() {
+        bail!(
+            "`cargo-deny` is missing\nhint: `cargo install cargo-deny@0.20.2 --locked --no-default-features`; building it takes \
+             minutes"
+        );
+    }
+    let workspace =
+        setup::ensure(Scope { lint_tools: Want::No, lab: Want::No, vm: Want::No, verbose: false })?;
+    run::run(workspace.cargo("deny").args(["check", "licenses", "bans", "sources"]))
+}
 
 /// Runs every check, even if some fail.
 pub fn run() -> Result<()> {

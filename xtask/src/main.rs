@@ -56,6 +56,8 @@ enum Verb {
     Vm(VmArgs),
     /// Give random input to the parser, the engine and what reads records, settings and captures
     Fuzz(FuzzArgs),
+    /// Check licences, sources and versions of what dosguard is built from, with cargo-deny
+    Deny,
     /// Do everything to dosguard that can happen to it, in an order that a seed gives, and look after each step
     Torture {
         /// How long, which seed, how many steps; after `--`, `--help` lists them
@@ -110,8 +112,11 @@ struct FuzzArgs {
     /// For how long, shared evenly by the targets
     #[arg(default_value = "60s")]
     time: fuzz::Time,
-    /// Only this target
+    /// Only this target; `frames` gives any frames to the kernel program, and needs root
     target: Option<String>,
+    /// For `frames`: such as `--seed 7 --frames 1000000`
+    #[arg(last = true, value_name = "ARGS")]
+    args: Vec<OsString>,
 }
 
 impl VmArgs {
@@ -132,6 +137,7 @@ fn main() -> ExitCode {
         Verb::Lint => lint::run(),
         Verb::Vm(args) => vm::run(&args),
         Verb::Fuzz(args) => fuzz::run(&args),
+        Verb::Deny => lint::deny(),
         Verb::Torture { args } => torture::run(&args),
         Verb::Ci => lint::run()
             .and_then(|()| test::run(&TestArgs::default()))
