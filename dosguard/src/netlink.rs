@@ -8,6 +8,16 @@ use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessa
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
+// Of linux/rtnetlink.h, if_link.h, if_addr.h and netlink.h.
+const RTM_NEWLINK: u16 = 16;
+const RTM_NEWADDR: u16 = 20;
+const IFLA_IFNAME: u16 = 3;
+const IFLA_IFALIAS: u16 = 20;
+const IFLA_PROP_LIST: u16 = 52;
+const IFLA_ALT_IFNAME: u16 = 53;
+const IFA_LABEL: u16 = 3;
+const NLA_TYPE_MASK: u16 = 0x3fff;
+
 /// Asks for all that there is of something in the network namespace, and hands each answer to `each`.
 pub(crate) fn dump(
     question: RouteNetlinkMessage,
@@ -35,7 +45,9 @@ pub(crate) fn dump(
 fn read(datagram: &[u8], each: &mut impl FnMut(RouteNetlinkMessage)) -> io::Result<bool> {
     let mut rest = datagram;
     while !rest.is_empty() {
-        let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(io::Error::other)?;
+        let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest);
+        let message = message.or_else(|_| NetlinkMessage::deserialize(&with_names_as_text(rest)));
+        let message = message.map_err(io::Error::other)?;
         let length = (message.header.length as usize).next_multiple_of(4);
         match message.payload {
             NetlinkPayload::InnerMessage(answer) => each(answer),
@@ -51,6 +63,41 @@ fn read(datagram: &[u8], each: &mut impl FnMut(RouteNetlinkMessage)) -> io::Resu
         rest = rest.get(length.max(1)..).unwrap_or_default();
     }
     Ok(false)
+}
+
+/// The kernel takes nearly any bytes for the name of an interface, the library only UTF-8: one odd name must not keep all
+/// other interfaces from being seen. What is no text is replaced by `?`.
+fn with_names_as_text(message: &[u8]) -> Vec<u8> {
+    let mut message = message.to_vec();
+    let (offset, names): (_, &[u16]) = match message.get(4..6) {
+        Some(kind) if kind == RTM_NEWLINK.to_ne_bytes() => {
+            (32, &[IFLA_IFNAME, IFLA_IFALIAS, IFLA_ALT_IFNAME])
+        }
+        Some(kind) if kind == RTM_NEWADDR.to_ne_bytes() => (24, &[IFA_LABEL]),
+        _ => return message,
+    };
+    let length = message.first_chunk().map_or(0, |length| u32::from_ne_bytes(*length) as usize);
+    if let Some(attributes) = message.get_mut(offset..length) {
+        make_text(attributes, names);
+    }
+    message
+}
+
+fn make_text(mut attributes: &mut [u8], names: &[u16]) {
+    while let [low, high, kind_low, kind_high, ..] = *attributes {
+        let length = usize::from(u16::from_ne_bytes([low, high]));
+        let kind = u16::from_ne_bytes([kind_low, kind_high]) & NLA_TYPE_MASK;
+        let end = length.next_multiple_of(4).clamp(4, attributes.len());
+        let (attribute, rest) = attributes.split_at_mut(end);
+        if let Some(value) = attribute.get_mut(4..length) {
+            if kind == IFLA_PROP_LIST {
+                make_text(value, names);
+            } else if names.contains(&kind) && str::from_utf8(value).is_err() {
+                value.iter_mut().filter(|byte| !byte.is_ascii()).for_each(|byte| *byte = b'?');
+            }
+        }
+        attributes = rest;
+    }
 }
 
 #[cfg(test)]
@@ -83,6 +130,29 @@ mod tests {
         assert_eq!((end.unwrap(), answers), (true, 2));
         let (end, answers) = read(&[link()]);
         assert_eq!((end.unwrap(), answers), (false, 1));
+    }
+
+    #[test]
+    fn a_name_that_is_no_text_hides_no_interface() {
+        use netlink_packet_route::link::LinkAttribute;
+
+        let name = |name: &[u8; 3]| [&[8, 0, 3, 0][..], name, &[0]].concat();
+        let link = |bytes: &[u8; 3]| message(RTM_NEWLINK, &[&[0; 16][..], &name(bytes)].concat());
+        let mut names = Vec::new();
+        let datagram = [link(b"a\xffb"), link(b"abc"), message(NLMSG_DONE, &[0; 4])].concat();
+        super::read(&datagram, &mut |answer| {
+            let RouteNetlinkMessage::NewLink(link) = answer else { panic!("{answer:?}") };
+            names.extend(link.attributes.into_iter().filter_map(|attribute| match attribute {
+                LinkAttribute::IfName(name) => Some(name),
+                _ => None,
+            }));
+        })
+        .unwrap();
+        assert_eq!(names, ["a?b", "abc"]);
+        for length in 0..4 {
+            // A length that lies ends it.
+            make_text(&mut [length, 0, 3, 0, 0xff, 0xff], &[3]);
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::io::{self, BufRead, Read as _};
 use std::net::{IpAddr, Ipv4Addr};
 
 use dosguard_common::address::Address;
-use dosguard_common::ban::Ban;
+use dosguard_common::ban::{Ban, BanReason};
 use dosguard_common::key::SourceKey;
 use dosguard_common::label::MAX_LABEL;
 use dosguard_common::rule::{RuleIndex, Scope};
@@ -48,6 +48,8 @@ pub struct Import {
     pub bans: BTreeMap<SourceKey, Ban>,
     /// How many had ended already.
     pub expired: usize,
+    /// How many rules had imposed on what is this machine itself, or nobody: by packets that were sent in its name.
+    pub own: usize,
 }
 
 /// Why a list is refused.
@@ -157,6 +159,7 @@ pub fn read(
         match read.map_err(at_line)? {
             Line::Empty => {}
             Line::Expired => import.expired += 1,
+            Line::Own => import.own += 1,
             Line::Ban(key, ban) => {
                 let longest = import.bans.entry(key).or_insert(ban);
                 if longest.until_ns < ban.until_ns {
@@ -171,6 +174,7 @@ pub fn read(
 enum Line {
     Empty,
     Expired,
+    Own,
     Ban(SourceKey, Ban),
 }
 
@@ -217,7 +221,12 @@ fn json(line: &str, live: &Live, clock: &WallClock) -> Result<Line, LineError> {
         return Err(no_record("its source holds control characters".to_owned()));
     }
     let source = parse_source(&record.ban.source, live.mask())?;
-    refuse_loopback(source, &record.ban.source, live)?;
+    if record.ban.reason.as_deref() == Some(BanReason::Admin.name()) {
+        refuse_loopback(source, &record.ban.source, live)?;
+    } else if is_own(source, live) {
+        // Anybody can have it banned by forged packets; that must not keep all other bans out.
+        return Ok(Line::Own);
+    }
     refuse_labels(source, &record.ban, live)?;
     let now_ns = clock.boot_now_ns();
     let longest_ns = live.unproven_ns(&record.ban).unwrap_or(u64::MAX);
@@ -259,16 +268,20 @@ fn ns(from: Timestamp, to: Timestamp) -> u64 {
 
 /// What the machine says to itself does not come in over the network; whoever lists it has made a mistake.
 fn refuse_loopback(source: Address, text: &str, live: &Live) -> Result<(), LineError> {
+    if is_own(source, live) { Err(LineError::Loopback { text: text.to_owned() }) } else { Ok(()) }
+}
+
+/// Whether a source is the machine itself, or nobody.
+fn is_own(source: Address, live: &Live) -> bool {
     let network = network(source, live.mask().into());
     let within = |host: IpAddr| Cidr::containing(host, network.prefix()) == network;
-    let is_own = match network.address() {
+    match network.address() {
         IpAddr::V4(address) => {
             address.is_loopback() || address.is_unspecified() || within(Ipv4Addr::LOCALHOST.into())
         }
         // `::1` and `::` are neighbours, and of one source.
         IpAddr::V6(address) => address.is_unspecified() || within(std::net::Ipv6Addr::LOCALHOST.into()),
-    };
-    if is_own { Err(LineError::Loopback { text: text.to_owned() }) } else { Ok(()) }
+    }
 }
 
 #[cfg(test)]

@@ -91,7 +91,7 @@ pub fn parse_source(text: &str, mask: SourceMask) -> Result<Address, Unfit> {
     if !text.contains('/') {
         return Ok(mask.source(to_address(parse_address(text)?)));
     }
-    let network: Cidr = text.parse()?;
+    let network = Cidr::of_source(text)?;
     let (address, bits) = network.to_prefix();
     if bits == 128 || bits == source_bits(address, mask) {
         Ok(mask.source(address))
@@ -139,7 +139,7 @@ impl Live {
     /// The source that was meant when sources may have been others: of a longer prefix the one that it lies in. Says
     /// whether that is wider than what was meant.
     pub fn saved_source(&self, text: &str) -> Result<(Address, bool), Unfit> {
-        let network: Cidr = text.parse()?;
+        let network = Cidr::of_source(text)?;
         let (address, bits) = network.to_prefix();
         let live = source_bits(address, self.mask);
         if bits < live {

@@ -18,7 +18,7 @@ use crate::confirm::Waiter;
 use crate::datapath::{self, AttachMode, Datapath, Request, Started};
 use crate::guards::{self, Change, Guard, Start};
 use crate::lock::{StateLock, running_daemon};
-use crate::output::{BOLD, YELLOW};
+use crate::output::{BOLD, YELLOW, printable};
 use crate::paths::{LinkName, Paths};
 use crate::system::{self, Bpffs, ONE_SYS};
 
@@ -175,7 +175,7 @@ pub(super) fn detach(paths: &Paths, args: &DetachArgs, _out: &mut dyn Write) -> 
     }
     for name in &interfaces {
         datapath.detach(name)?;
-        talk::say(&format!("detached from `{name}`"));
+        talk::say(&format!("detached from `{}`", printable(name)));
     }
     // Nobody would miss what is left: no packet comes by it, and nobody uses it.
     if confirm::is_unused(paths, &datapath)? {
@@ -244,7 +244,7 @@ fn not_guarded<'a>(datapath: &Datapath, names: &[&'a String]) -> anyhow::Result<
 }
 
 fn say_not_attached(paths: &Paths, name: &str, waiter: &Waiter) {
-    talk::say(&format!("instance `{}` is not attached to `{name}`", paths.instance()));
+    talk::say(&format!("instance `{}` is not attached to `{}`", paths.instance(), printable(name)));
     if *waiter == Waiter::Silent {
         talk::say(
             "a command waits to be confirmed, and does not say with which interfaces; they detach when it ends",
@@ -376,19 +376,19 @@ pub(super) fn report_attached(paths: &Paths, started: &Started, guards: &[Guard]
         if let Some(reason) = &attached.refused {
             talk::say(&format!(
                 "{YELLOW}warning:{YELLOW:#} `{}` refused native mode ({reason}); generic mode is slower",
-                attached.interface
+                printable(&attached.interface)
             ));
         }
     }
     let guarded = started.datapath.guarded()?;
     for guarded in &guarded {
         if let (Some(name), Some(mode)) = (&guarded.name, guarded.mode) {
-            talk::say(&format!("guarding {BOLD}{name}{BOLD:#} in {mode} mode"));
+            talk::say(&format!("guarding {BOLD}{}{BOLD:#} in {mode} mode", printable(name)));
         }
     }
     if !started.held.is_empty() {
         for attached in started.attached.iter().filter(|attached| !attached.already) {
-            let (name, mode) = (&attached.interface, attached.mode);
+            let (name, mode) = (printable(&attached.interface), attached.mode);
             talk::say(&format!("guarding {BOLD}{name}{BOLD:#} in {mode} mode, until it is confirmed or not"));
         }
     } else if guarded.is_empty() {

@@ -13,7 +13,7 @@ use crate::config::units::Span;
 use crate::confirm::{Ask, Outcome, PendingInterface, Reply, Waiter, Waiting, ask};
 use crate::datapath::{Datapath, Held, Started};
 use crate::lock::{StateLock, running_daemon};
-use crate::output::BOLD;
+use crate::output::{BOLD, printable};
 use crate::paths::Paths;
 
 /// How long others may be changing the instance when the wait has ended; whoever confirms waits for that.
@@ -24,7 +24,7 @@ const LONGEST: Duration = Duration::from_hours(1);
 pub(super) fn confirm(paths: &Paths) -> anyhow::Result<Answer> {
     match ask(paths, Ask::Confirm)? {
         Some(Reply::Done(interfaces)) => {
-            talk::say(&format!("confirmed: guarding {}", interfaces.join(", ")));
+            talk::say(&format!("confirmed: guarding {}", printable(&interfaces.join(", "))));
             Ok(Answer::Done)
         }
         Some(Reply::Failed(why)) => anyhow::bail!("{why}"),
@@ -46,7 +46,10 @@ pub(super) fn cancel(paths: &Paths) -> anyhow::Result<bool> {
         );
     }
     let Some(Reply::Done(interfaces)) = ask(paths, Ask::Cancel)? else { return Ok(false) };
-    talk::say(&format!("no longer waiting for confirmation: detached from {}", interfaces.join(", ")));
+    talk::say(&format!(
+        "no longer waiting for confirmation: detached from {}",
+        printable(&interfaces.join(", "))
+    ));
     Ok(true)
 }
 
@@ -109,7 +112,7 @@ impl Confirmation {
         let deadline = Instant::now() + patience;
         let pending = held(&started);
         let outcome = runtime.block_on(waiting.wait(&pending, deadline, stop.received()));
-        let from = names.join(", ");
+        let from = printable(&names.join(", ")).into_owned();
         let (asker, why) = match outcome {
             Outcome::Confirmed(asker) => {
                 // As long as the links are not pinned it counts as waiting.

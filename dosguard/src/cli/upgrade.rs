@@ -9,7 +9,7 @@ use super::run::KernelLogLevel;
 use super::{Answer, challenge, talk};
 use crate::datapath::{self, Datapath, Error, Fate, LoadOptions, Migrated, Plan};
 use crate::lock::{StateLock, running_daemon};
-use crate::output::{YELLOW, table, write_table};
+use crate::output::{YELLOW, printable, table, write_table};
 use crate::paths::Paths;
 use crate::system;
 
@@ -139,7 +139,7 @@ pub(super) fn say_replaced(interfaces: &[String]) {
     talk::say(&if interfaces.is_empty() {
         "program replaced: counters and bans go on".to_owned()
     } else {
-        format!("program replaced on {}: counters and bans go on", interfaces.join(", "))
+        format!("program replaced on {}: counters and bans go on", printable(&interfaces.join(", ")))
     });
 }
 

@@ -118,6 +118,21 @@ impl Cidr {
         self.prefix
     }
 
+    /// A source as it is shown. Unlike a network on a list, an IPv6 source has no IPv4 addresses in it: `::/64` is one.
+    ///
+    /// # Errors
+    ///
+    /// As with any network.
+    pub fn of_source(text: &str) -> Result<Self, CidrError> {
+        let network: Result<Self, CidrError> = text.parse();
+        let Err(CidrError::CoversIpv4 { .. }) = network else { return network };
+        let shown = text.split_once('/').and_then(|(address, prefix)| {
+            let (address, prefix) = (address.parse().ok()?, prefix.parse().ok()?);
+            Some(Self { address, prefix }).filter(|shown| Self::containing(address, prefix) == *shown)
+        });
+        shown.map_or(network, Ok)
+    }
+
     /// As the maps keep it: an IPv4 prefix is 96 bits longer there.
     pub fn to_prefix(&self) -> (Address, u32) {
         let offset = if self.address.is_ipv4() { u32::from(MAPPED.1) } else { 0 };
@@ -246,6 +261,17 @@ mod tests {
 
     fn cidr(text: &str) -> Cidr {
         text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_source_is_of_one_family() {
+        assert_eq!(Cidr::of_source("::/64").unwrap().to_string(), "::/64");
+        for text in ["192.0.2.7", "2001:db8::/64", "2001:db8::7"] {
+            assert_eq!(Cidr::of_source(text), text.parse());
+        }
+        for text in ["::7/64", "::/129", "::ffff:192.0.2.7", "::/64x", "nobody"] {
+            assert!(Cidr::of_source(text).is_err(), "{text}");
+        }
     }
 
     #[test]

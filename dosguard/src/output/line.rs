@@ -162,6 +162,19 @@ pub(crate) fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(text.chars().map(written).collect())
 }
 
+/// The same of JSON, which stays the same JSON: what is left of it there stands in strings, and is written as those may have it.
+pub(super) fn printable_json(text: String) -> String {
+    if text.is_ascii() && !text.contains('\u{7f}') {
+        return text;
+    }
+    let written = |c: char| match is_obeyed(c) {
+        // All of them have four digits.
+        true => format!("\\u{:04x}", u32::from(c)),
+        false => String::from(c),
+    };
+    text.chars().map(written).collect()
+}
+
 /// Whether a terminal obeys it instead of showing it: C0 and C1, the ends of lines and paragraphs of Unicode, and what
 /// changes the direction of writing.
 fn is_obeyed(c: char) -> bool {
@@ -190,6 +203,16 @@ mod tests {
         assert_eq!(dated(at, zone(0)), "2026-01-31T23:59:59.250+00:00");
         assert_eq!(dated(at, zone(5)), "2026-02-01T04:59:59.250+05:00");
         assert_eq!(dated(at, zone(-8)), "2026-01-31T15:59:59.250-08:00");
+    }
+
+    #[test]
+    fn json_tells_a_terminal_nothing_and_means_the_same() {
+        let text = "a\u{1b}[2J\u{7f}\u{9b}1m\n\u{202e}ä\u{2028}";
+        let mut line = Vec::new();
+        crate::output::write_json(&mut line, &text).unwrap();
+        let line = String::from_utf8(line).unwrap();
+        assert_eq!(line, "\"a\\u001b[2J\\u007f\\u009b1m\\n\\u202eä\\u2028\"\n");
+        assert_eq!(serde_json::from_str::<String>(&line).unwrap(), text);
     }
 
     #[test]

@@ -110,9 +110,9 @@ pub fn write_table(out: &mut dyn Write, table: &Table) -> io::Result<()> {
 /// Writes one JSON object on a line.
 pub fn write_json(out: &mut dyn Write, value: &impl Serialize) -> io::Result<()> {
     // At once: a writer that is asked for each word takes longer than the words.
-    let mut line = serde_json::to_vec(value)?;
-    line.push(b'\n');
-    out.write_all(&line)
+    let mut line = line::printable_json(serde_json::to_string(value)?);
+    line.push('\n');
+    out.write_all(line.as_bytes())
 }
 
 /// A number with its thousands set apart.

@@ -18,7 +18,7 @@ use crate::config::units::Span;
 use crate::datapath::{Datapath, List};
 use crate::guards::{Change, ssh_peer};
 use crate::lock::StateLock;
-use crate::output::{YELLOW, source_text};
+use crate::output::{YELLOW, printable, source_text};
 use crate::paths::Paths;
 use crate::system::{boot_now_ns, require_capabilities, wait_for_running_programs};
 
@@ -175,7 +175,7 @@ pub(super) fn ban_length(text: &str) -> anyhow::Result<Span> {
 /// Refuses a note that does not fit into a label or is no text.
 pub(super) fn check_note(note: &str) -> anyhow::Result<()> {
     anyhow::ensure!(
-        note.len() <= MAX_LABEL && !note.chars().any(char::is_control),
+        note.len() <= MAX_LABEL && printable(note) == note,
         "`--reason` takes one line of up to {MAX_LABEL} bytes\nhint: such as `--reason \"ticket 4711\"`"
     );
     Ok(())

@@ -103,7 +103,7 @@ pub(super) fn import(paths: &Paths, args: &ImportArgs) -> anyhow::Result<Answer>
     let put = Put::plan(datapath.maps(), read.bans, boot_now_ns()?)?;
     let outcome = if args.dry_run { put.foresee() } else { put.apply(&mut datapath)? };
     let said = if args.dry_run { "would be " } else { "" };
-    tell(&outcome, &live, read.expired, said);
+    tell(&outcome, &live, (read.expired, read.own), said);
     if !args.dry_run {
         for (kind, bans) in [(Kind::Ban, &outcome.imposed), (Kind::Extend, &outcome.extended)] {
             names.report(paths, kind, bans);
@@ -112,7 +112,7 @@ pub(super) fn import(paths: &Paths, args: &ImportArgs) -> anyhow::Result<Answer>
     Ok(Answer::Done)
 }
 
-fn tell(outcome: &Outcome, live: &Live, expired: usize, said: &str) {
+fn tell(outcome: &Outcome, live: &Live, (expired, own): (usize, usize), said: &str) {
     let sources = |bans: &[(SourceKey, Ban)]| count(bans.len(), "ban");
     talk::say(&format!("{} {said}imposed", sources(&outcome.imposed)));
     if !outcome.extended.is_empty() {
@@ -123,6 +123,9 @@ fn tell(outcome: &Outcome, live: &Live, expired: usize, said: &str) {
     }
     if expired > 0 {
         talk::say(&format!("{} left out, which had ended", count(expired, "ban")));
+    }
+    if own > 0 {
+        talk::say(&format!("{} left out, of this machine itself or of nobody", count(own, "ban")));
     }
     for source in outcome.allowed.iter().take(TOLD) {
         talk::say(&format!(

@@ -12,7 +12,7 @@ use crate::config::services::CountBy;
 use crate::config::units::Span;
 use crate::confine::Protection;
 use crate::daemon::report::{ConnectionReport, Holder, Rates};
-use crate::output::{BOLD, YELLOW, approx, grouped, table, write_table};
+use crate::output::{BOLD, YELLOW, approx, grouped, printable, table, write_table};
 
 /// Writes it: what is guarded, what is wrong, how fast things happen, and what became of the packets.
 pub(super) fn write(
@@ -31,7 +31,9 @@ pub(super) fn write(
         }
     }
     for warning in &record.warnings {
-        writeln!(out, "{YELLOW}warning:{YELLOW:#} {warning}")?;
+        // What to do stands on a line of its own.
+        let lines: Vec<_> = warning.lines().map(printable).collect();
+        writeln!(out, "{YELLOW}warning:{YELLOW:#} {}", lines.join("\n"))?;
     }
     if let Some(line) = &state.challenges.line {
         writeln!(out, "{line}")?;
@@ -104,7 +106,7 @@ fn protection_text(protection: &Protection) -> String {
 /// What there is to say of an interface that is guarded; the others have a warning.
 fn interface_text(on: &InterfaceRecord) -> Option<String> {
     let (name, mode) = (on.name.as_ref()?, on.mode.as_ref()?);
-    let line = format!("guarding {BOLD}{name}{BOLD:#} in {mode} mode");
+    let line = format!("guarding {BOLD}{}{BOLD:#} in {mode} mode", printable(name));
     Some(match on.detaches_in_s {
         Some(left) => format!("{line}, {YELLOW}detaches in {left:.0} s unless confirmed{YELLOW:#}"),
         None => line,

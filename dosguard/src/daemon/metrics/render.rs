@@ -7,6 +7,7 @@ use prometheus::{GaugeVec, IntCounterVec, Opts, Registry, Result, TextEncoder};
 use super::super::health::{Health, Loss};
 use super::read::{RULE_REASONS, State};
 use crate::config::units::Span;
+use crate::output::printable;
 use dosguard_common::reason::Tally;
 
 /// The metrics as text.
@@ -155,7 +156,13 @@ impl Sheet {
         let interfaces: Vec<_> = state
             .interfaces
             .iter()
-            .map(|on| (on.name.clone().unwrap_or_default(), on.link.ifindex.to_string(), on.mode))
+            .map(|on| {
+                (
+                    printable(on.name.as_deref().unwrap_or_default()).into_owned(),
+                    on.link.ifindex.to_string(),
+                    on.mode,
+                )
+            })
             .collect();
         let attached = interfaces.iter().map(|(name, index, mode)| {
             (vec![name.as_str(), index.as_str()], f64::from(u8::from(mode.is_some())))

@@ -188,7 +188,7 @@ impl<'a> World<'a> {
         let number = |name: &str| status["bans"][name].as_u64().unwrap_or_default();
         // Some more may have ended since.
         let nearly_full = number("used") + 1_000 > number("capacity");
-        ensure!(nearly_full && said.contains("full"), "`dosguard {line}` failed: {said}");
+        ensure!(nearly_full && said.contains("room"), "`dosguard {line}` failed: {said}");
         Ok(false)
     }
 
