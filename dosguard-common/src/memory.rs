@@ -441,11 +441,10 @@ mod tests {
             assert!(tables.remember(&SourceKey::everywhere(source), &Offender::default().after(&ban)));
             assert!(tables.keep_proof(&source, Proof { at_ns: i.into() }));
         }
-        assert!(
-            tables.proofs.len() <= 16 && tables.proofs.contains_key(&Address::from_ipv4([192, 0, 2, 99]))
-        );
+        let last = Address::from_ipv4([192, 0, 2, 99]);
+        assert!(tables.proofs.len() <= 16 && tables.proofs.contains_key(&last));
         assert!(tables.windows.len() <= 16 && tables.offenders.len() <= 16);
-        assert!(tables.offenders.contains_key(&SourceKey::everywhere(Address::from_ipv4([192, 0, 2, 99]))));
+        assert!(tables.offenders.contains_key(&SourceKey::everywhere(last)));
         assert_eq!(tables.forgotten_idle_ns(), Some(8));
     }
 }

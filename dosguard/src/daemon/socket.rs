@@ -27,7 +27,7 @@ use super::events::{EventHub, Listener};
 use super::health::{Health, Loss};
 use super::past::Past;
 use super::protocol::{Line, Request, Wanted};
-use crate::output::{EventRecord, SCHEMA};
+use crate::output::{EventRecord, SCHEMA, write_json};
 use crate::paths::Paths;
 use crate::secure;
 use crate::system;
@@ -291,8 +291,7 @@ async fn send_within(
     }
     let mut lines = Vec::new();
     for value in values {
-        serde_json::to_writer(&mut lines, value)?;
-        lines.push(b'\n');
+        write_json(&mut lines, value)?;
     }
     timeout(patience, writer.write_all(&lines)).await?
 }
