@@ -4,9 +4,10 @@ mod prefixes;
 mod store;
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, HashSet};
+use std::collections::{BinaryHeap, HashMap};
 
 pub use self::prefixes::Prefixes;
+use self::store::Claims;
 pub use self::store::{Ports, RuleCounters, Rules, Windows};
 use crate::abi;
 use crate::address::Address;
@@ -78,7 +79,7 @@ pub struct MemoryTables {
     pub drops: HashMap<Address, u64>,
     noted: Address,
     /// Claims that were made lately.
-    claims: HashSet<Claim>,
+    claims: Claims,
     /// Completed handshakes that were claimed, and when.
     answers: HashMap<Claim, u64>,
     /// The gates for events, one for each CPU and kind.
@@ -121,7 +122,7 @@ impl MemoryTables {
             drops_watched_until_ns: 0,
             drops: HashMap::new(),
             noted: Address::UNSPECIFIED,
-            claims: HashSet::new(),
+            claims: Claims::default(),
             answers: HashMap::new(),
             gates: vec![Default::default(); cpus.max(1)],
             ends: BinaryHeap::new(),
@@ -234,9 +235,6 @@ impl Tables for MemoryTables {
     }
 
     fn claim(&mut self, claim: &Claim) -> Result<(), Refused> {
-        if self.claims.len() >= abi::CLAIMS.entries as usize {
-            self.claims.clear(); // they are over
-        }
         if self.claims.insert(*claim) { Ok(()) } else { Err(Refused::Exists) }
     }
 

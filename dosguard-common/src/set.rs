@@ -62,15 +62,15 @@ const _: () = assert!(size_of::<Set>() == 512);
 impl Spot {
     /// Which place in its set a source gets, if that is free.
     #[inline(always)]
-    const fn likely(self) -> u64 {
+    const fn likely(self) -> usize {
         // Above the lowest bit, which is 1 in each tag.
-        at((self.tag >> 1 & 7) as u64) as u64
+        at((self.tag >> 1 & 7) as u64)
     }
 
     /// Where in its set that place is, in bytes.
     #[inline(always)]
     pub const fn likely_offset(self) -> usize {
-        offset_of!(Set, entries) + self.likely() as usize * size_of::<Entry>()
+        offset_of!(Set, entries) + self.likely() * size_of::<Entry>()
     }
 }
 
@@ -150,7 +150,7 @@ impl Set {
             return (work(&mut entry.window), Room::Had);
         }
         if found == 0 {
-            way = self.oldest(now, spot.likely());
+            way = self.oldest(now, spot.likely() as u64);
         }
         let room = if self.tags[at(way)] == 0 { Room::Free } else { Room::Evicted };
         self.tags[at(way)] = spot.tag;

@@ -123,7 +123,7 @@ pub fn capabilities() -> Result<Vec<Capability>, SystemError> {
     let held = caps::read(None, CapSet::Effective);
     let held = held.map_err(|error| SystemError::KeptCapabilities(error.to_string()))?;
     let mut held: Vec<_> = held.into_iter().collect();
-    held.sort_by_key(|capability| capability.index());
+    held.sort_by_key(caps::Capability::index);
     Ok(held)
 }
 

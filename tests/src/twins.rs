@@ -262,7 +262,9 @@ impl Twins {
             ensure!(there == here, "event {place} since the last look\nkernel {there:?}\nengine {here:?}");
             *self.kinds.entry(there.kind()).or_default() += 1;
         }
-        ensure!(there.len() == here.len(), "kernel {} events, engine {}", there.len(), here.len());
+        let common = there.len().min(here.len());
+        let more = there.get(common..).into_iter().chain(here.get(common..)).flatten().next();
+        ensure!(more.is_none(), "kernel {} events, engine {}: {more:?}", there.len(), here.len());
         Ok(())
     }
 }

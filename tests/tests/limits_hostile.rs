@@ -1,8 +1,6 @@
 //! Hostile text in the names of interfaces, in notes and in the database: no output hands it to a terminal, ends a line with
 //! it or turns around what stands there. Needs root.
 
-#![expect(clippy::unwrap_used, reason = "a test's helpers fail as the test itself does")]
-
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read as _, Write as _};

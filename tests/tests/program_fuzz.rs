@@ -1,7 +1,5 @@
 //! Any frames through the kernel program, for some seconds, and that a program which is wrong is found out. Needs root.
 
-#![expect(clippy::unwrap_used, reason = "what cannot be run, fails the test, in its helpers as well")]
-
 use std::collections::BTreeSet;
 
 use dosguard::datapath::SHIPPED;

@@ -1,7 +1,5 @@
 //! The programs that the one which judges goes on with: that the kernel takes those that it can. Needs root.
 
-#![expect(clippy::unwrap_used, reason = "a step that fails, fails the test, in its helpers as well")]
-
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 

@@ -1,11 +1,12 @@
 //! What stands in for the maps: tables by index where the index is small, hash maps elsewhere.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::ops::Index;
 
 use bytemuck::Zeroable as _;
 
+use crate::claim::Claim;
 use crate::key::SourceKey;
 use crate::reason::Reason;
 use crate::rule::{Rule, RuleIndex};
@@ -33,6 +34,32 @@ impl Ports {
 impl Default for Ports {
     fn default() -> Self {
         Self(vec![RuleIndex::DEFAULT; usize::from(u16::MAX) + 1])
+    }
+}
+
+/// Claims, of which the latest are kept as the kernel's map does that forgets those that were made longest ago: as many as
+/// [`Self::KEPT`] at least, and twice as many at most.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Claims {
+    latest: HashSet<Claim>,
+    earlier: HashSet<Claim>,
+}
+
+impl Claims {
+    const KEPT: usize = 131_072;
+
+    /// Whether it was not made before; it is now.
+    pub(super) fn insert(&mut self, claim: Claim) -> bool {
+        if self.latest.len() >= Self::KEPT {
+            self.earlier = core::mem::take(&mut self.latest);
+        }
+        !self.earlier.contains(&claim) && self.latest.insert(claim)
+    }
+
+    /// It is as if it had not been made.
+    pub(super) fn remove(&mut self, claim: &Claim) {
+        self.latest.remove(claim);
+        self.earlier.remove(claim);
     }
 }
 
@@ -203,5 +230,20 @@ mod tests {
             let expected = [2, 4, 5, 6].contains(&i).then(|| window(i));
             assert_eq!(windows.get_mut(&key(i)).copied(), expected, "{i}");
         }
+    }
+
+    #[test]
+    fn a_claim_that_holds_is_not_made_twice_however_many_there_are() {
+        let mut claims = Claims::default();
+        let claim = |second: usize| Claim::table_full(second as u64);
+        for second in 0..3 * Claims::KEPT {
+            assert!(claims.insert(claim(second)), "{second}");
+            assert!(!claims.insert(claim(second)));
+            let before = second.saturating_sub(Claims::KEPT - 1);
+            assert!(!claims.insert(claim(before)), "{before} is not forgotten yet");
+        }
+        assert!(claims.insert(claim(0)), "what is long over is forgotten");
+        claims.remove(&claim(0));
+        assert!(claims.insert(claim(0)));
     }
 }

@@ -218,7 +218,7 @@ impl<'a> Checks<'a> {
 
     fn nothing_leaks(&mut self, world: &World<'_>) -> Result<()> {
         let bpffs = world.lab.directory().bpffs();
-        let daemon = world.daemon.as_ref().map(|daemon| daemon.pid());
+        let daemon = world.daemon.as_ref().map(dosguard_tests::daemon::Daemon::pid);
         // The next one that looks puts it in order.
         if !world.interrupted {
             let mut found = BTreeSet::new();

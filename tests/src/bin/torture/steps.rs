@@ -96,7 +96,7 @@ impl World<'_> {
                 self.interrupt.wait(Duration::from_millis(50))?;
                 self.done("rule del extra")?;
             }
-            Action::Kill => self.daemon.take().map_or(Ok(()), |daemon| daemon.kill9())?,
+            Action::Kill => self.daemon.take().map_or(Ok(()), dosguard_tests::daemon::Daemon::kill9)?,
             Action::Terminate => {
                 if let Some(daemon) = self.daemon.take() {
                     let status = daemon.terminate()?;
