@@ -109,10 +109,12 @@ impl Pump {
     /// Publishes what neither the history nor the ring buffer had of bans and their ends, and of ends of floods. What is told
     /// already is read from the history, and from memory, where it may be only as yet.
     pub(super) fn catch_up(&mut self, known: &Known, paths: &Paths) -> Result<(), DaemonError> {
-        let Self { datapath, recorder, hub, .. } = self;
+        let Self { datapath, recorder, hub, writer, .. } = self;
         let each_told = |filter: &EventFilter, see: &mut dyn FnMut(&EventRecord)| {
-            // It may be in memory only as yet. A history that cannot be read has told nothing.
+            // It may be in memory only as yet: looked at first, since it goes from there into the history. A history that cannot
+            // be read has told nothing.
             hub.backlog().iter().for_each(|record| see(record));
+            writer.flusher().unwritten(u64::MAX).iter().for_each(|record| see(record));
             let Ok(Some(store)) = Store::open_read_only(paths) else { return };
             let mut after = 0;
             while let Ok(chunk) = store.events(filter, after, CHUNK) {
