@@ -1,6 +1,6 @@
 //! The system calls that the daemon may use, by seccomp.
 //!
-//! Found by running it, and widened by what the C library, SQLite and tokio use in its place on other versions. What is not
+//! Those that the tests of the daemon were seen to need, and what the C library, SQLite and tokio use in their place on other versions. What is not
 //! listed is refused: among it are starting programs, tracing, mounting, modules, keys, other namespaces and io_uring.
 
 use std::collections::BTreeMap;

@@ -45,9 +45,9 @@ impl Folders {
         self.read.extend(nearest(folder));
     }
 
-    /// The same, and written, made and removed.
+    /// What is in the folder is read, written, made and removed. If it is not there, nothing is: what lies above it is others'.
     pub fn write(&mut self, folder: &Path) {
-        self.written.extend(nearest(folder));
+        self.written.extend(nearest(folder).filter(|_| folder.is_dir()));
     }
 
     /// The folder of a file is written.
@@ -131,4 +131,21 @@ fn allow(
     let Ok(file) = PathFd::new(path) else { return Ok(created) };
     let access = if path.is_dir() { access } else { access & AccessFs::from_file(VERSION) };
     created.add_rule(PathBeneath::new(file, access))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_above_a_folder_that_is_missing_is_written() {
+        let above = tempfile::tempdir().unwrap();
+        let (there, missing) = (above.path().join("there"), above.path().join("missing"));
+        std::fs::create_dir(&there).unwrap();
+        let mut folders = Folders::default();
+        folders.write_beside(&there.join("log"));
+        folders.write_beside(&missing.join("log"));
+        folders.write(Path::new("/"));
+        assert_eq!(folders.written, [there]);
+    }
 }
