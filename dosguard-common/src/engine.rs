@@ -225,14 +225,12 @@ fn syn<T: Tables, C: Clock>(
         return Reason::Uncounted;
     };
     // Of all sources together there are too many to count each: who is real shows when it answers.
-    if rule.flood().max != 0 {
-        let now_ns = clock.lately_ns();
-        if is_flooded(tables, config, index, rule, &cause, now_ns)
-            && config.challenges_flood(rule)
-            && evidence(tables, config, key.source_here(), now_ns) == Evidence::None
-        {
-            return Reason::Challenged;
-        }
+    if rule.flood().max != 0
+        && is_flooded(tables, config, index, rule, &cause, clock)
+        && config.challenges_flood(rule)
+        && evidence(tables, config, key.source_here(), clock.lately_ns()) == Evidence::None
+    {
+        return Reason::Challenged;
     }
     // After a ban the source starts with a clean window: counters belong to an era, and a ban ends it.
     let era = if is_marked { era_of(tables, config, &key, rule) } else { 0 };
@@ -297,7 +295,8 @@ fn over<T: Tables, C: Clock>(
     } else if counted.is_first {
         let (cause, now_ns) = (&cause(), clock.now_ns());
         let kind = if config.challenges(rule) { Kind::Challenge } else { Kind::Limited };
-        limited(tables, config, kind, &Over { reason, source, index, rule, count, mode, cause, now_ns });
+        let over = Over { reason, source, index, rule, count, mode, cause, now_ns };
+        limited(tables, config, kind, counted.window, &over);
     }
     over_limit(config, rule)
 }

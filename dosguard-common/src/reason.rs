@@ -65,7 +65,7 @@ counters! {
         NotSyn = "not-syn",
         /// A SYN within its rule's limit.
         UnderLimit = "under-limit",
-        /// A SYN that could not be counted, because its rule was just being written: passes.
+        /// What could not be judged, because its rule, or the settings of all, were just being written: passes.
         Uncounted = "uncounted",
         /// Something that hides what it carries: a TCP segment its flags, an IP header that is shorter than its own minimum,
         /// extension headers or VLAN tags that are too many to follow. Dropped.

@@ -46,7 +46,8 @@ pub struct Window {
     newest: u64,
     /// The rule's generation that the counts belong to.
     generation: u32,
-    /// The window, counted from boot (the last of its bits), in which the source was last seen over the limit.
+    /// The window (the last of its bits, as counted from boot) in which the source was seen over the limit. Any other than that
+    /// of the newest slot says that it was not yet: all others are alike, and none comes back with the same number.
     limited: u16,
     /// Of the set that it lies in: under what its source is counted here; see [`Set`](crate::set::Set).
     pub(crate) place: u16,
@@ -65,6 +66,8 @@ pub struct Counted {
     pub is_over: bool,
     /// Whether it is the first over the limit in its window, with windows laid end to end from boot.
     pub is_first: bool,
+    /// That window, counted from boot.
+    pub window: u64,
 }
 
 impl Window {
@@ -97,6 +100,10 @@ impl Window {
         if passed == 0 {
             return;
         }
+        let window = window_of(slot);
+        if window != window_of(self.newest) {
+            self.limited = low_quarter(window).wrapping_sub(1);
+        }
         // Without a branch for each slot: the kernel's verifier follows every path.
         let mut i = 0;
         while i < SLOTS_U64 {
@@ -106,6 +113,8 @@ impl Window {
             self.counts[place(i)] &= low_half(counts.cast_unsigned());
             i += 1;
         }
+        // Whoever looks without the lock must not see old counts as those of the new slot.
+        black_box(());
         self.newest = slot;
     }
 
@@ -113,16 +122,15 @@ impl Window {
     #[inline(always)]
     pub fn count(&mut self, slot: u64, generation: u32, limit: u32) -> Counted {
         self.advance(slot, generation);
-        let count = self.total() + 1;
+        let (count, window) = (self.total() + 1, window_of(self.newest));
         if count <= limit.into() {
             let place = place(self.newest);
             self.counts[place] = self.counts[place].saturating_add(1);
-            return Counted { count, is_over: false, is_first: false };
+            return Counted { count, is_over: false, is_first: false, window };
         }
-        let window = low_quarter(window_of(slot));
-        let is_first = self.limited != window;
-        self.limited = window;
-        Counted { count, is_over: true, is_first }
+        let is_first = self.limited != low_quarter(window);
+        self.limited = low_quarter(window);
+        Counted { count, is_over: true, is_first, window }
     }
 
     /// Whether a SYN in `slot` is over the limit and not the first of those in its window: then [`Self::count`] would change
@@ -331,7 +339,7 @@ mod tests {
     #[test]
     fn what_is_over_the_limit_does_not_count_and_the_first_of_each_window_is_told_apart() {
         let mut window = Window::zeroed();
-        assert_eq!(window.count(80, 1, 1), Counted { count: 1, is_over: false, is_first: false });
+        assert_eq!(window.count(80, 1, 1), Counted { count: 1, is_over: false, is_first: false, window: 10 });
         let first = [80, 81, 87, 88, 89].map(|slot| {
             let counted = window.count(slot, 1, 1);
             (counted.count, counted.is_over, counted.is_first)
@@ -398,5 +406,22 @@ mod tests {
             window.add();
             window.take_back();
         }
+    }
+
+    #[test]
+    fn the_first_of_a_window_is_the_first_however_long_ago_another_was() {
+        let mut window = Window::first(0, 1);
+        assert!(!window.count(4, 1, 2).is_over);
+        let told = [window.count(4, 1, 2), window.count(4, 1, 2)];
+        assert!(told.iter().all(|over| over.is_over && over.window == 0));
+        assert!(told[0].is_first && !told[1].is_first);
+        // One SYN at a time that is within the limit, so that nothing is forgotten, until the number has no more bits.
+        let again = SLOTS_U64 << 16;
+        for slot in (8..again).step_by(7) {
+            assert!(!window.count(slot, 1, 2).is_over, "{slot}");
+        }
+        let over =
+            std::iter::repeat_with(|| window.count(again, 1, 2)).find(|counted| counted.is_over).unwrap();
+        assert!(over.is_first);
     }
 }

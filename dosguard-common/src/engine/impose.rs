@@ -16,7 +16,7 @@ use crate::opaque::opaque;
 use crate::reason::Tally;
 use crate::rule::{Rule, RuleIndex};
 use crate::tables::{Refused, Scratch, Tables};
-use crate::window::{Window, low_half, window_of};
+use crate::window::{Window, low_half};
 
 /// Notes that a source is real that holds `count` connections to the ports of a rule, and bans it if that is more than it
 /// allows: the same as for too many SYNs, whatever the rule's action. Whoever counts has seen that the source is not allowed.
@@ -202,8 +202,7 @@ pub(super) fn refresh<T: Tables>(
 
 /// Reports the first SYN in a window that is dropped without a ban, or challenged.
 #[inline(always)]
-pub(super) fn limited<T: Tables>(tables: &mut T, config: &Config, kind: Kind, over: &Over<'_>) {
-    let window = window_of(over.rule.slot(over.now_ns));
+pub(super) fn limited<T: Tables>(tables: &mut T, config: &Config, kind: Kind, window: u64, over: &Over<'_>) {
     if tables.claim(&Claim::limited(over.source, over.index, window)).is_ok() {
         report(tables, config, kind, over.now_ns, |event| over.fill(kind, event));
     }

@@ -37,8 +37,8 @@ impl Default for Ports {
     }
 }
 
-/// Claims, of which the latest are kept as the kernel's map does that forgets those that were made longest ago: as many as
-/// [`Self::KEPT`] at least, and twice as many at most.
+/// Claims, of which the latest are kept: as many as [`Self::KEPT`] at least, and twice as many at most. The kernel's map forgets
+/// those that were made longest ago, too, and has room for fewer unless it was made larger.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Claims {
     latest: HashSet<Claim>,

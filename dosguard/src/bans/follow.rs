@@ -1,6 +1,7 @@
 //! A file that follows the bans: its block is kept current, and the file is replaced as a whole, so that whoever reads it
 //! finds the old lines or the new ones and nothing between.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown};
@@ -10,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use thiserror::Error;
 
 use super::block::{self, MarkerError};
-use crate::secure::is_trusted;
+use crate::secure::{is_trusted, require_own_folder};
 
 /// The largest file that is kept.
 const MAX_BYTES: u64 = 64 * 1024 * 1024;
@@ -206,14 +207,11 @@ impl Followed {
 
     /// The file itself: what a symbolic link leads to is replaced, and the link stays.
     fn target(&self) -> Result<PathBuf, FollowError> {
-        // In a folder of somebody else's a link could lead to any file of ours.
-        let linked =
-            fs::symlink_metadata(&self.path).is_ok_and(|link| link.is_symlink() && !is_trusted(link.uid()));
-        if linked {
-            let what = "a symbolic link that another user has made";
-            return Err(FollowError::NoFile { path: self.path.clone(), what });
-        }
         match fs::canonicalize(&self.path) {
+            Ok(target) if self.is_planted(&target)? => {
+                let what = "a symbolic link that another user has made, or may replace";
+                Err(FollowError::NoFile { path: self.path.clone(), what })
+            }
             Ok(target) => Ok(target),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 if self.path.is_symlink() {
@@ -224,6 +222,18 @@ impl Followed {
             }
             Err(error) => Err(at("open", &self.path)(error)),
         }
+    }
+
+    /// Whether a link was followed to `target` that somebody else could have put there: in his folder, or in one that all may
+    /// write in, it may lead to any file of ours. Whoever looked first and followed then would look at another link.
+    fn is_planted(&self, target: &Path) -> Result<bool, FollowError> {
+        let (folder, name) = place(&self.path)?;
+        let real = fs::canonicalize(&folder).map_err(at("open", &folder))?;
+        if real.join(name) == target {
+            return Ok(false);
+        }
+        let link = fs::symlink_metadata(&self.path).map_err(at("look at", &self.path))?;
+        Ok(!is_trusted(link.uid()) || require_own_folder(&real).is_err())
     }
 
     /// Replaces the file, unless it is no longer what was found; then none is returned.
@@ -255,16 +265,23 @@ impl Followed {
 
     /// The folder that the file is in, and a name in it that is nobody else's.
     fn beside(&self, target: &Path) -> Result<(PathBuf, PathBuf), FollowError> {
-        let Some(name) = target.file_name() else {
-            return Err(FollowError::NoFile { path: target.to_owned(), what: "no name of a file" });
-        };
-        let folder = match target.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
+        let (folder, name) = place(target)?;
         let name = format!(".{}.dosguard-{}", name.to_string_lossy(), self.instance);
-        Ok((folder.to_owned(), folder.join(name)))
+        let temporary = folder.join(name);
+        Ok((folder, temporary))
     }
+}
+
+/// The folder that a file is in, and its name.
+fn place(file: &Path) -> Result<(PathBuf, &OsStr), FollowError> {
+    let Some(name) = file.file_name() else {
+        return Err(FollowError::NoFile { path: file.to_owned(), what: "no name of a file" });
+    };
+    let folder = match file.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    Ok((folder.to_owned(), name))
 }
 
 fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FollowError {

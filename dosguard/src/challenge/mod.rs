@@ -248,7 +248,7 @@ impl Look {
                  `attach` or `run` has the reason",
             );
         }
-        let guarded = datapath.guarded_here()?;
+        let (guarded, guards_elsewhere) = datapath.guarded_here()?;
         let names: Vec<_> = guarded.iter().map(|interface| interface.name.as_str()).collect();
         match Host::read(&names) {
             Ok(host) => {
@@ -266,7 +266,7 @@ impl Look {
                 "what it hands on to others cannot be answered in their place",
             );
         }
-        if datapath.guards_elsewhere()? {
+        if guards_elsewhere {
             readiness.obstacle(
                 "an interface of another network namespace is guarded",
                 "its host may be another one; guard it by an instance of its own",

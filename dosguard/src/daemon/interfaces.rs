@@ -75,12 +75,12 @@ struct Watch {
 
 impl Watch {
     fn run(&mut self, wanted: &Receiver<Vec<String>>) {
-        let mut is_first = true;
+        let (mut is_first, mut opened) = (true, None);
         loop {
             for name in self.wanted.clone() {
                 self.look_at(&name);
             }
-            look_after(&self.paths, &self.health, std::mem::take(&mut is_first));
+            look_after(&self.paths, &mut opened, &self.health, std::mem::take(&mut is_first));
             match wanted.recv_timeout(INTERVAL) {
                 Ok(wanted) => self.want(wanted),
                 Err(RecvTimeoutError::Timeout) => {}

@@ -285,6 +285,7 @@ impl Daemon<'_> {
                 Some(_) = self.clients.join_next() => {}
                 Some(record) = self.reported.recv() => {
                     self.pump.publish(record);
+                    self.sweeper.changed();
                 }
                 Some(record) = self.connections.found() => {
                     // After the ban that it is about.

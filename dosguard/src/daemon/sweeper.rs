@@ -4,7 +4,8 @@
 //! Each round has three parts. The thread walks. Then the event loop publishes what the ring buffer holds, which tells of
 //! every ban that the walk has seen (`Pump::settle`; those that have ended it removes later, some at a time). Then the thread
 //! saves: so nothing is saved that was not told. Between the rounds it saves the bans of which the event loop says that they
-//! were told: so a power cut does not cost what was imposed since the last walk.
+//! were told: so a power cut does not cost what was imposed since the last walk. Where there are no bans and none was imposed,
+//! the next walk comes later.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +14,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use dosguard_common::key::SourceKey;
+use dosguard_common::reason::Tally;
 use tokio::sync::mpsc;
 
 use super::events::wall_clock;
@@ -25,6 +27,9 @@ use crate::store::Saves;
 
 /// How often expired bans are looked for.
 const INTERVAL: Duration = Duration::from_millis(500);
+/// The same where there was none, none was imposed and nobody has told of a change: whoever was killed before he could tell of
+/// his ban is found out so late.
+const QUIET_INTERVAL: Duration = Duration::from_secs(5);
 /// The thread works at most this part of the time: with very many bans it looks less often.
 const SHARE: u32 = 4;
 /// Bans that were told are saved together with what is told so soon after.
@@ -55,6 +60,8 @@ pub(super) struct Sweeper {
 enum News {
     /// Bans were told that are to be found at these keys.
     Imposed(Vec<SourceKey>),
+    /// Somebody else has changed something.
+    Changed,
     /// A walk, given back when everything that it has seen is told, or that failed.
     Settled(Look, Result<(), DaemonError>),
 }
@@ -82,6 +89,7 @@ impl Sweeper {
             heard,
             saves_last: Arc::clone(&saves_last),
             imposed: Vec::new(),
+            quiet_since: None,
             saved_at,
             marked_at: Instant::now(),
         };
@@ -108,6 +116,12 @@ impl Sweeper {
         }
     }
 
+    /// A change was told that somebody else has made: the next walk is not put off.
+    pub(super) fn changed(&self) {
+        // A thread that has so much to hear puts nothing off.
+        let _ = self.news.try_send(News::Changed);
+    }
+
     /// Ends the thread, which then saves what has changed until now, if that is told.
     pub(super) fn finish(self, told: bool) -> Result<(), DaemonError> {
         let Self { looks, news, saves_last, thread } = self;
@@ -129,6 +143,8 @@ struct Work {
     saves_last: Arc<AtomicBool>,
     /// Where bans are that were told and may not be saved yet.
     imposed: Vec<SourceKey>,
+    /// Bans that the kernel had imposed before the last walk, if that has found none and nothing was told since.
+    quiet_since: Option<u64>,
     /// When something was last saved.
     saved_at: Instant,
     /// When sources were last marked, or the thread began: whoever writes bans is to find the same marks for as long as that takes,
@@ -140,8 +156,9 @@ impl Work {
     fn run(mut self, looked: &mpsc::Sender<Look>) -> Result<(), DaemonError> {
         while let Some(round) = self.round(looked) {
             let worked = *round.as_ref().unwrap_or(&Duration::ZERO);
-            let until = Instant::now() + INTERVAL.max(worked * SHARE);
-            let Some(paused) = self.pause(until) else { break };
+            let now = Instant::now();
+            let until = now + INTERVAL.max(worked * SHARE);
+            let Some(paused) = self.pause(until, now + QUIET_INTERVAL) else { break };
             // What fails now may work the next time.
             match round.and(paused) {
                 Ok(()) => self.health.recovered(ABOUT),
@@ -162,16 +179,20 @@ impl Work {
     fn round(&mut self, looked: &mpsc::Sender<Look>) -> Option<Result<Duration, DaemonError>> {
         let began = Instant::now();
         self.renew_marks();
-        let look = match self.datapath.look() {
-            Ok(look) => look,
+        self.quiet_since = None;
+        let imposed = self.datapath.maps().tallied(Tally::BanImposed);
+        let (imposed, look) = match imposed.and_then(|imposed| Ok((imposed, self.datapath.look()?))) {
+            Ok(looked) => looked,
             Err(error) => return Some(Err(error.into())),
         };
+        self.quiet_since = (look.bans.is_empty() && look.expired.is_empty()).then_some(imposed);
         let walked = began.elapsed();
         looked.blocking_send(look).ok()?;
         let (look, told) = loop {
             match self.heard.recv().ok()? {
                 // The walk may not have seen them: they wait until what it has seen is saved.
                 News::Imposed(keys) => self.keep(keys),
+                News::Changed => self.quiet_since = None,
                 News::Settled(look, told) => break (look, told),
             }
         };
@@ -194,8 +215,14 @@ impl Work {
         }
     }
 
-    /// Saves what is told meanwhile. None if the event loop has ended.
-    fn pause(&mut self, until: Instant) -> Option<Result<(), DaemonError>> {
+    /// Whether the next walk would find no more than the last one, which has found nothing.
+    fn is_quiet(&self) -> bool {
+        let imposed = || self.datapath.maps().tallied(Tally::BanImposed).ok();
+        !self.saves.needs_whole() && self.quiet_since.is_some() && self.quiet_since == imposed()
+    }
+
+    /// Saves what is told meanwhile, until then, or until `latest` where all is quiet. None if the event loop has ended.
+    fn pause(&mut self, mut until: Instant, latest: Instant) -> Option<Result<(), DaemonError>> {
         let mut paused = self.save_imposed();
         let mut save_at = None;
         loop {
@@ -206,10 +233,16 @@ impl Work {
                 save_at = None;
             }
             if now >= until {
-                return Some(paused);
+                if now >= latest || !self.is_quiet() {
+                    return Some(paused);
+                }
+                until = latest.min(now + INTERVAL);
+                continue;
             }
             match self.heard.recv_timeout(next.saturating_duration_since(now)) {
+                Ok(News::Changed) => self.quiet_since = None,
                 Ok(News::Imposed(keys)) => {
+                    self.quiet_since = None;
                     self.keep(keys);
                     save_at.get_or_insert(now + GATHER);
                 }

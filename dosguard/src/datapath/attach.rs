@@ -80,6 +80,11 @@ pub struct Guarded {
 impl Datapath {
     /// The interfaces that the instance has a link to, as the kernel sees them from this network namespace.
     pub fn guarded(&self) -> Result<Vec<Guarded>, Error> {
+        self.guarded_among().map(|(guarded, _)| guarded)
+    }
+
+    /// The same, and all interfaces of this network namespace.
+    pub(super) fn guarded_among(&self) -> Result<(Vec<Guarded>, Vec<Interface>), Error> {
         const TRIES: u32 = 10;
         let here = network_namespace()?;
         let mut tries = 0;
@@ -94,7 +99,7 @@ impl Datapath {
         }
     }
 
-    fn guarded_by(&self, own: &[u32], here: u64) -> Result<Vec<Guarded>, Error> {
+    fn guarded_by(&self, own: &[u32], here: u64) -> Result<(Vec<Guarded>, Vec<Interface>), Error> {
         let present = interfaces().map_err(Error::Netlink)?;
         let guarded = |link: LinkName| {
             let interface =
@@ -106,7 +111,8 @@ impl Datapath {
                 mode: on_it.map(|on| on.mode),
             }
         };
-        Ok(links_in(&self.paths.pins())?.into_iter().map(guarded).collect())
+        let guarded = links_in(&self.paths.pins())?.into_iter().map(guarded).collect();
+        Ok((guarded, present))
     }
 
     /// Attaches to an interface. Nobody else's program is replaced. Unless it was attached before, the link is in the

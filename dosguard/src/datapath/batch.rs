@@ -6,10 +6,12 @@ use std::os::fd::{AsRawFd as _, OwnedFd};
 use aya_obj::generated::{bpf_attr__bindgen_ty_3 as BatchAttr, bpf_cmd};
 use bytemuck::{Pod, Zeroable};
 
-/// How many entries are asked for at once.
+/// How many entries are asked for at once, where there are many; the memory for them is new each time.
 const BATCH: usize = 4_096;
-/// The same where each has many values.
-const LEAST_BATCH: usize = 64;
+/// The same at first, and where each has many values.
+const LEAST_BATCH: usize = 256;
+/// What there is room for grows as fast.
+const GROWTH: usize = 4;
 /// A bucket with more entries than this is no hash any more.
 const MAX_BATCH: usize = 1 << 20;
 
@@ -73,7 +75,8 @@ fn walk<K: Pod, V: Pod>(
     values_each: usize,
     mut see: impl FnMut(&[K], &[V]),
 ) -> io::Result<bool> {
-    let mut room = (BATCH / values_each).max(LEAST_BATCH);
+    let most = (BATCH / values_each).max(LEAST_BATCH);
+    let mut room = LEAST_BATCH;
     let (mut keys, mut values) = buffers::<K, V>(room, values_each);
     // The kernel's place in the map: the number of a bucket, or the last key of an array.
     let (mut place, mut next) = (0_u32, 0_u32);
@@ -106,10 +109,14 @@ fn walk<K: Pod, V: Pod>(
                 }
                 place = next;
                 is_first = false;
+                if room < most {
+                    room = most.min(room * GROWTH);
+                    (keys, values) = buffers(room, values_each);
+                }
             }
             // One bucket alone has more entries.
             Some(libc::ENOSPC) if room < MAX_BATCH => {
-                room *= 4;
+                room *= GROWTH;
                 (keys, values) = buffers(room, values_each);
             }
             Some(libc::EINTR) => {}

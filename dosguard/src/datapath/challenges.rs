@@ -10,7 +10,7 @@ use dosguard_common::challenge::SynAck;
 
 use super::attach::network_namespace;
 use super::object::{CHALLENGES, looks_at_segments, makes_cookies};
-use super::{Datapath, Error, Interface, LoadOptions, Maps, interfaces, pinned_map};
+use super::{Datapath, Error, Interface, LoadOptions, Maps, pinned_map};
 use crate::connections::{ListenerLayout, RequestLayout};
 
 /// Loads the programs onto the maps that are pinned in a folder, and puts them in their places. Where challenges are sent, they
@@ -98,19 +98,13 @@ fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp, ProgramErr
 }
 
 impl Datapath {
-    /// Whether an interface of another network namespace is guarded.
-    pub fn guards_elsewhere(&self) -> Result<bool, Error> {
+    /// The interfaces of this network namespace that are guarded, and whether one of another is.
+    pub fn guarded_here(&self) -> Result<(Vec<Interface>, bool), Error> {
         let here = network_namespace()?;
-        Ok(self.guarded()?.iter().any(|on| on.link.namespace != here))
-    }
-
-    /// The interfaces of this network namespace that are guarded.
-    pub fn guarded_here(&self) -> Result<Vec<Interface>, Error> {
-        let guarded = self.guarded()?;
-        let mut present = interfaces().map_err(Error::Netlink)?;
+        let (guarded, mut present) = self.guarded_among()?;
         present.retain(|interface| {
             guarded.iter().any(|on| on.mode.is_some() && on.link.ifindex == interface.index)
         });
-        Ok(present)
+        Ok((present, guarded.iter().any(|on| on.link.namespace != here)))
     }
 }

@@ -77,7 +77,7 @@ impl Setup {
             .with_challenge(kind != Kind::Plain && random.u8(0..3) != 0);
         let mut sizes = Vec::new();
         if kind == Kind::Twins {
-            // Nothing that is least recently used may go: tables in memory keep all.
+            // Nothing that is least recently used may go: tables in memory keep all, and claims for as long as these.
             sizes.extend([abi::CLAIMS, abi::SYNS, abi::OFFENDERS].map(|map| (map.name, 1 << 18)));
         } else if random.bool() {
             sizes.extend([(abi::SYNS.name, 1 << 10), (abi::OFFENDERS.name, 64), (abi::CLAIMS.name, 64)]);

@@ -70,6 +70,24 @@ fn mode_and_attributes_stay() {
 }
 
 #[test]
+fn a_symbolic_link_where_others_may_put_one_is_not_followed() {
+    let folder = tempfile::tempdir().unwrap();
+    let theirs = folder.path().join("theirs");
+    fs::create_dir(&theirs).unwrap();
+    let (ours, link) = (folder.path().join("hosts.deny"), theirs.join("deny"));
+    fs::write(&ours, "mine\n").unwrap();
+    symlink(&ours, &link).unwrap();
+    fs::set_permissions(&theirs, Permissions::from_mode(0o777)).unwrap();
+    let mut linked = Followed::new(link, "lab");
+    for said in [linked.update(LINES).unwrap_err(), linked.replace(LINES).unwrap_err()] {
+        assert!(said.to_string().contains("may replace"), "{said}");
+    }
+    assert_eq!(fs::read_to_string(&ours).unwrap(), "mine\n");
+    fs::set_permissions(&theirs, Permissions::from_mode(0o755)).unwrap();
+    assert!(linked.update(LINES).unwrap());
+}
+
+#[test]
 fn a_symbolic_link_stays_and_what_it_leads_to_is_replaced() {
     let (folder, followed) = folder_with("x\n");
     let link = folder.path().join("link");

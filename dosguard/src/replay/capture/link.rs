@@ -6,7 +6,7 @@
 use std::cell::Cell;
 use std::fmt;
 
-use dosguard_common::frame::{Arrival, Frame, MAX_OFFSET};
+use dosguard_common::frame::{Arrival, Frame, HEAD, HEAD_LEN, MAX_OFFSET};
 
 use super::Packet;
 
@@ -166,6 +166,20 @@ impl Frame for LinkFrame<'_> {
         let behind = self.head.get(offset..)?.iter().chain(self.body);
         bytes.iter_mut().zip(behind).for_each(|(byte, captured)| *byte = *captured);
         Some(bytes)
+    }
+
+    #[inline]
+    fn head(&self) -> Option<[u32; HEAD.len()]> {
+        // Not every packet has so much that matters: what was not captured of it is not missed yet.
+        let body = self.body.first_chunk::<{ HEAD_LEN - ETHERNET_LEN }>()?;
+        let word = |bytes: &[u8], at: usize| {
+            let word = bytes.get(at..).and_then(|bytes| bytes.first_chunk().copied());
+            word.map_or(0, u32::from_ne_bytes)
+        };
+        let [kind_0, kind_1] = [self.head[ETHERNET_LEN - 2], self.head[ETHERNET_LEN - 1]];
+        let mut words = HEAD.map(|at| word(body, at.wrapping_sub(ETHERNET_LEN)));
+        words[0] = u32::from_ne_bytes([kind_0, kind_1, body[0], body[1]]);
+        Some(words)
     }
 
     fn length(&self) -> u64 {
