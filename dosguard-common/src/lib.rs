@@ -4,6 +4,7 @@
 //! generic over a [`frame::Frame`] (bounded reads of bytes) and [`tables::Tables`] (allow-list, bans, rules,
 //! counters, events). The kernel gives it `XdpContext` and BPF maps, userspace a byte slice and tables in memory.
 //! Time is always an argument: nanoseconds of `CLOCK_BOOTTIME`, which goes on during suspend.
+#![forbid(unsafe_code)]
 #![cfg_attr(not(any(test, feature = "memory")), no_std)]
 
 pub mod abi;

@@ -2,6 +2,8 @@
 //!
 //! Every verb makes sure by itself that what it needs is installed; see [`setup`].
 
+#![forbid(unsafe_code)]
+
 mod bench;
 mod demo;
 mod fuzz;

@@ -35,6 +35,30 @@ pub fn strings(text: &str, section: &str, key: &str) -> Option<Vec<String>> {
     Some(value(text, section, key)?.split('"').skip(1).step_by(2).map(str::to_owned).collect())
 }
 
+/// The keys in every section whose name ends with `ending`, such as `dependencies`, which `dev-dependencies` ends with as well. A key is
+/// what stands before the first dot: `name.workspace = true` is about `name`.
+pub fn keys(text: &str, ending: &str) -> Vec<String> {
+    let (mut within, mut depth, mut found) = (false, 0_usize, Vec::new());
+    for line in text.lines().map(|line| without_comment(line).trim()) {
+        if depth == 0
+            && let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'))
+        {
+            within = name.trim().ends_with(ending);
+            continue;
+        }
+        if within
+            && depth == 0
+            && let Some((name, _)) = line.split_once('=')
+        {
+            let name = name.trim().split('.').next().unwrap_or_default();
+            found.push(name.trim_matches('"').to_owned());
+        }
+        // An array over several lines.
+        depth = (depth + line.matches('[').count()).saturating_sub(line.matches(']').count());
+    }
+    found
+}
+
 fn without_comment(line: &str) -> &str {
     let mut quoted = false;
     let comment = line.find(|c| {
@@ -77,5 +101,26 @@ mod tests {
         assert_eq!(strings(TEXT, "workspace", "members").unwrap(), ["a", "b/c"]);
         assert_eq!(strings(TEXT, "workspace", "default-members").unwrap(), ["a"]);
         assert_eq!(strings("members = [", "", "members"), None, "cut short");
+    }
+
+    #[test]
+    fn keys_are_those_of_all_such_sections() {
+        let text = r#"
+            [package]
+            name = "a"
+            [dependencies]
+            one = "1"   # why
+            two.workspace = true
+            three = { version = "1", features = [
+                "four",
+                "five = 6",
+            ] }
+            [target.'cfg(unix)'.dev-dependencies]
+            seven = { workspace = true }
+            [lints]
+            workspace = true
+        "#;
+        assert_eq!(keys(text, "dependencies"), ["one", "two", "three", "seven"]);
+        assert!(keys(text, "features").is_empty());
     }
 }

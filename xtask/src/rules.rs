@@ -1,5 +1,6 @@
 //! Rules of this workspace that no compiler checks.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -10,12 +11,31 @@ use crate::manifest;
 /// More than this and a file holds more than one thing.
 const MAX_LINES: usize = 450;
 
+/// Where it is written why a crate is used.
+const REASONS: &str = "docs/dependencies.md";
+
+/// Crates that could have no `unsafe` even if somebody said why.
+const SAFE: [&str; 2] = ["dosguard-common/src/lib.rs", "xtask/src/main.rs"];
+const FORBID: &str = "#![forbid(unsafe_code)]";
+
 /// Checks every rule and fails with all that is wrong.
 pub fn check(root: &Path) -> Result<()> {
     let manifest = read(&root.join("Cargo.toml"))?;
     let members = manifest::strings(&manifest, "workspace", "members")
         .context("no `members` under `[workspace]` in `Cargo.toml`")?;
     let mut wrong = Vec::new();
+    let (own, mut used) = (own_packages(root, &members)?, BTreeSet::new());
+    // What is fuzzed is no member.
+    for member in members.iter().map(String::as_str).chain(["fuzz"]) {
+        let text = read(&root.join(member).join("Cargo.toml"))?;
+        used.extend(manifest::keys(&text, "dependencies").into_iter().filter(|name| !own.contains(name)));
+    }
+    wrong.extend(unexplained(&read(&root.join(REASONS))?, &used));
+    for path in SAFE {
+        if !read(&root.join(path))?.lines().any(|line| line == FORBID) {
+            wrong.push(format!("{path}: `{FORBID}` is missing"));
+        }
+    }
     for member in members {
         let path = Path::new(&member).join("Cargo.toml");
         let text = read(&root.join(&path))?;
@@ -32,6 +52,26 @@ pub fn check(root: &Path) -> Result<()> {
         return Ok(());
     }
     bail!("the workspace breaks its own rules\n  {}", wrong.join("\n  "))
+}
+
+/// The names of the workspace's own packages.
+fn own_packages(root: &Path, members: &[String]) -> Result<BTreeSet<String>> {
+    let name = |member: &String| {
+        let path = root.join(member).join("Cargo.toml");
+        manifest::string(&read(&path)?, "package", "name")
+            .with_context(|| format!("no name of a package in `{}`", path.display()))
+    };
+    members.iter().map(name).collect()
+}
+
+/// Direct dependencies without a reason, and reasons for what is none. Those of a line stand in its first cell.
+fn unexplained(reasons: &str, used: &BTreeSet<String>) -> Vec<String> {
+    let cells = reasons.lines().filter_map(|line| line.strip_prefix("| `")?.split(" |").next());
+    // Between the ticks are the odd pieces, of which the first tick is gone.
+    let named: BTreeSet<_> = cells.flat_map(|cell| cell.split('`').step_by(2)).map(str::to_owned).collect();
+    let missing = used.difference(&named).map(|name| format!("{REASONS}: no reason for `{name}`"));
+    let surplus = named.difference(used).map(|name| format!("{REASONS}: `{name}` is no direct dependency"));
+    missing.chain(surplus).collect()
 }
 
 /// What a member's manifest lacks.
@@ -86,6 +126,18 @@ mod tests {
         let commented_out = good.replace("workspace = true\n\n", "workspace = true\n\n#");
         assert_eq!(broken_rules(&commented_out).len(), 1);
         assert_eq!(broken_rules("[package]\nname = \"a\"\n").len(), 2);
+    }
+
+    #[test]
+    fn every_direct_dependency_has_a_reason_and_every_reason_a_dependency() {
+        let reasons =
+            "# Why\n\n| crate | why |\n| --- | --- |\n| `one`, `two` | `none` of it |\n| `three` | so |\n";
+        let used = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+        assert!(unexplained(reasons, &used(&["one", "two", "three"])).is_empty());
+        let wrong = unexplained(reasons, &used(&["one", "three", "none"]));
+        assert!(
+            matches!(&wrong[..], [missing, surplus] if missing.ends_with("for `none`") && surplus.contains("`two` is no"))
+        );
     }
 
     #[test]
