@@ -17,7 +17,7 @@ use crate::{
     plan::SOURCES,
     steps::{Done, daemon_said},
     traffic::{PROBES, probe},
-    world::{PATIENCE, World},
+    world::World,
 };
 
 /// Files that the daemon may have open beside those of its first moments and one for each reader.
@@ -29,7 +29,7 @@ const WARM: u64 = 30;
 /// What it may take beyond that: what waits for a disk and for readers is bounded.
 const MORE_KIB: u64 = 64 * 1024;
 /// What it may take until then.
-const FIRST_KIB: u64 = 256 * 1024;
+const FIRST_KIB: u64 = 128 * 1024;
 
 /// Looks, and keeps what it needs to compare with.
 pub(crate) struct Checks<'a> {
@@ -134,7 +134,7 @@ impl<'a> Checks<'a> {
         }
         let expected = sent - (world.lost()? - lost);
         let mut found = 0;
-        let waited = wait_until("its packets", PATIENCE, || {
+        let waited = wait_until("its packets", world.patience, || {
             found = grown(&self.behind.read()?, &before.counts, source);
             Ok(found >= expected)
         });
@@ -170,7 +170,7 @@ impl<'a> Checks<'a> {
             Some(Fate::Drop) | None => 0,
         };
         let mut now = BTreeMap::new();
-        let all_came = wait_until("the probes", PATIENCE, || {
+        let all_came = wait_until("the probes", world.patience, || {
             now = self.behind.read()?;
             Ok(sources.iter().all(|source| grown(&now, &before, *source) >= expected(*source)))
         });
@@ -190,7 +190,7 @@ impl<'a> Checks<'a> {
 
     fn adds_up(&mut self, world: &World<'_>) -> Result<()> {
         let (mut arrived, mut now) = (0, 0);
-        let waited = wait_until("the sum", PATIENCE, || {
+        let waited = wait_until("the sum", world.patience, || {
             (arrived, now) = (world.arrived()?, counted(world)?);
             Ok(i128::from(arrived) - i128::from(now) == self.uncounted)
         });
@@ -222,7 +222,7 @@ impl<'a> Checks<'a> {
         // The next one that looks puts it in order.
         if !world.interrupted {
             let mut found = BTreeSet::new();
-            let waited = wait_until("the pins", PATIENCE, || {
+            let waited = wait_until("the pins", world.patience, || {
                 found = names(&bpffs)?;
                 Ok(found == self.pins)
             });
@@ -231,7 +231,7 @@ impl<'a> Checks<'a> {
             self.made += 1;
         }
         let mut stays = Vec::new();
-        let waited = wait_until("what nobody holds goes", PATIENCE, || {
+        let waited = wait_until("what nobody holds goes", world.patience, || {
             let held = held(&bpffs, daemon)?;
             self.seen.extend(&held);
             stays = left(&self.seen, &held)?;
@@ -247,17 +247,20 @@ impl<'a> Checks<'a> {
         let mut usage = Usage::default();
         let files = self.files + MORE_FILES + world.readers.len();
         let threads = self.threads + MORE_THREADS;
-        let waited = wait_until("files and threads", PATIENCE, || {
+        let waited = wait_until("files and threads", world.patience, || {
             usage = Usage::of(pid)?;
             Ok(usage.files <= files && usage.threads <= threads)
         });
-        ensure!(
-            waited.is_ok(),
-            "the daemon has {usage:?}; {} files and {} threads at first, {} readers now",
-            self.files,
-            self.threads,
-            world.readers.len()
-        );
+        for (what, now, most, at_first) in
+            [("files", usage.files, files, self.files), ("threads", usage.threads, threads, self.threads)]
+        {
+            ensure!(
+                now <= most,
+                "the daemon has {now} {what}; {at_first} at first, {} readers now",
+                world.readers.len()
+            );
+        }
+        waited?;
         let most = if self.steps <= WARM {
             self.warm_kib = self.warm_kib.max(usage.resident_kib);
             FIRST_KIB

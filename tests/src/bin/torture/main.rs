@@ -10,6 +10,7 @@ macro_rules! say {
 }
 
 mod behind;
+mod breaks;
 mod checks;
 mod holdings;
 mod memory;
@@ -28,7 +29,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use clap::Parser;
+use clap::{Parser, ValueEnum as _};
 use dosguard::config::units::Span;
 use dosguard_tests::{
     challenges::make_possible,
@@ -38,6 +39,7 @@ use dosguard_tests::{
 };
 
 use crate::{
+    breaks::{Break, Broken},
     checks::{Checks, warnings},
     plan::{Plan, Settings, Step},
     world::World,
@@ -66,6 +68,10 @@ struct Arguments {
     /// So many steps at most.
     #[arg(long, default_value_t = u64::MAX, hide_default_value = true)]
     steps: u64,
+
+    /// Breaks this in the third step of three, which must then be found out: shows that each look can fail.
+    #[arg(long = "break", value_name = "WHAT")]
+    broken: Option<Break>,
 }
 
 fn main() -> ExitCode {
@@ -97,23 +103,28 @@ fn run(arguments: &Arguments, seed: u64) -> Result<bool> {
     world.start()?;
     world.wait_for_spare()?;
     let mut checks = Checks::begin(&world)?;
+    let mut broken = arguments.broken.map(Broken::prepare).transpose()?;
 
     let began = Instant::now();
     let mut tally = Tally::default();
-    for (step, number) in Plan::new(seed).zip(1..=arguments.steps) {
+    let given = arguments.broken.map(Break::steps);
+    let last = given.as_ref().map_or(u64::MAX, |steps| steps.len() as u64);
+    let planned = Plan::new(seed).take(if given.is_some() { 0 } else { usize::MAX });
+    for (step, number) in given.into_iter().flatten().chain(planned).zip(1..=arguments.steps) {
         if began.elapsed() >= arguments.time.duration() {
             break;
         }
         interrupt.check()?;
         let started = Instant::now();
-        let notes = one(&mut world, &mut checks, &step);
+        let broken = broken.as_mut().filter(|_| number == last);
+        let notes = one(&mut world, &mut checks, &step, broken);
         let took = started.elapsed();
         tally.add(number, &step);
         match notes {
             Ok(notes) => say!("{number:>5}  {:>6.2}s  {step}{notes}", took.as_secs_f64()),
-            Err(error) if error.is::<Interrupted>() => return Err(error),
+            Err(error) if error.is::<Interrupted>() || error.is::<NotBroken>() => return Err(error),
             Err(error) => {
-                fail(&world, &tally, seed, number, &error);
+                fail(&world, &tally, (seed, number, arguments.broken), &error);
                 return Ok(false);
             }
         }
@@ -123,14 +134,30 @@ fn run(arguments: &Arguments, seed: u64) -> Result<bool> {
 }
 
 /// Does a step while it floods, then looks at everything; returns what there is to note.
-fn one(world: &mut World<'_>, checks: &mut Checks<'_>, step: &Step) -> Result<String> {
+fn one(
+    world: &mut World<'_>,
+    checks: &mut Checks<'_>,
+    step: &Step,
+    broken: Option<&mut Broken>,
+) -> Result<String> {
     let before = checks.before(world)?;
     let flood = traffic::start(world.lab, step.flood, &world.model, world.lost()?)?;
+    broken.map_or(Ok(()), |broken| broken.strike(world)).context(NotBroken)?;
     let done = world.act(&step.action);
     let allowed = flood.stop()?;
     let done = done?;
     checks.after(world, &before, &done, allowed)?;
     Ok(done.notes.iter().map(|note| format!("; {note}")).collect())
+}
+
+/// What was to be broken could not be: no defect of anybody's.
+#[derive(Debug)]
+struct NotBroken;
+
+impl std::fmt::Display for NotBroken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("it cannot be broken")
+    }
 }
 
 /// How often each kind of step was made.
@@ -158,7 +185,12 @@ impl Tally {
     }
 }
 
-fn fail(world: &World<'_>, tally: &Tally, seed: u64, number: u64, error: &anyhow::Error) {
+fn fail(
+    world: &World<'_>,
+    tally: &Tally,
+    (seed, number, broken): (u64, u64, Option<Break>),
+    error: &anyhow::Error,
+) {
     say!("\nstep {number} broke something: {error:#}");
     say!("\nthe last steps:\n{}", tally.last.join("\n"));
     say!("\nwhat must be true: {:?}", world.model);
@@ -173,7 +205,11 @@ fn fail(world: &World<'_>, tally: &Tally, seed: u64, number: u64, error: &anyhow
         }
         None => say!("no daemon runs"),
     }
-    say!("\nseed {seed}; again with `cargo xtask torture --seed {seed} --steps {number}`");
+    let (purpose, option) = match broken.and_then(|broken| broken.to_possible_value()) {
+        Some(name) => (" (it was broken on purpose)", format!(" --break {}", name.get_name())),
+        None => ("", String::new()),
+    };
+    say!("\nseed {seed}{purpose}; again with `cargo xtask torture --seed {seed} --steps {number}{option}`");
 }
 
 fn summarize(world: &World<'_>, checks: &Checks<'_>, tally: &Tally, seed: u64, took: Duration) -> Result<()> {

@@ -4,9 +4,14 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
+use dosguard_tests::wait::wait_until;
+
+/// How long it may take to be empty.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The group; removed when dropped, once nobody is in it any more.
 pub(crate) struct Group {
@@ -67,7 +72,9 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir(&self.path) {
+        // Whoever was in it may be leaving.
+        let removed = wait_until("the group is empty", PATIENCE, || Ok(fs::remove_dir(&self.path).is_ok()));
+        if let Err(error) = removed {
             eprintln!("torture: cannot remove `{}`: {error}", self.path.display());
         }
     }

@@ -75,6 +75,8 @@ pub(crate) struct World<'a> {
     pub(crate) known_spare: usize,
     /// Into the attacker's side, and into the third interface.
     pub(crate) senders: [Sender; 2],
+    /// How long looks wait for what should be so.
+    pub(crate) patience: Duration,
     /// Frames that had come in on third interfaces which are gone.
     arrived_before: u64,
 }
@@ -110,6 +112,7 @@ impl<'a> World<'a> {
             spare: 0,
             known_spare: 0,
             senders,
+            patience: PATIENCE,
             arrived_before: 0,
         };
         world.write_config()?;
@@ -239,20 +242,24 @@ pub(crate) fn ip(lab: &Lab, line: &str) -> Result<()> {
 
 /// Makes the third pair and returns what sends into it.
 fn make_spare(lab: &Lab, name: usize) -> Result<Sender> {
-    let name = SPARE.get(name).copied().unwrap_or_default();
+    make_pair(lab, SPARE.get(name).copied().unwrap_or_default(), SPARE_PEER)
+}
+
+/// Makes a pair between the guard and the attacker, and returns what sends into it.
+pub(crate) fn make_pair(lab: &Lab, name: &str, peer: &str) -> Result<Sender> {
     let (guard, attacker) = (lab.guard(), lab.attacker());
     let line = format!(
-        "-n {} link add {name} address {GUARD_MAC} type veth peer name {SPARE_PEER} netns {}",
+        "-n {} link add {name} address {GUARD_MAC} type veth peer name {peer} netns {}",
         guard.name(),
         attacker.name()
     );
     netns::run(std::process::Command::new("ip").args(line.split_whitespace()))?;
-    for (namespace, name) in [(guard, name), (attacker, SPARE_PEER)] {
+    for (namespace, name) in [(guard, name), (attacker, peer)] {
         let off = ["gro", "off", "tx", "off", "rx", "off"];
         namespace.run("ethtool", ["-K", name].into_iter().chain(off))?;
         namespace.run("ip", ["link", "set", name, "arp", "off", "up"])?;
     }
-    Sender::new(attacker, SPARE_PEER)
+    Sender::new(attacker, peer)
 }
 
 /// What a command said that did not succeed.
