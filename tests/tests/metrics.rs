@@ -118,6 +118,10 @@ fn prometheus_is_told_what_status_says() {
         ("bans_capacity", &status["bans"]["capacity"]),
         ("sources", &status["sources"]["used"]),
         ("sources_capacity", &status["sources"]["capacity"]),
+        ("offenders", &status["remembered"]["offenders"]["used"]),
+        ("offenders_capacity", &status["remembered"]["offenders"]["capacity"]),
+        ("proofs", &status["remembered"]["proofs"]["used"]),
+        ("proofs_capacity", &status["remembered"]["proofs"]["capacity"]),
     ] {
         assert_eq!(numbers(&text, &format!("dosguard_{metric}"))[""], number(value), "{metric}");
     }

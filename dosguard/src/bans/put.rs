@@ -39,7 +39,8 @@ impl Put {
     /// Looks what becomes of each. An error says that there is no room for all of them.
     pub fn plan(maps: &Maps, bans: BTreeMap<SourceKey, Ban>, now_ns: u64) -> Result<Self, Error> {
         let mut there = maps.bans()?;
-        let used = there.len();
+        // Those that have ended are removed, or replaced, before others are put.
+        let used = there.values().filter(|ban| ban.is_active(now_ns)).count();
         let mut outcome = Outcome::default();
         let allows = maps.config()?.has_allow_list();
         let mut new = 0;
@@ -48,9 +49,9 @@ impl Put {
                 outcome.allowed.push(key.source());
                 continue;
             }
-            let old = there.get(&key);
+            let old = there.get(&key).filter(|old| old.is_active(now_ns));
             new += usize::from(old.is_none());
-            match old.filter(|old| old.is_active(now_ns)) {
+            match old {
                 Some(old) if old.is_monitored() && !ban.is_monitored() => outcome.imposed.push((key, ban)),
                 Some(old)
                     if ban.is_monitored() != old.is_monitored()

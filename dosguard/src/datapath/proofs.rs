@@ -1,5 +1,7 @@
 //! Who is known to be real, and which rules are flooded.
 
+use std::os::fd::OwnedFd;
+
 use aya::maps::{Array, HashMap, MapData, MapError};
 use dosguard_common::abi;
 use dosguard_common::address::Address;
@@ -8,13 +10,16 @@ use dosguard_common::key::SourceKey;
 use dosguard_common::proof::{Evidence, Proof, Spent};
 use dosguard_common::rule::RuleIndex;
 
-use super::maps::{capacity, keys, removed, typed};
+use super::maps::{capacity, keys, once_more, removed, typed};
+use super::sources::unreadable;
 use super::wire::Wire;
-use super::{Error, Maps};
+use super::{Error, Fill, Maps, batch};
 
 /// The maps of proofs and floods.
 pub(super) struct Proofs {
     proofs: HashMap<MapData, Wire<Address>, Wire<Proof>>,
+    /// The same map once more, to be read in batches.
+    proofs_fd: OwnedFd,
     capacity: u32,
     spent: HashMap<MapData, Wire<SourceKey>, Wire<Spent>>,
     floods: Array<MapData, Wire<Flood>>,
@@ -26,6 +31,7 @@ impl Proofs {
         let proofs = take(abi::PROOFS.name)?;
         Ok(Self {
             capacity: capacity(&proofs, abi::PROOFS)?,
+            proofs_fd: once_more(&proofs, abi::PROOFS)?,
             proofs: typed(abi::PROOFS, proofs)?,
             spent: typed(abi::SPENT, take(abi::SPENT.name)?)?,
             floods: typed(abi::FLOODS, take(abi::FLOODS.name)?)?,
@@ -47,6 +53,14 @@ impl Maps {
     pub fn evidence(&self, source: &Address, now_ns: u64) -> Result<Evidence, Error> {
         let age_ns = self.config()?.proof_age_ns();
         Ok(self.proof(source)?.map_or(Evidence::None, |proof| proof.evidence(age_ns, now_ns)))
+    }
+
+    /// How many sources were seen to be real, however long ago, and of how many it can be kept.
+    pub fn proofs_fill(&self) -> Result<Fill, Error> {
+        let entries = batch::entries::<Address, Proof>(&self.proofs.proofs_fd);
+        let entries = entries.map_err(|error| Error::map(abi::PROOFS.name, "read")(error.into()))?;
+        let used = entries.ok_or_else(|| unreadable(abi::PROOFS))?.len();
+        Ok(Fill { used, capacity: self.proofs.capacity })
     }
 
     /// When a source last had used a rule's limit up by handshakes, however long ago.

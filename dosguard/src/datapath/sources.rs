@@ -12,7 +12,7 @@ use dosguard_common::offender::Offender;
 
 use super::maps::{once_more, typed};
 use super::wire::Wire;
-use super::{Error, Maps, batch};
+use super::{Error, Fill, Maps, batch};
 
 /// Maps that are read in batches.
 pub(super) struct AtOnce {
@@ -44,6 +44,11 @@ impl Maps {
         let entries = batch::entries(&self.at_once.offenders);
         let entries = entries.map_err(|error| Error::map(abi::OFFENDERS.name, "read")(error.into()))?;
         entries.ok_or_else(|| unreadable(abi::OFFENDERS))
+    }
+
+    /// How many sources something is remembered of, and of how many it can be.
+    pub fn offenders_fill(&self) -> Result<Fill, Error> {
+        Ok(Fill { used: self.all_offenders()?.len(), capacity: self.offenders_capacity() })
     }
 
     /// Until when drops are counted for each source, in nanoseconds of boot time; 0 if nobody watches.

@@ -110,6 +110,20 @@ impl Datapath {
         Ok(removed)
     }
 
+    /// Removes bans that have ended if there is no room for so many more, and returns them: where no daemon runs, nobody else
+    /// does. The instance's lock must be held.
+    pub fn make_room(&mut self, more: usize) -> Result<Vec<(SourceKey, Ban)>, Error> {
+        let Look { bans, expired } = self.look()?;
+        let entries = bans.len().saturating_add(expired.len());
+        if expired.is_empty() || entries.saturating_add(more) <= self.maps.bans_capacity() as usize {
+            return Ok(Vec::new());
+        }
+        let sweep = self.begin_sweep()?;
+        let removed = self.remove_expired(&sweep, &expired);
+        self.end_sweep(&sweep)?;
+        removed
+    }
+
     /// Ends a sweep.
     pub fn end_sweep(&mut self, sweep: &Sweep) -> Result<(), Error> {
         self.maps.set_config(sweep.config.with_sweep_until_ns(0))

@@ -15,7 +15,7 @@ use crate::cli::list::refuse_cut;
 use crate::cli::{Answer, talk};
 use crate::config::cidr::to_address;
 use crate::config::units::Span;
-use crate::datapath::{Datapath, List};
+use crate::datapath::{Datapath, Error, List};
 use crate::guards::{Change, ssh_peer};
 use crate::lock::StateLock;
 use crate::output::{YELLOW, printable, source_text};
@@ -47,13 +47,22 @@ pub(super) fn add(paths: &Paths, args: &AddArgs) -> anyhow::Result<Answer> {
     for source in sources {
         let key = SourceKey::with_scope(source, scope, index);
         let text = source_text(source, mask.into());
-        let (kind, ban) = add_one(&mut datapath, key, index, length, args)
-            .with_context(|| format!("{text} was not banned; those before it were"))?;
+        let mut added = add_one(&mut datapath, key, index, length, args);
+        if added.as_ref().is_err_and(is_full) {
+            // Some may have ended that nobody has removed.
+            names.report(paths, Kind::Unban, &datapath.make_room(1)?);
+            added = add_one(&mut datapath, key, index, length, args);
+        }
+        let (kind, ban) = added.with_context(|| format!("{text} was not banned; those before it were"))?;
         if let Some(kind) = kind {
             names.report(paths, kind, &[(key, ban)]);
         }
     }
     Ok(Answer::Done)
+}
+
+fn is_full(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(Error::MapFull { .. }))
 }
 
 /// Bans one source and says so. Returns the ban and what it means, if it is news.

@@ -13,7 +13,7 @@ use crate::confine::Protection;
 use crate::confirm::{Pending, Waiter};
 use crate::daemon::report::{ConnectionReport, Rates};
 use crate::daemon::{SubscriptionError, ask_status};
-use crate::datapath::{Datapath, Error, Guarded, List};
+use crate::datapath::{Datapath, Error, Fill, Guarded, List};
 use crate::lock::running_daemon;
 use crate::output::{SCHEMA, WallClock, approx, grouped};
 use crate::paths::Paths;
@@ -67,6 +67,9 @@ pub(super) struct StateRecord {
     pub(super) rules: Vec<RuleRecord>,
     pub(super) bans: FillRecord,
     pub(super) bans_monitored: usize,
+    /// Those that have ended, and take room until somebody removes them.
+    pub(super) bans_ended: usize,
+    pub(super) remembered: RememberedRecord,
     pub(super) sources: FillRecord,
     pub(super) allowed: usize,
     pub(super) denied: usize,
@@ -130,6 +133,13 @@ pub(super) struct RuleRecord {
 pub(super) struct FillRecord {
     pub(super) used: usize,
     pub(super) capacity: u32,
+}
+
+/// What is kept of those that were met last: beyond its room, of the others nothing is.
+#[derive(Clone, Copy, Serialize)]
+pub(super) struct RememberedRecord {
+    pub(super) offenders: FillRecord,
+    pub(super) proofs: FillRecord,
 }
 
 #[derive(Serialize)]
@@ -246,6 +256,7 @@ impl StateRecord {
             });
         }
         let mut bans: Vec<_> = maps.bans()?.into_values().collect();
+        let entries = bans.len();
         bans.retain(|ban| ban.is_active(now_ns));
         let sources = maps.sources_fill()?;
         let mut counters = Vec::new();
@@ -272,7 +283,12 @@ impl StateRecord {
             rules,
             bans: FillRecord { used: bans.len(), capacity: maps.bans_capacity() },
             bans_monitored: bans.iter().filter(|ban| ban.is_monitored()).count(),
-            sources: FillRecord { used: sources.used, capacity: sources.capacity },
+            bans_ended: entries - bans.len(),
+            remembered: RememberedRecord {
+                offenders: FillRecord::of(maps.offenders_fill()?),
+                proofs: FillRecord::of(maps.proofs_fill()?),
+            },
+            sources: FillRecord::of(sources),
             allowed: maps.list(List::Allow).entries()?.len(),
             denied: maps.list(List::Deny).entries()?.len(),
             counters,
@@ -342,8 +358,9 @@ impl StateRecord {
                 warnings.push(format!("rule `{name}` has been flooded for {lasts} (limit {limit}): {then}"));
             }
         }
-        if self.bans.percent() >= FULL_PERCENT {
-            warnings.push(format!("the map of bans is {} % full", self.bans.percent()));
+        let entries = FillRecord { used: self.bans.used + self.bans_ended, ..self.bans };
+        if entries.percent() >= FULL_PERCENT {
+            warnings.push(format!("the map of bans is {} % full", entries.percent()));
         }
         warnings
     }
@@ -388,6 +405,10 @@ impl ChallengesRecord {
 }
 
 impl FillRecord {
+    const fn of(fill: Fill) -> Self {
+        Self { used: fill.used, capacity: fill.capacity }
+    }
+
     /// How full it is, in whole percent.
     pub(super) fn percent(self) -> u64 {
         (self.used as u64 * 100).checked_div(self.capacity.into()).unwrap_or_default()

@@ -48,14 +48,23 @@ pub(super) fn write(
         0 => String::new(),
         noted => format!(", of them {} only noted", grouped(noted as u64)),
     };
+    let ended = match state.bans_ended {
+        0 => String::new(),
+        ended => format!(", and {} that have ended", grouped(ended as u64)),
+    };
     writeln!(
         out,
-        "bans {}{noted}; sources counted {}; allowed networks {}, denied networks {}",
+        "bans {}{noted}{ended}; sources counted {}; allowed networks {}, denied networks {}",
         fill_text(state.bans),
         fill_text(state.sources),
         grouped(state.allowed as u64),
         grouped(state.denied as u64)
     )?;
+    let remembered = &state.remembered;
+    if remembered.offenders.used + remembered.proofs.used > 0 {
+        let [offenders, proofs] = [remembered.offenders, remembered.proofs].map(FillRecord::text);
+        writeln!(out, "offenders remembered {offenders}; sources known to be real {proofs}")?;
+    }
     write_losses(record, state, out)?;
     writeln!(out)?;
     write_table(out, &rules_table(state))?;

@@ -60,6 +60,8 @@ pub(super) struct Walked {
     pub(super) at: Timestamp,
     pub(super) bans: BTreeMap<BanClass, u64>,
     pub(super) sources: Fill,
+    pub(super) offenders: Fill,
+    pub(super) proofs: Fill,
     pub(super) networks: [(List, usize); 2],
 }
 
@@ -158,6 +160,8 @@ fn walk(datapath: &Datapath) -> Result<Walked, Error> {
         at: Timestamp::now(),
         bans,
         sources: maps.sources_fill()?,
+        offenders: maps.offenders_fill()?,
+        proofs: maps.proofs_fill()?,
         networks: [count(List::Allow)?, count(List::Deny)?],
     })
 }

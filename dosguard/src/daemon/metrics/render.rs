@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use prometheus::{GaugeVec, IntCounterVec, Opts, Registry, Result, TextEncoder};
 
 use super::super::health::{Health, Loss};
-use super::read::{RULE_REASONS, State};
+use super::read::{RULE_REASONS, State, Walked};
 use crate::config::units::Span;
 use crate::output::printable;
 use dosguard_common::reason::Tally;
@@ -140,6 +140,14 @@ impl Sheet {
         self.gauge("sources", "Sources that are counted, per rule.", &[], one(number(sources.used as u64)))?;
         let room = "How many sources there is room for; beyond that the least recently seen are forgotten.";
         self.gauge("sources_capacity", room, &[], one(sources.capacity.into()))?;
+        let Walked { offenders, proofs, .. } = walked;
+        self.gauge("offenders", "Offenders that are remembered.", &[], one(number(offenders.used as u64)))?;
+        let room = "How many offenders there is room for; beyond that the oldest are forgotten.";
+        self.gauge("offenders_capacity", room, &[], one(offenders.capacity.into()))?;
+        let known = "Sources that were seen to be real, however long ago.";
+        self.gauge("proofs", known, &[], one(number(proofs.used as u64)))?;
+        let room = "Of how many sources that is kept; those met least lately count as without proof.";
+        self.gauge("proofs_capacity", room, &[], one(proofs.capacity.into()))?;
         let networks = walked.networks.iter().map(|(list, count)| (vec![list.name()], number(*count as u64)));
         self.gauge("list_networks", "Networks on the allow-list and on the deny-list.", &["list"], networks)?;
         let help = "When bans, sources and lists were counted, which is not done for every request.";

@@ -55,6 +55,8 @@ fn state() -> State {
                 ((String::new(), "all", "admin", "enforce"), 1),
             ]),
             sources: Fill { used: 5, capacity: 131_072 },
+            offenders: Fill { used: 6, capacity: 65_536 },
+            proofs: Fill { used: 7, capacity: 65_536 },
             networks: [(List::Allow, 3), (List::Deny, 0)],
         },
     }
@@ -91,6 +93,9 @@ fn numbers_have_the_names_and_labels_that_are_promised() {
         r#"dosguard_bans{mode="enforce",reason="admin",rule="",scope="all",guard="mail"} 1"#,
         r#"dosguard_bans_capacity{guard="mail"} 65536"#,
         r#"dosguard_sources{guard="mail"} 5"#,
+        r#"dosguard_offenders{guard="mail"} 6"#,
+        r#"dosguard_proofs{guard="mail"} 7"#,
+        r#"dosguard_proofs_capacity{guard="mail"} 65536"#,
         r#"dosguard_list_networks{list="allow",guard="mail"} 3"#,
         r#"dosguard_counted_timestamp_seconds{guard="mail"} 1767268800.5"#,
         r#"dosguard_events_lost_total{guard="mail"} 1"#,
