@@ -158,6 +158,105 @@ fn the_journal_gets_each_event_with_its_fields() {
     });
 }
 
+/// What a line must not end, what a terminal obeys, what turns around what stands there, and what looks like fields.
+const HOSTILE: [&str; 8] = [
+    "a\nban 192.0.2.1",
+    "a\r\n<8>kernel: b",
+    "\0",
+    "\u{1b}]0;x\u{7}\u{1b}[2J",
+    "\u{9b}1m\u{85}\u{7f}",
+    "\u{202e}evil\u{2066}\u{2069}\u{200f}",
+    "\u{2028}x\u{2029}",
+    "x\nPRIORITY=0\nMESSAGE\n\u{4}\0\0\0\0\0\0\0evil",
+];
+
+/// An event whose every text is that one.
+fn hostile(text: &str) -> Arc<EventRecord> {
+    let mut record = (*record("ban", text, text)).clone();
+    (record.ban.rule, record.ban.reason) = (Some(text.to_owned()), Some("admin".to_owned()));
+    // Of an administrator's ban the note is in the line.
+    (record.ban.count, record.ban.limit, record.ban.window) = (0, 0, None);
+    let packet = record.packet.as_mut().unwrap();
+    (packet.interface, packet.mac) = (text.to_owned(), text.to_owned());
+    Arc::new(record)
+}
+
+/// As it has to be shown.
+fn escaped(text: &str) -> String {
+    let shown = |c: char| {
+        if c.is_ascii_graphic() || c == ' ' { c.to_string() } else { c.escape_default().to_string() }
+    };
+    text.chars().map(shown).collect()
+}
+
+/// One line without anything that [`HOSTILE`] wants to come of it.
+fn assert_tame(what: &str, line: &str) {
+    let turns =
+        |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    assert!(!line.contains(|c: char| c.is_control() || turns(c)), "{what}: {line:?}");
+}
+
+#[test]
+fn hostile_text_is_one_line_in_syslog_and_in_files_and_one_field_in_the_journal() {
+    with_own_mounts(|| {
+        let folder = tempfile::tempdir().unwrap();
+        mount_tmpfs(Path::new("/run"), "size=1m");
+        mount_tmpfs(Path::new("/dev"), "size=1m");
+        fs::create_dir_all("/run/systemd/journal").unwrap();
+        let sockets = ["/run/systemd/journal/socket", "/dev/log"].map(|path| {
+            let socket = UnixDatagram::bind(path).unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            socket
+        });
+        let [journal, syslog] = &sockets;
+        for format in [LogFormat::Human, LogFormat::Json] {
+            let path = folder.path().join(format!("{format:?}"));
+            let file = LogFile { path: path.clone(), format, max_bytes: 0, keep: 0 };
+            let health = Health::default();
+            let log = Log {
+                journald: true,
+                syslog: Some("BADIP: ".to_owned()),
+                file: Some(file),
+                ..Log::default()
+            };
+            let mut outlets = outlets(log, &health);
+            let mut told = Vec::new();
+            for text in HOSTILE {
+                let event = hostile(text);
+                outlets.tell(&event);
+                // Each is one message, with the header that is ours.
+                let mut bytes = [0; 65_536];
+                let length = syslog.recv(&mut bytes).unwrap();
+                let line = String::from_utf8(bytes[..length].to_vec()).unwrap();
+                assert_tame("syslog", &line);
+                assert_eq!(line.matches(&*escaped(text)).count(), 4, "{line}");
+                let ours = line.starts_with("<29>") && line.contains("]: BADIP: 2026-01-01T");
+                assert!(ours && line.ends_with(&event.dated_line()), "{line}");
+                // What the journal shows as a line is one. What has a field of its own is in it as it is, and makes no other.
+                let fields = entry(journal);
+                assert_tame("the journal", &fields["MESSAGE"]);
+                assert_eq!((fields["PRIORITY"].as_str(), fields.len()), ("5", 22), "{fields:#?}");
+                for name in ["SOURCE", "RULE", "NOTE", "MAC", "INTERFACE"] {
+                    assert_eq!(fields[&format!("DOSGUARD_{name}")], text);
+                }
+                told.push(event);
+            }
+            outlets.finish();
+            let text = fs::read_to_string(&path).unwrap();
+            let lines: Vec<_> = text.strip_suffix('\n').unwrap().split('\n').collect();
+            assert_eq!(lines.len(), told.len(), "{text:?}");
+            for (line, event) in lines.iter().zip(told) {
+                assert_tame("the file", line);
+                match format {
+                    LogFormat::Human => assert_eq!(*line, event.dated_line()),
+                    LogFormat::Json => assert_eq!(serde_json::from_str::<EventRecord>(line).unwrap(), *event),
+                }
+            }
+            assert!(health.warned().is_empty(), "{:?}", health.warned());
+        }
+    });
+}
+
 #[test]
 fn on_a_full_disk_whole_lines_are_lost_and_counted() {
     with_own_mounts(|| {
