@@ -12,11 +12,12 @@ const ALLOWED: &str = "invariant: no packet of an allowed source is missing";
 const BANNED: &str = "invariant: no packet of a banned source is behind the filter";
 const FATES: &str = "invariant: what is banned is dropped, what is allowed passes";
 const COUNTED: &str = "invariant: every packet is counted once";
+const ROOM: &str = "invariant: what finds no room is counted and told";
 const LISTS: &str = "invariant: lists say what administrators said";
 const LEAKS: &str = "invariant: nothing is leaked";
 
 /// What is broken, and what the driver must say of it: the invariant, and what it has found.
-const BREAKS: [(&str, &str, &str); 21] = [
+const BREAKS: [(&str, &str, &str); 22] = [
     ("ban-lost-in-flood", BANNED, " packets of `198.18.0.1` came through during the step"),
     ("round-the-filter", BANNED, ": 6 packets of `198.18.0.1` came through during the step"),
     (
@@ -32,6 +33,7 @@ const BREAKS: [(&str, &str, &str); 21] = [
         "(interface 1): of 6 packets so many came through, instead of so many: [(\"198.18.0.2\", 0, 6)]",
     ),
     ("miscounted", COUNTED, " packets came in since the beginning, and "),
+    ("loss-miscounted", ROOM, ": 0 SYNs were over the limit, and 1000000 bans came of it or found no room"),
     ("ban-added", LISTS, ": `bans list` and what was said differ in [\"198.18.0.10\"]"),
     ("allowed-lost", LISTS, ": `allow list` and what was said differ in [\"198.18.0.2\"]"),
     ("denied-added", LISTS, ": `deny list` and what was said differ in [\"198.18.0.2\"]"),

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{Array, IterableMap as _, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuValues};
 use aya_obj::generated::bpf_cmd;
 use clap::ValueEnum;
@@ -24,6 +24,7 @@ use dosguard_common::{
     address::Address,
     ban::Ban,
     key::SourceKey,
+    reason::{Place, Reason, Tally},
     rule::{RuleIndex, Scope},
 };
 use dosguard_tests::{daemon::Killed, netns::feed};
@@ -37,7 +38,7 @@ use crate::{
 };
 
 /// How long the looks wait for what will not come.
-const SHORT: Duration = Duration::from_millis(1_500);
+const SHORT: Duration = Duration::from_secs(1);
 /// More silent connections and KiB than the bounds leave room for.
 const CONNECTIONS: usize = 24;
 const KIB: u64 = 160 * 1024;
@@ -64,6 +65,8 @@ pub(crate) enum Break {
     AllowedDroppedOnSpare,
     /// Packets are counted that there were not.
     Miscounted,
+    /// Losses are counted that there were not.
+    LossMiscounted,
     /// A ban that nobody has asked for.
     BanAdded,
     /// An allowed network that is not on its list any more.
@@ -141,7 +144,8 @@ impl Broken {
             }
             Break::AllowedDropped => drop_allowed(world, "")?,
             Break::AllowedDroppedOnSpare => drop_allowed(world, &format!("iifname {}", SPARE[0]))?,
-            Break::Miscounted => miscount(&paths)?,
+            Break::Miscounted => miscount(&paths, Reason::NotIp.place())?,
+            Break::LossMiscounted => miscount(&paths, Tally::BanTableFull.place())?,
             Break::BanAdded => add_ban(&paths)?,
             Break::AllowedLost => {
                 let (mut allow, key) = only_allowed(&paths)?;
@@ -227,13 +231,14 @@ fn map<T: TryFrom<Map, Error = MapError>>(paths: &Paths, name: &str, kind: fn(Ma
     Ok(T::try_from(kind(MapData::from_pin(paths.map(name))?))?)
 }
 
-fn miscount(paths: &Paths) -> Result<()> {
+fn miscount(paths: &Paths, place: Place) -> Result<()> {
+    let Place::First(place) = place else { bail!("it is counted elsewhere") };
     let mut counters: PerCpuArray<MapData, [u64; 2]> = map(paths, abi::COUNTERS.name, Map::PerCpuArray)?;
-    let mut values = counters.get(&0, 0)?.to_vec();
+    let mut values = counters.get(&place, 0)?.to_vec();
     if let Some([packets, _]) = values.first_mut() {
         *packets += 1_000_000;
     }
-    Ok(counters.set(0, PerCpuValues::try_from(values).context("a value for each processor")?, 0)?)
+    Ok(counters.set(place, PerCpuValues::try_from(values).context("a value for each processor")?, 0)?)
 }
 
 type List = LpmTrie<MapData, [u8; 16], u32>;

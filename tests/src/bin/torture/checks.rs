@@ -12,9 +12,10 @@ use serde_json::Value;
 
 use crate::{
     behind::Behind,
+    crowd::{Counted, is_of_crowd, no_room_is_told},
     holdings::{Object, Usage, held, left, lives, pins},
     model::{Fate, Model, address, shown},
-    plan::SOURCES,
+    plan::{SOURCES, Step},
     steps::{Done, daemon_said},
     traffic::{PROBES, probe},
     world::World,
@@ -43,6 +44,8 @@ pub(crate) struct Checks<'a> {
     most_kib: u64,
     steps: u64,
     seen: BTreeSet<Object>,
+    /// After how many steps there was room for no more bans, or had been for none.
+    pub(crate) full: u64,
     /// How often something was found to be as it must.
     pub(crate) made: u64,
 }
@@ -51,6 +54,7 @@ pub(crate) struct Checks<'a> {
 pub(crate) struct Before {
     model: Model,
     counts: BTreeMap<IpAddr, u64>,
+    counted: Counted,
 }
 
 impl<'a> Checks<'a> {
@@ -69,6 +73,7 @@ impl<'a> Checks<'a> {
             most_kib: 0,
             steps: 0,
             seen: BTreeSet::new(),
+            full: 0,
             made: 0,
         })
     }
@@ -80,7 +85,8 @@ impl<'a> Checks<'a> {
 
     /// Notes how things are.
     pub(crate) fn before(&self, world: &World<'_>) -> Result<Before> {
-        Ok(Before { model: world.model.clone(), counts: self.behind.read()? })
+        let counted = Counted::read(&world.dosguard.status()?)?;
+        Ok(Before { model: world.model.clone(), counts: self.behind.read()?, counted })
     }
 
     /// Everything, after a step in which an allowed source may have sent: which one, how much, and what the wire had lost.
@@ -88,7 +94,7 @@ impl<'a> Checks<'a> {
         &mut self,
         world: &World<'_>,
         before: &Before,
-        done: &Done,
+        (step, done): (&Step, &Done),
         allowed: Option<(usize, u64, u64)>,
     ) -> Result<()> {
         self.steps += 1;
@@ -107,6 +113,10 @@ impl<'a> Checks<'a> {
             })?;
         }
         self.adds_up(world).context("invariant: every packet is counted once")?;
+        let found_none = no_room_is_told(world, step, &before.counted)
+            .context("invariant: what finds no room is counted and told")?;
+        self.full += u64::from(found_none);
+        self.made += 1;
         self.lists(world).context("invariant: lists say what administrators said")?;
         self.nothing_leaks(world).context("invariant: nothing is leaked")
     }
@@ -205,8 +215,10 @@ impl<'a> Checks<'a> {
 
     fn lists(&mut self, world: &World<'_>) -> Result<()> {
         let bans = world.dosguard.json(["bans", "list", "--json"])?;
-        let by_hand =
-            bans.iter().filter(|ban| ban["reason"] == "admin").filter_map(|ban| ban["source"].as_str());
+        let by_hand = bans
+            .iter()
+            .filter(|ban| ban["reason"] == "admin" && !is_of_crowd(ban))
+            .filter_map(|ban| ban["source"].as_str());
         same("bans", by_hand, &world.model.banned)?;
         for (list, sources) in [("allow", &world.model.allowed), ("deny", &world.model.denied)] {
             let listed = world.dosguard.json([list, "list", "--json"])?;

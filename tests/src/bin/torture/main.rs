@@ -12,6 +12,7 @@ macro_rules! say {
 mod behind;
 mod breaks;
 mod checks;
+mod crowd;
 mod holdings;
 mod memory;
 mod model;
@@ -41,7 +42,7 @@ use dosguard_tests::{
 use crate::{
     breaks::{Break, Broken},
     checks::{Checks, warnings},
-    plan::{Plan, Settings, Step},
+    plan::{Plan, Settings, Step, room},
     world::World,
 };
 
@@ -49,7 +50,7 @@ use crate::{
 const SHOWN: usize = 10;
 /// What the first file says.
 const FIRST: Settings =
-    Settings { limit: 10, window_s: 1, action: 0, forgeable: false, monitor: false, events: 100 };
+    Settings { limit: 5, window_s: 1, action: 0, forgeable: true, monitor: false, events: 100 };
 
 /// Does everything to dosguard that can happen to it, at random, and looks after each step whether all is as it must be.
 ///
@@ -99,7 +100,7 @@ fn run(arguments: &Arguments, seed: u64) -> Result<bool> {
     let lab = Lab::new_unless(&interrupt).context("cannot make the lab")?;
     let _replies = make_possible(&lab);
     let _server = TcpServer::start(lab.guard(), (Ipv6Addr::UNSPECIFIED, traffic::PORT))?;
-    let mut world = World::new(&lab, interrupt, FIRST)?;
+    let mut world = World::new(&lab, interrupt, FIRST, room(seed))?;
     world.start()?;
     world.wait_for_spare()?;
     let mut checks = Checks::begin(&world)?;
@@ -146,7 +147,7 @@ fn one(
     let done = world.act(&step.action);
     let allowed = flood.stop()?;
     let done = done?;
-    checks.after(world, &before, &done, allowed)?;
+    checks.after(world, &before, (step, &done), allowed)?;
     Ok(done.notes.iter().map(|note| format!("; {note}")).collect())
 }
 
@@ -219,8 +220,9 @@ fn summarize(world: &World<'_>, checks: &Checks<'_>, tally: &Tally, seed: u64, t
     say!("steps: {}", Tally::list(&tally.kinds));
     say!("floods: {}", Tally::list(&tally.floods));
     say!(
-        "{} packets came in, {} checks were made, the daemon had {} KiB at most; 0 defects",
+        "{} packets came in, the map of bans was full in {} steps, {} checks were made, the daemon had {} KiB at most; 0 defects",
         grouped(world.arrived()?),
+        grouped(checks.full),
         grouped(checks.made),
         grouped(checks.most_kib())
     );

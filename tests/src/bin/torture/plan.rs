@@ -33,6 +33,8 @@ pub(crate) enum Flooding {
     Allowed,
     /// Random frames, most of them broken somewhere.
     Malformed(u64),
+    /// SYNs of so many sources in turn that each is soon over the limit.
+    Crowd,
     /// Connections of a client, which are made in full.
     Valid,
 }
@@ -92,6 +94,8 @@ pub(crate) enum Action {
     Flush,
     /// `dosguard bans import` of a list.
     Import(Vec<usize>),
+    /// The same of as many others as are so many percent of the room that is left, for so many seconds.
+    Crowd(u32, u32),
     /// What `bans export` writes is imported again, which changes nothing.
     Again,
     /// `dosguard allow add`.
@@ -150,6 +154,7 @@ impl Action {
             Self::Unban(_) => "bans del",
             Self::Flush => "bans flush",
             Self::Import(_) => "bans import",
+            Self::Crowd(..) => "bans import of many",
             Self::Again => "export, import",
             Self::Allow(_) => "allow add",
             Self::Disallow(_) => "allow del",
@@ -182,6 +187,11 @@ impl fmt::Display for Step {
     }
 }
 
+/// How many bans there is room for: with every other seed so few that the map is full again and again.
+pub(crate) const fn room(seed: u64) -> u32 {
+    if seed.is_multiple_of(2) { 1_024 } else { 4_096 }
+}
+
 /// The steps of a seed, without end.
 pub(crate) struct Plan {
     random: Rng,
@@ -196,7 +206,7 @@ impl Plan {
     }
 
     fn flood(&mut self) -> Flooding {
-        match self.random.u8(0..16) {
+        match self.random.u8(0..18) {
             0..3 => Flooding::None,
             3..5 => Flooding::Forged,
             5..7 => Flooding::Random,
@@ -204,6 +214,7 @@ impl Plan {
             8..11 => Flooding::Banned,
             11..13 => Flooding::Allowed,
             13..15 => Flooding::Malformed(self.random.u64(..)),
+            15..17 => Flooding::Crowd,
             _ => Flooding::Valid,
         }
     }
@@ -225,7 +236,8 @@ impl Plan {
         Settings {
             limit: random.u32(1..50),
             window_s: random.u32(1..20),
-            action: random.usize(0..3),
+            // Mostly the first, which bans.
+            action: random.usize(0..5).saturating_sub(2),
             forgeable: random.bool(),
             monitor: random.u8(0..5) == 0,
             events: random.u32(0..200),
@@ -254,8 +266,9 @@ impl Plan {
             return Action::Free;
         }
         match self.random.u8(0..100) {
-            0..2 => Action::Nothing,
-            2..8 => Action::Reload(self.settings()),
+            0 => Action::Nothing,
+            1..4 => Action::Crowd(50 * self.random.u32(1..4), self.random.u32(3..12)),
+            4..8 => Action::Reload(self.settings()),
             8..14 => Action::Set(self.assignment()),
             14..18 => Action::Set(Assignment::Bad(self.random.usize(..))),
             18..27 => Action::Ban(self.sources(4)),
@@ -280,9 +293,9 @@ impl Plan {
             80..82 => Action::Release,
             82..84 => Action::Fill,
             84..85 => Action::Free,
-            85..89 => Action::Clock(self.jump()),
-            89..92 => Action::Squeeze(self.random.u32(0..4_096)),
-            92..94 => Action::Cookies(self.random.bool()),
+            85..88 => Action::Clock(self.jump()),
+            88..91 => Action::Squeeze(self.random.u32(0..4_096)),
+            91..93 => Action::Cookies(self.random.bool()),
             _ => self.two(),
         }
     }
@@ -337,12 +350,12 @@ mod tests {
     fn everything_is_done_before_long() {
         let steps = steps(1);
         let kinds: BTreeSet<_> = steps.iter().map(|step| step.action.kind()).collect();
-        assert_eq!(kinds.len(), 30, "{kinds:?}");
+        assert_eq!(kinds.len(), 31, "{kinds:?}");
         let floods: BTreeSet<_> = steps
             .iter()
             .map(|step| format!("{:?}", step.flood).chars().take(9).collect::<String>())
             .collect();
-        assert_eq!(floods.len(), 8, "{floods:?}");
+        assert_eq!(floods.len(), 9, "{floods:?}");
     }
 
     #[test]

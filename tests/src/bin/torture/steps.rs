@@ -48,7 +48,8 @@ impl World<'_> {
             Action::Set(assignment) => self.set(*assignment)?,
             Action::Ban(sources) => {
                 let line = sources.iter().map(|source| address(*source).to_string()).collect::<Vec<_>>();
-                if self.banned(&format!("bans add {} --for 1d --reason torture", line.join(" ")))? {
+                let line = format!("bans add {} --for 1d --reason torture", line.join(" "));
+                if self.banned(&line, sources.len())? {
                     self.model.banned.extend(sources);
                 } else {
                     // Those for which there was room are banned all the same.
@@ -66,10 +67,12 @@ impl World<'_> {
                 self.model.banned.clear();
             }
             Action::Import(sources) => self.import(sources, &mut done)?,
+            Action::Crowd(many, seconds) => self.crowd(*many, *seconds, &mut done)?,
             Action::Again => {
                 let path = self.lab.directory().path().join("bans.json");
                 self.done(&format!("bans export --format json --monitor --output {}", path.display()))?;
-                if !self.banned(&format!("bans import {}", path.display()))? {
+                let many = fs::read_to_string(&path).context("no export")?.lines().count();
+                if !self.banned(&format!("bans import {}", path.display()), many)? {
                     done.notes.push("no room");
                 }
             }
@@ -208,7 +211,8 @@ impl World<'_> {
     fn import(&mut self, sources: &[usize], done: &mut Done) -> Result<()> {
         let lines: Vec<_> = sources.iter().map(|source| format!("{}\n", address(*source))).collect();
         let path = self.dosguard.write_config("list", &lines.concat())?;
-        if self.banned(&format!("bans import {} --for 1d --reason torture", path.display()))? {
+        let line = format!("bans import {} --for 1d --reason torture", path.display());
+        if self.banned(&line, sources.len())? {
             // Those that are allowed are left out.
             let banned: Vec<_> =
                 sources.iter().filter(|source| !self.model.allowed.contains(source)).copied().collect();
@@ -313,7 +317,7 @@ impl World<'_> {
         let banning = || -> Result<bool> {
             let mut banned = false;
             for round in 0..3 {
-                banned = world.banned(&format!("bans add {} --for 1d", address(one)))?;
+                banned = world.banned(&format!("bans add {} --for 1d", address(one)), 1)?;
                 if round < 2 {
                     world.asked(&format!("bans del {}", address(one)))?;
                 }

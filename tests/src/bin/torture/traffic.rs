@@ -32,6 +32,10 @@ pub(crate) const PORT: u16 = 8080;
 pub(crate) const PROBES: u64 = 6;
 /// SYNs a second.
 const RATE: u64 = 30_000;
+/// Sources of a crowd: more than the smallest map of bans has room for.
+const CROWD: u32 = 1_500;
+/// SYNs of all of them in a second.
+const CROWD_RATE: u64 = 100_000;
 /// Of a source whose every packet has to arrive.
 const GENTLE: u64 = 2_000;
 /// No step lasts longer.
@@ -81,6 +85,9 @@ pub(crate) fn start(lab: &Lab, flooding: Flooding, model: &Model, lost: u64) -> 
         Flooding::RandomNetworks => {
             let first: IpAddr = "2a00:77::1".parse()?;
             Running::Flood(go(Flood::new(syn(first)).networks().random_sources(1 << 20).rate(RATE))?)
+        }
+        Flooding::Crowd => {
+            Running::Flood(go(Flood::new(syn([21, 0, 0, 0].into())).sources(CROWD).rate(CROWD_RATE))?)
         }
         Flooding::Banned => {
             let source = with(Fate::Drop).map(|source| syn(address(source)));

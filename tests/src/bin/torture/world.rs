@@ -63,6 +63,10 @@ pub(crate) struct World<'a> {
     clock: PathBuf,
     /// What the file says.
     pub(crate) settings: Settings,
+    /// How many bans there is room for.
+    room: u32,
+    /// How many lists of many were imported.
+    pub(crate) crowds: u32,
     /// How often the file was written: each time it is another one.
     pub(crate) written: u32,
     /// What must be true.
@@ -83,7 +87,7 @@ pub(crate) struct World<'a> {
 
 impl<'a> World<'a> {
     /// Makes everything but the instance.
-    pub(crate) fn new(lab: &'a Lab, interrupt: Interrupt, settings: Settings) -> Result<Self> {
+    pub(crate) fn new(lab: &'a Lab, interrupt: Interrupt, settings: Settings, room: u32) -> Result<Self> {
         let clock = lab.directory().path().join("clock");
         let launcher = faketime(&clock)?;
         set_clock(&clock, 0)?;
@@ -106,6 +110,8 @@ impl<'a> World<'a> {
             group,
             clock,
             settings,
+            room,
+            crowds: 0,
             written: 0,
             model: Model::default(),
             interrupted: false,
@@ -135,9 +141,10 @@ impl<'a> World<'a> {
              [events]\nrate = {events}\n[rule.default]\nlimit = '20/1s'\n{more}\
              [rule.web]\nports = ['tcp/8080', 'tcp/443']\nlimit = '{limit}/{window_s}s'\n{more}\
              [rule.mark]\nports = ['tcp/9']\nlimit = '{}/1s'\n\
-             [history]\nmax_size = '1M'\n[size]\nbans = 4096\nsources = 8192\n",
+             [history]\nmax_size = '1M'\n[size]\nbans = {}\nsources = 8192\n",
             self.spare_name(),
             self.mark(),
+            self.room,
         );
         self.dosguard.write_config("torture.toml", &text)
     }
@@ -178,21 +185,6 @@ impl<'a> World<'a> {
             Some(1) => Ok(false),
             _ => bail!("`dosguard {line}` failed: {}", told(&output)),
         }
-    }
-
-    /// Runs a command that bans; false if there was no room.
-    pub(crate) fn banned(&self, line: &str) -> Result<bool> {
-        let output = self.say(line)?;
-        if output.status.success() {
-            return Ok(true);
-        }
-        let said = told(&output);
-        let status = self.dosguard.status()?;
-        let number = |name: &str| status["bans"][name].as_u64().unwrap_or_default();
-        // Some more may have ended since.
-        let nearly_full = number("used") + 1_000 > number("capacity");
-        ensure!(nearly_full && said.contains("room"), "`dosguard {line}` failed: {said}");
-        Ok(false)
     }
 
     /// Makes the wall clock of the daemon and of all commands so many seconds different.
