@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::clock::Clock;
+use crate::clock::{Clock, LATE_NS};
 use crate::config::Mode;
 use crate::label::Label;
 use crate::proof::Evidence;
@@ -342,6 +342,12 @@ impl Ban {
         if clock.is_before(self.until_ns) { Some(Hold { rule: self.rule, flags: self.flags }) } else { None }
     }
 
+    /// Whether it holds until the tick is over, if nobody removes it: the tick has begun [`LATE_NS`] ago at most, and lasts no longer.
+    #[inline(always)]
+    pub fn outlasts_tick(&self, clock: &impl Clock) -> bool {
+        clock.lately_ns() < self.until_ns.saturating_sub(2 * LATE_NS)
+    }
+
     /// The name that the rule had, or the administrator's note.
     #[inline(always)]
     pub const fn label(&self) -> &Label {
@@ -385,6 +391,12 @@ impl Hold {
     #[inline(always)]
     pub const fn is_monitored(self) -> bool {
         self.flags & FLAG_MONITORED != 0
+    }
+
+    /// Whether no packet changes it.
+    #[inline(always)]
+    pub const fn is_settled(self) -> bool {
+        self.flags & (FLAG_MONITORED | FLAG_AWAITS_ENDING | FLAG_REFRESH) == 0
     }
 
     /// Whether it is to be noted if its source gives a connection up.

@@ -17,6 +17,13 @@ pub trait Clock {
         self.now_ns()
     }
 
+    /// The number of the tick, in which [`Self::lately_ns`] is the same; none for a clock that has no ticks. What was looked up in a
+    /// tick may be taken for what it is until the tick is over: whoever changes it otherwise waits for [`LATE_NS`].
+    #[inline(always)]
+    fn tick(&self) -> Option<u64> {
+        None
+    }
+
     /// Whether it is before `until_ns`. Asks for the exact time only near it.
     #[inline(always)]
     fn is_before(&self, until_ns: u64) -> bool {

@@ -158,7 +158,7 @@ fn known<T: Tables, C: Clock>(
     let (sum, is_marked) = tables.mark(&source);
     if is_marked {
         let key = SourceKey::everywhere(source);
-        if let Some(hold) = hold(tables, &key, clock) {
+        if let Some(hold) = hold_everywhere(tables, &key, clock) {
             // In monitor mode it drops nothing, and so nothing prolongs it.
             if let Payload::Syn { port } = payload
                 && hold.refreshes()
@@ -320,6 +320,24 @@ pub fn era_of<T: Tables>(tables: &T, config: &Config, key: &SourceKey, rule: &Ru
 #[inline(always)]
 fn hold<T: Tables>(tables: &T, key: &SourceKey, clock: &impl Clock) -> Option<Hold> {
     tables.with_ban(key, |ban| ban.hold(clock)).flatten()
+}
+
+/// The ban that holds everywhere, if there is one. One that stays as it is until the tick is over is not looked up twice in a row.
+#[inline(always)]
+fn hold_everywhere<T: Tables>(tables: &mut T, key: &SourceKey, clock: &impl Clock) -> Option<Hold> {
+    let Some(tick) = clock.tick() else {
+        return hold(tables, key, clock);
+    };
+    if let Some(met) = tables.met(key.source_here(), tick) {
+        return Some(met);
+    }
+    let found = tables.with_ban(key, |ban| (ban.hold(clock), ban.outlasts_tick(clock)));
+    let (hold, outlasts_tick) = found?;
+    let hold = hold?;
+    if outlasts_tick && hold.is_settled() {
+        tables.meet(key.source_here(), tick, hold);
+    }
+    Some(hold)
 }
 
 /// The reason that goes with a ban of the source that holds by now, if there is one.

@@ -5,7 +5,7 @@ use core::borrow::Borrow;
 use bytemuck::{Pod, Zeroable};
 
 use crate::address::Address;
-use crate::ban::Ban;
+use crate::ban::{Ban, Hold};
 use crate::claim::Claim;
 use crate::config::Config;
 use crate::event::{Event, Gate, Kind};
@@ -64,6 +64,14 @@ pub trait Tables {
     fn mark(&self, source: &Address) -> (u64, bool);
     /// Lets `look` at a ban, whether it still holds or not, or returns none if there is none.
     fn with_ban<R>(&self, key: &SourceKey, look: impl FnOnce(&Ban) -> R) -> Option<R>;
+    /// A ban of the source everywhere that this CPU has met in this tick, if it remembers one.
+    #[inline(always)]
+    fn met(&self, _source: &Address, _tick: u64) -> Option<Hold> {
+        None
+    }
+    /// It is met now.
+    #[inline(always)]
+    fn meet(&mut self, _source: &Address, _tick: u64, _hold: Hold) {}
     /// Adds a ban where there is none.
     fn add_ban(&mut self, key: &SourceKey, ban: &Ban) -> Result<(), Refused>;
     /// Claims what one CPU may do: `Exists` for all but one of those that ask.

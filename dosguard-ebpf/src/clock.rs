@@ -44,4 +44,10 @@ impl Clock for KernelClock {
         let [boot_ns, _] = self.lately();
         boot_ns
     }
+
+    #[inline(always)]
+    fn tick(&self) -> Option<u64> {
+        // SAFETY: the helper takes no arguments and only reads a counter.
+        Some(unsafe { bpf_jiffies64() })
+    }
 }

@@ -4,7 +4,7 @@ use aya_ebpf::bindings::{BPF_ANY, BPF_EXIST, BPF_NOEXIST};
 use aya_ebpf::helpers::{bpf_spin_lock, bpf_spin_unlock};
 use aya_ebpf::maps::lpm_trie::Key;
 use dosguard_common::address::Address;
-use dosguard_common::ban::Ban;
+use dosguard_common::ban::{Ban, Hold};
 use dosguard_common::claim::Claim;
 use dosguard_common::config::Config;
 use dosguard_common::event::{Event, Gate, Kind};
@@ -20,8 +20,8 @@ use dosguard_common::set::{Room, Set};
 use dosguard_common::tables::{Refused, Scratch, Tables};
 use dosguard_common::window::Window;
 
-use crate::maps;
 use crate::opaque::opaque;
+use crate::{maps, met};
 
 const EEXIST: i32 = -17;
 
@@ -183,6 +183,16 @@ impl<const OF_ANSWERS: bool> Tables for KernelTables<OF_ANSWERS> {
         // be given to another entry before that (Linux 6.1, bpf_mem_alloc): then the ban read may be another source's, for
         // one packet.
         unsafe { maps::BANS.get(key) }.map(look)
+    }
+
+    #[inline(always)]
+    fn met(&self, source: &Address, tick: u64) -> Option<Hold> {
+        met::met(source, tick)
+    }
+
+    #[inline(always)]
+    fn meet(&mut self, source: &Address, tick: u64, hold: Hold) {
+        met::meet(source, tick, hold);
     }
 
     #[inline(always)]

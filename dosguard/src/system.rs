@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use caps::{CapSet, Capability, CapsHashSet};
+use dosguard_common::clock::LATE_NS;
 use nix::mount::MsFlags;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use nix::time::{ClockId, clock_gettime};
@@ -224,6 +225,12 @@ pub fn wait_for_running_programs() {
     if !waited {
         std::thread::sleep(Duration::from_millis(100));
     }
+}
+
+/// Returns once no packet is dropped any more for a ban that was removed before: what a program has looked up it takes for what it
+/// is until the tick is over (`dosguard_common::clock::Clock::tick`).
+pub fn wait_for_tick() {
+    std::thread::sleep(Duration::from_nanos(LATE_NS));
 }
 
 /// Refuses what only CAP_SYS_ADMIN can, such as to open something of the kernel's by its number.

@@ -9,12 +9,18 @@ use std::time::{Duration, Instant};
 use dosguard::config::cidr::to_address;
 use dosguard::datapath::{Datapath, List};
 use dosguard::paths::Paths;
-use dosguard_tests::addresses::{FORGED_V4, GUARD_ATTACKER_SIDE, GUARD_CLIENT_SIDE, GUARD_CLIENT_V4};
-use dosguard_tests::cli::{done, packets, refused, say, syns, words};
+use dosguard_common::reason::Reason;
+use dosguard_tests::addresses::{
+    FORGED_V4, GUARD_ATTACKER_SIDE, GUARD_CLIENT_SIDE, GUARD_CLIENT_V4, GUARD_V4, PEER,
+};
+use dosguard_tests::cli::{PATIENCE, done, packets, refused, say, syns, words};
 use dosguard_tests::client::Client;
 use dosguard_tests::daemon::Dosguard;
 use dosguard_tests::lab::Lab;
+use dosguard_tests::packet::Packet;
 use dosguard_tests::server::TcpServer;
+use dosguard_tests::transmit::send_frames;
+use dosguard_tests::wait::wait_until;
 
 /// As many networks as a large blocklist has.
 const MANY: u32 = 100_000;
@@ -80,6 +86,41 @@ fn the_deny_list_drops_everything_and_the_allow_list_comes_first() {
     done(&dosguard, "sysctl core.mode=monitor");
     assert!(client().successes() > 0, "in monitor mode they pass");
     assert!(packets(&dosguard, &["monitored-denied"]) > 0);
+}
+
+#[test]
+fn a_ban_that_is_taken_back_drops_nothing_any_more_once_that_is_said() {
+    let lab = Lab::new().unwrap();
+    let dosguard = Dosguard::new(&lab).unwrap();
+    done(&dosguard, &format!("attach {GUARD_ATTACKER_SIDE}"));
+    let directory = lab.directory();
+    let paths = Paths::new("lab", directory.bpffs(), directory.run_dir(), directory.state_dir()).unwrap();
+    let datapath = Datapath::require(&paths).unwrap();
+    let dropped = || datapath.maps().packets(Reason::Banned).unwrap().packets;
+    let segment = Packet::eth().ipv4(FORGED_V4, GUARD_V4).tcp(1, 80).ack().build();
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let sent = scope.spawn(|| {
+            let frames = vec![segment; 500];
+            for _ in 0..1_000 {
+                send_frames(lab.attacker(), PEER, &frames).unwrap();
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+            }
+        });
+        for _ in 0..10 {
+            done(&dosguard, &format!("bans add --for 1h {FORGED_V4}"));
+            let before = dropped();
+            wait_until("they are dropped", PATIENCE, || Ok(dropped() > before + 1_000)).unwrap();
+            done(&dosguard, &format!("bans del {FORGED_V4}"));
+            let before = dropped();
+            thread::sleep(Duration::from_millis(50));
+            assert_eq!(dropped(), before);
+        }
+        assert!(!sent.is_finished());
+        stop.store(true, Ordering::Relaxed);
+    });
 }
 
 #[test]

@@ -342,5 +342,8 @@ fn remove_bans(maps: &mut Maps, which: impl Fn(&SourceKey, &Ban) -> bool) -> Res
             ended.push((key, ban));
         }
     }
+    if !ended.is_empty() {
+        system::wait_for_tick();
+    }
     Ok(ended)
 }

@@ -20,7 +20,7 @@ use crate::guards::{Change, ssh_peer};
 use crate::lock::StateLock;
 use crate::output::{YELLOW, printable, source_text};
 use crate::paths::Paths;
-use crate::system::{boot_now_ns, require_capabilities, wait_for_running_programs};
+use crate::system::{boot_now_ns, require_capabilities, wait_for_running_programs, wait_for_tick};
 
 pub(super) fn add(paths: &Paths, args: &AddArgs) -> anyhow::Result<Answer> {
     let length = ban_length(&args.length)?;
@@ -159,7 +159,8 @@ pub(super) fn flush(paths: &Paths) -> anyhow::Result<Answer> {
     Ok(Answer::Done)
 }
 
-/// Removes bans and returns those that still held. Expired ones stay for the daemon, which reports them.
+/// Removes bans and returns those that still held, once none of them drops anything. Expired ones stay for the daemon, which reports
+/// them.
 fn end(
     datapath: &mut Datapath,
     bans: impl IntoIterator<Item = (SourceKey, Ban)>,
@@ -170,6 +171,9 @@ fn end(
         if ban.is_active(now_ns) && datapath.maps_mut().remove_ban(&key)? {
             ended.push((key, ban));
         }
+    }
+    if !ended.is_empty() {
+        wait_for_tick();
     }
     Ok(ended)
 }

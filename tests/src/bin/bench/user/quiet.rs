@@ -4,7 +4,7 @@ use anyhow::Result;
 use dosguard_tests::{addresses::GUARD_ATTACKER_SIDE, cli::words};
 
 use super::row::{Promise, Row, Unit};
-use super::{Bench, processor_time, resident};
+use super::{Bench, processor_time, proportional, resident};
 
 /// Attaches and detaches, changes a setting, and watches the daemon do nothing.
 pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Row>> {
@@ -24,7 +24,7 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Row>> {
     let before = processor_time(daemon.pid())?;
     bench.interrupt.wait(bench.extent.idle)?;
     let part = (processor_time(daemon.pid())? - before) / bench.extent.idle.as_secs_f64();
-    let size = resident(daemon.pid())?;
+    let (size, part_of_size) = (resident(daemon.pid())?, proportional(daemon.pid())?);
     daemon.terminate()?;
     bench.clear()?;
     Ok(vec![
@@ -32,5 +32,6 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Row>> {
         Row::new("sysctl -w", Unit::Seconds, sysctl, Promise::Below(0.02)),
         Row::new("idle daemon, of a processor", Unit::Processors, vec![part], Promise::Below(0.001)),
         Row::new("idle daemon, resident", Unit::Bytes, vec![size], Promise::Below(20e6)),
+        Row::new("the same, proportional (PSS)", Unit::Bytes, vec![part_of_size], Promise::Nothing),
     ])
 }
