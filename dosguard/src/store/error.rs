@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rusqlite::ErrorCode;
+use rusqlite::{ErrorCode, ffi};
 use thiserror::Error;
 
 /// Why the history cannot be read or written.
@@ -102,6 +102,11 @@ const REPLACED: &str = "the daemon sets it aside and begins a new one; see what 
 pub(super) fn at(action: &'static str, path: &Path) -> impl FnOnce(rusqlite::Error) -> StoreError {
     let path = path.to_owned();
     move |source| StoreError::Sqlite { action, path, source }
+}
+
+/// That the file contradicts itself where SQLite has not seen it.
+pub(super) fn corrupt(what: String) -> rusqlite::Error {
+    rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_CORRUPT), Some(what))
 }
 
 impl StoreError {

@@ -8,7 +8,7 @@ use rusqlite::{
     Connection, OptionalExtension as _, Statement, Transaction, TransactionBehavior, params, params_from_iter,
 };
 
-use super::error::at;
+use super::error::{at, corrupt};
 use super::filter::Reach;
 use super::saved::Pending;
 use super::{EventFilter, Store, StoreError, saved, schema};
@@ -192,25 +192,34 @@ fn query(
     let mut statement = connection.prepare_cached(&sql)?;
     let mut found = Vec::new();
     loop {
-        let read = read_some(&mut statement, &values, &mut found)?;
+        let read = read_some(&mut statement, &values, after, &mut found)?;
         match read {
             // Who asks takes an empty answer for the end.
-            Some(last) if found.is_empty() => values[0] = Value::Integer(last),
+            Some(last) if found.is_empty() => {
+                after = last;
+                values[0] = Value::Integer(last);
+            }
             _ => return Ok(found),
         }
     }
 }
 
-/// Reads the rows of one query. Returns the number of the last one; none if there was none.
+/// Reads the rows of one query behind number `after`. Returns the number of the last one; none if there was none.
 fn read_some(
     statement: &mut Statement<'_>,
     values: &[Value],
+    mut after: i64,
     found: &mut Vec<EventRecord>,
 ) -> rusqlite::Result<Option<i64>> {
     let (mut last, mut unclear) = (None, 0_u64);
     let mut rows = statement.query(params_from_iter(values))?;
     while let Some(row) = rows.next()? {
-        let (seq, record) = (row.get(0)?, row.get_ref(1)?);
+        let (seq, record): (i64, _) = (row.get(0)?, row.get_ref(1)?);
+        // SQLite believes a damaged table. Who goes on behind the last number that he was told would never come to an end.
+        if seq <= after {
+            return Err(corrupt(format!("event {seq} comes behind event {after}")));
+        }
+        after = seq;
         last = Some(seq);
         let parsed = record.as_bytes().map(serde_json::from_slice::<EventRecord>);
         match parsed {

@@ -139,6 +139,23 @@ impl Store {
         schema::last_seq(&self.connection).unwrap_or(0)
     }
 
+    /// Looks for damage in all of the file. Of a large one that takes long.
+    ///
+    /// # Errors
+    ///
+    /// It is damaged, or cannot be read.
+    pub fn check(&self) -> Result<(), StoreError> {
+        self.check_tables(&[])
+    }
+
+    /// Looks for damage in these tables, or in all of the file.
+    fn check_tables(&self, tables: &[&str]) -> Result<(), StoreError> {
+        match schema::damage(&self.connection, tables).map_err(at("check", &self.path))? {
+            None => Ok(()),
+            Some(what) => Err(StoreError::Damaged { path: self.path.clone(), what }),
+        }
+    }
+
     /// Opens and brings up to date. An error comes with the last number that could be read.
     fn try_open(path: &Path) -> Result<Self, (u64, StoreError)> {
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -165,10 +182,7 @@ impl Store {
             found => return Err(found.refused(path)),
         }
         schema::prepare(connection, CACHE_KIB).map_err(at("prepare", path))?;
-        match schema::damage(connection, &schema::SMALL_TABLES).map_err(at("check", path))? {
-            None => Ok(()),
-            Some(what) => Err(StoreError::Damaged { path: path.clone(), what }),
-        }
+        self.check_tables(&schema::SMALL_TABLES)
     }
 
     /// Closing shall not touch the files: they are evidence.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use jiff::{SignedDuration, Timestamp};
 use rusqlite::{Connection, params};
 
-use super::error::at;
+use super::error::{at, corrupt};
 use super::events::nanoseconds;
 use super::files::beside;
 use super::{Store, StoreError};
@@ -58,11 +58,28 @@ fn size(connection: &Connection) -> rusqlite::Result<Size> {
         let number: i64 = connection.pragma_query_value(None, pragma, |row| row.get(0))?;
         Ok::<_, rusqlite::Error>(number.unsigned_abs())
     };
-    let page = ask("page_size")?;
-    Ok(Size { all: ask("page_count")? * page, free: ask("freelist_count")? * page, page })
+    let (page, all, free) = (ask("page_size")?, ask("page_count")?, ask("freelist_count")?);
+    if free > all {
+        return Err(corrupt(format!("of {all} pages {free} are free")));
+    }
+    Ok(Size { all: all * page, free: free * page, page })
 }
 
 impl Store {
+    /// Removes some of what happened before `then`, if it is given, and of what is more than may be kept. Returns whether there
+    /// is more to do.
+    ///
+    /// # Errors
+    ///
+    /// The database cannot be read or written.
+    pub fn tidy(&self, history: &History, then: Option<Timestamp>) -> Result<bool, StoreError> {
+        let old = match then {
+            Some(then) => self.forget_before(then)?,
+            None => false,
+        };
+        Ok(self.shrink(Budget::of(history))? || old)
+    }
+
     /// Removes some of what is too much, and gives some of the room back. Returns whether there is more to do.
     pub(super) fn shrink(&self, budget: Budget) -> Result<bool, StoreError> {
         shrink(&self.connection, budget.pages).map_err(at("shorten", &self.path))

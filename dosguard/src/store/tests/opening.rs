@@ -82,6 +82,37 @@ fn a_database_with_pages_written_over_is_set_aside_and_numbers_go_on_if_they_can
     assert_eq!(store.last_seq(), 501);
 }
 
+/// Whoever asks for those behind the last one that he was told would ask for ever.
+#[test]
+fn events_out_of_order_are_damage() {
+    let (_folder, paths) = folder();
+    let mut store = open(&paths);
+    store.append(&[event(1, 0, "192.0.2.7"), event(2, 0, "192.0.2.7"), event(3, 0, "192.0.2.7")]).unwrap();
+    drop(store);
+    let connection = Connection::open(paths.database()).unwrap();
+    let page: u16 = connection
+        .query_row("SELECT rootpage FROM sqlite_schema WHERE name = 'events'", [], |row| row.get(0))
+        .unwrap();
+    drop(connection);
+    // The places of the three rows stand behind the page's header, in the order of their numbers.
+    let mut bytes = fs::read(paths.database()).unwrap();
+    let places = usize::from(page - 1) * 4096 + 8;
+    assert_eq!(bytes[places - 8..places - 3], [13, 0, 0, 0, 3], "a leaf with three rows");
+    for byte in places..places + 2 {
+        bytes.swap(byte, byte + 4);
+    }
+    fs::write(paths.database(), bytes).unwrap();
+    let store = Store::open_read_only(&paths).unwrap().unwrap();
+    for source in [None, Some("192.0.2.0/24".parse().unwrap()), Some("192.0.0.0/16".parse().unwrap())] {
+        let filter = EventFilter { source, ..EventFilter::default() };
+        if let Ok(events) = store.events(&filter, 0, usize::MAX) {
+            assert!(events.is_sorted_by_key(|record| record.seq), "{filter:?}: {events:?}");
+        }
+    }
+    assert!(store.events(&EventFilter::default(), 0, usize::MAX).unwrap_err().is_damage());
+    assert!(store.check().unwrap_err().is_damage());
+}
+
 #[test]
 fn no_more_than_a_few_are_kept_aside() {
     let (_folder, paths) = filled();

@@ -66,6 +66,24 @@ fn a_size_that_holds_nothing_ends_the_removing() {
     assert_eq!(store.last_seq(), 2_000);
 }
 
+/// Without a look at it, all events went: there seemed to be far too many pages that are not free.
+#[test]
+fn a_list_of_free_pages_that_lies_costs_no_event() {
+    let (_folder, paths) = folder();
+    let mut store = open(&paths);
+    let records: Vec<_> = (1..=500).map(|seq| event(seq, 0, "192.0.2.7")).collect();
+    store.append(&records).unwrap();
+    drop(store);
+    let mut bytes = std::fs::read(paths.database()).unwrap();
+    // How many there are stands in the file's header.
+    bytes[36..40].copy_from_slice(&1_000_000_u32.to_be_bytes());
+    std::fs::write(paths.database(), bytes).unwrap();
+    let store = open(&paths);
+    let error = store.tidy(&history(20_000), None).unwrap_err();
+    assert!(error.is_damage(), "{error}");
+    assert_eq!(seqs(&store, &EventFilter::default()).len(), 500);
+}
+
 #[test]
 fn the_old_go_by_their_time_and_not_by_their_number() {
     let (_folder, paths) = folder();

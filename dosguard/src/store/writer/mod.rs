@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use super::events::Batch;
 use super::retention::{Budget, Calm};
 use super::saved::{Changes, Pending};
-use super::{Opened, Store, StoreError, files, schema};
+use super::{Opened, Store, StoreError, files};
 use crate::config::services::History;
 use crate::daemon::health::{Health, Loss};
 use crate::output::{EventRecord, in_full};
@@ -254,24 +254,15 @@ impl Thread {
         if store.path.metadata().is_ok_and(|found| found.len() > CHECKED) {
             return;
         }
-        let damage = match schema::damage(&store.connection, &[]) {
-            Ok(None) => return,
-            Ok(Some(what)) => StoreError::Damaged { path: store.path.clone(), what },
-            Err(error) => super::error::at("check", &store.path)(error),
-        };
-        self.failed(&damage, &Pending::default());
+        if let Err(damage) = store.check() {
+            self.failed(&damage, &Pending::default());
+        }
     }
 
     /// Looks at the file itself: this connection may know its pages from before.
     fn verify(&mut self) {
-        let found = Store::open_read_only(&self.paths).and_then(|store| match store {
-            Some(store) => match schema::damage(&store.connection, &[]) {
-                Ok(None) => Ok(()),
-                Ok(Some(what)) => Err(StoreError::Damaged { path: store.path.clone(), what }),
-                Err(error) => Err(super::error::at("check", &store.path)(error)),
-            },
-            None => Ok(()),
-        });
+        let found =
+            Store::open_read_only(&self.paths).and_then(|store| store.map_or(Ok(()), |store| store.check()));
         if let Err(error) = found
             && error.is_damage()
         {
@@ -399,11 +390,7 @@ impl Thread {
         let calm = self.calm.holds(wall, now);
         let keep = SignedDuration::try_from(history.keep.duration()).unwrap_or(SignedDuration::MAX);
         let then = wall.checked_sub(keep).unwrap_or(Timestamp::MIN);
-        let tidied = self.ready().and_then(|store| {
-            let mut more = calm && store.forget_before(then)?;
-            more |= store.shrink(Budget::of(&history))?;
-            Ok(more)
-        });
+        let tidied = self.ready().and_then(|store| store.tidy(&history, calm.then_some(then)));
         match tidied {
             Ok(more) => {
                 self.works();
