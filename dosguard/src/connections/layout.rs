@@ -4,6 +4,7 @@
 //! crates that read BTF show no members, bring a C library along, or may not be linked statically under our licence. So
 //! this reads as much of the format as it takes: Linux Documentation/bpf/btf.rst, include/uapi/linux/btf.h.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 
@@ -30,13 +31,18 @@ impl SocketLayout {
     /// The kernel has no BTF, or none in which this finds its way.
     pub fn of_kernel() -> io::Result<Self> {
         let bytes = fs::read(KERNEL)?;
-        let layout = Btf::parse(&bytes).and_then(|btf| Self::find(&btf));
-        layout.ok_or_else(|| io::Error::other(format!("`{KERNEL}` has no `struct sock_common` as expected")))
+        Self::in_btf(&bytes)
+            .ok_or_else(|| io::Error::other(format!("`{KERNEL}` has no `struct sock_common` as expected")))
+    }
+
+    /// Of the kernel with this BTF.
+    pub fn in_btf(bytes: &[u8]) -> Option<Self> {
+        Self::find(&Btf::parse(bytes)?)
     }
 
     fn find(btf: &Btf<'_>) -> Option<Self> {
         let socket = btf.structure("sock_common")?;
-        let member = |name| btf.offset(socket, name, 0);
+        let member = |name| btf.offset(socket, name);
         Some(Self {
             state: member("skc_state")?,
             family: member("skc_family")?,
@@ -73,20 +79,26 @@ impl ListenerLayout {
     /// As of [`SocketLayout::of_kernel`].
     pub fn of_kernel() -> io::Result<Self> {
         let bytes = fs::read(KERNEL)?;
-        let layout = Btf::parse(&bytes).and_then(|btf| Self::find(&btf));
-        layout.ok_or_else(|| io::Error::other(format!("`{KERNEL}` has no `struct tcp_sock` as expected")))
+        Self::in_btf(&bytes)
+            .ok_or_else(|| io::Error::other(format!("`{KERNEL}` has no `struct tcp_sock` as expected")))
+    }
+
+    /// Of the kernel with this BTF.
+    pub fn in_btf(bytes: &[u8]) -> Option<Self> {
+        Self::find(&Btf::parse(bytes)?)
     }
 
     fn find(btf: &Btf<'_>) -> Option<Self> {
         let socket = btf.structure("sock")?;
-        let received = btf.offset(btf.structure("tcp_sock")?, "rx_opt", 0)?;
-        let locks = btf.bits(socket, "sk_userlocks", 0)?;
+        let received = btf.offset(btf.structure("tcp_sock")?, "rx_opt")?;
+        let stamp = btf.offset(btf.structure("tcp_options_received")?, "ts_recent_stamp")?;
+        let locks = btf.bits(socket, "sk_userlocks")?;
         Some(Self {
-            sent: received + btf.offset(btf.structure("tcp_options_received")?, "ts_recent_stamp", 0)?,
-            group: btf.offset(socket, "sk_reuseport_cb", 0)?,
-            group_sent: btf.offset(btf.structure("sock_reuseport")?, "synq_overflow_ts", 0)?,
-            backlog: btf.offset(socket, "sk_ack_backlog", 0)?,
-            max_backlog: btf.offset(socket, "sk_max_ack_backlog", 0)?,
+            sent: received.checked_add(stamp)?,
+            group: btf.offset(socket, "sk_reuseport_cb")?,
+            group_sent: btf.offset(btf.structure("sock_reuseport")?, "synq_overflow_ts")?,
+            backlog: btf.offset(socket, "sk_ack_backlog")?,
+            max_backlog: btf.offset(socket, "sk_max_ack_backlog")?,
             locks: locks / 8,
             locks_shift: locks % 8,
         })
@@ -108,13 +120,15 @@ impl RequestLayout {
     /// As of [`SocketLayout::of_kernel`].
     pub fn of_kernel() -> io::Result<Self> {
         let bytes = fs::read(KERNEL)?;
-        let layout = Btf::parse(&bytes).and_then(|btf| {
-            let request = btf.structure("tcp_request_sock")?;
-            Some(Self { sent: btf.offset(request, "snt_isn", 0)? })
-        });
-        layout.ok_or_else(|| {
+        Self::in_btf(&bytes).ok_or_else(|| {
             io::Error::other(format!("`{KERNEL}` has no `struct tcp_request_sock` as expected"))
         })
+    }
+
+    /// Of the kernel with this BTF.
+    pub fn in_btf(bytes: &[u8]) -> Option<Self> {
+        let btf = Btf::parse(bytes)?;
+        Some(Self { sent: btf.offset(btf.structure("tcp_request_sock")?, "snt_isn")? })
     }
 }
 
@@ -196,12 +210,17 @@ impl<'a> Btf<'a> {
     }
 
     /// Where a member is, in bytes; also one of a structure or union without a name that is a member.
-    fn offset(&self, of: Type<'_>, member: &str, depth: usize) -> Option<u32> {
-        self.bits(of, member, depth).map(|bits| bits / 8)
+    fn offset(&self, of: Type<'_>, member: &str) -> Option<u32> {
+        self.bits(of, member).map(|bits| bits / 8)
     }
 
     /// The same in bits.
-    fn bits(&self, of: Type<'_>, member: &str, depth: usize) -> Option<u32> {
+    fn bits(&self, of: Type<'_>, member: &str) -> Option<u32> {
+        self.search(of, member, 0, &mut BTreeSet::new())
+    }
+
+    /// Looks into each structure without a name once: there is nothing more in it the next time.
+    fn search(&self, of: Type<'_>, member: &str, depth: usize, seen: &mut BTreeSet<u32>) -> Option<u32> {
         for record in of.more.chunks_exact(12) {
             let (name, kind, bits) = (word(record, 0)?, word(record, 4)?, word(record, 8)?);
             let bits = if of.has_bits { bits & 0xff_ffff } else { bits };
@@ -209,9 +228,9 @@ impl<'a> Btf<'a> {
                 return Some(bits);
             }
             let inner = self.types.get(kind as usize).filter(|inner| matches!(inner.kind, STRUCT | UNION));
-            let inner = inner.filter(|_| name == 0 && depth < DEPTH);
-            if let Some(within) = inner.and_then(|inner| self.bits(*inner, member, depth + 1)) {
-                return Some(bits + within);
+            let inner = inner.filter(|_| name == 0 && depth < DEPTH && seen.insert(kind));
+            if let Some(within) = inner.and_then(|inner| self.search(*inner, member, depth + 1, seen)) {
+                return bits.checked_add(within);
             }
         }
         None
@@ -273,7 +292,7 @@ mod tests {
         let bytes = btf(&types.concat(), strings);
         let btf = Btf::parse(&bytes).unwrap();
         let found = btf.structure("sock_common").unwrap();
-        assert_eq!(["a", "b", "c"].map(|name| btf.offset(found, name, 0)), [Some(4), Some(4), None]);
+        assert_eq!(["a", "b", "c"].map(|name| btf.offset(found, name)), [Some(4), Some(4), None]);
         assert_eq!(SocketLayout::find(&btf), None, "not a socket");
     }
 
@@ -287,6 +306,19 @@ mod tests {
         // A structure that has itself for a member ends somewhere.
         let endless = btf(&[1, STRUCT << 24 | 1, 8, 0, 1, 0], b"\0sock_common\0");
         let btf = Btf::parse(&endless).unwrap();
-        assert_eq!(btf.offset(btf.structure("sock_common").unwrap(), "a", 0), None);
+        assert_eq!(btf.offset(btf.structure("sock_common").unwrap(), "a"), None);
+    }
+
+    #[test]
+    fn what_lies_about_itself_is_refused_soon() {
+        // A hundred members that are the structure itself: looked through at each depth, they would take ages.
+        let members = [[0, 1, 0]; 100].concat();
+        let types = [&[1, STRUCT << 24 | 100, 8][..], &members].concat();
+        assert_eq!(SocketLayout::in_btf(&btf(&types, b"\0sock_common\0")), None);
+        // Places that come to more than a number holds.
+        let types = [&[0, STRUCT << 24 | 1, 8, 13, 0, 1][..], &[1, STRUCT << 24 | 1, 8, 0, 1, u32::MAX]];
+        let bytes = btf(&types.concat(), b"\0sock_common\0a\0");
+        let btf = Btf::parse(&bytes).unwrap();
+        assert_eq!(btf.offset(btf.structure("sock_common").unwrap(), "a"), None);
     }
 }
