@@ -13,7 +13,7 @@ pub mod datapath;
 pub mod explain;
 pub mod guards;
 pub mod lock;
-mod netlink;
+pub mod netlink;
 pub mod output;
 pub mod paths;
 pub mod replay;

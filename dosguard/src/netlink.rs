@@ -40,9 +40,12 @@ pub(crate) fn dump(
     }
 }
 
-/// Hands the answers of a datagram to `each`. Returns whether they were the last. The error is the kernel's own, or that the
-/// datagram is malformed.
-fn read(datagram: &[u8], each: &mut impl FnMut(RouteNetlinkMessage)) -> io::Result<bool> {
+/// Hands the answers of a datagram to `each`. Returns whether they were the last.
+///
+/// # Errors
+///
+/// The kernel's own, or that the datagram is malformed.
+pub fn read(datagram: &[u8], each: &mut impl FnMut(RouteNetlinkMessage)) -> io::Result<bool> {
     let mut rest = datagram;
     while !rest.is_empty() {
         let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest);
@@ -56,7 +59,9 @@ fn read(datagram: &[u8], each: &mut impl FnMut(RouteNetlinkMessage)) -> io::Resu
                 return Err(io::Error::from_raw_os_error(done.code.saturating_neg()));
             }
             NetlinkPayload::Done(_) => return Ok(true),
-            NetlinkPayload::Error(error) => return Err(error.to_io()),
+            NetlinkPayload::Error(error) => {
+                return Err(io::Error::from_raw_os_error(error.raw_code().saturating_neg()));
+            }
             NetlinkPayload::Overrun(_) => return Err(io::Error::from_raw_os_error(libc::ENOBUFS)),
             _ => {}
         }
@@ -162,6 +167,8 @@ mod tests {
         assert_eq!((end.unwrap_err().raw_os_error(), answers), (Some(libc::EBUSY), 1));
         let refused = message(NLMSG_ERROR, &[&code[..], &[0; 16]].concat());
         assert_eq!(read(&[refused]).0.unwrap_err().raw_os_error(), Some(libc::EBUSY));
+        let least = message(NLMSG_ERROR, &[&i32::MIN.to_ne_bytes()[..], &[0; 16]].concat());
+        assert_eq!(read(&[least]).0.unwrap_err().raw_os_error(), Some(i32::MAX), "it has no opposite");
         let lost = message(NLMSG_OVERRUN, &[]);
         assert_eq!(read(&[lost]).0.unwrap_err().raw_os_error(), Some(libc::ENOBUFS));
         assert!(read(&[vec![0; 16]]).0.is_err(), "a length of 0 would never end");

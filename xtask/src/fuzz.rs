@@ -11,6 +11,8 @@ use crate::setup::{self, Scope, Want};
 use crate::workspace::{Workspace, target_dir};
 use crate::{FuzzArgs, host, manifest, run};
 
+/// An input that takes longer, in seconds, is a defect: something loops.
+const HANG: &str = "-timeout=25";
 /// The target that is no libFuzzer's.
 const FRAMES: &str = "frames";
 
@@ -71,7 +73,7 @@ fn fuzz(workspace: &Workspace, target: &str, seconds: u64) -> Result<()> {
     command.env("RUSTC_BOOTSTRAP", "1").env("AYA_BUILD_SKIP", "1");
     command.args(["run", "--sanitizer", "none", "--target-dir"]).arg(built);
     command.arg(target).arg(found).arg(format!("fuzz/corpus/{target}"));
-    command.args(["--", &format!("-max_total_time={seconds}"), "-print_final_stats=1", "-verbosity=0"]);
+    command.args(["--", &format!("-max_total_time={seconds}"), "-print_final_stats=1", "-verbosity=0", HANG]);
     run::run(&mut command)
 }
 
@@ -124,7 +126,10 @@ mod tests {
             path: None,
         };
         let targets = targets(&workspace).unwrap();
-        assert_eq!(targets, ["engine", "parse", "records", "pcap"]);
+        assert_eq!(
+            targets,
+            ["engine", "parse", "records", "pcap", "config", "sysctl", "bans", "protocol", "store", "kernel"]
+        );
         for target in targets {
             let files = fs::read_dir(root.join("fuzz/corpus").join(&target)).unwrap().count();
             assert!((1..=60).contains(&files), "{target}: {files} files");

@@ -12,7 +12,7 @@ use super::diag::{States, TcpSocket};
 
 /// Whether there is more to come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Progress {
+pub enum Progress {
     /// Another datagram.
     More,
     /// Nothing.
@@ -20,7 +20,8 @@ pub(super) enum Progress {
 }
 
 /// The answers to one question, datagram by datagram.
-pub(super) struct Answers {
+#[derive(Debug)]
+pub struct Answers {
     sequence: u32,
     states: States,
     interrupted: bool,
@@ -28,12 +29,16 @@ pub(super) struct Answers {
 
 impl Answers {
     /// Those to the question number `sequence`, after sockets in `states`.
-    pub(super) fn new(sequence: u32, states: States) -> Self {
+    pub const fn new(sequence: u32, states: States) -> Self {
         Self { sequence, states, interrupted: false }
     }
 
-    /// Hands the sockets of a datagram to `see`. The error is the kernel's own, or that the datagram is malformed.
-    pub(super) fn read(&mut self, datagram: &[u8], see: &mut dyn FnMut(&TcpSocket)) -> io::Result<Progress> {
+    /// Hands the sockets of a datagram to `see`.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's own, or that the datagram is malformed.
+    pub fn read(&mut self, datagram: &[u8], see: &mut dyn FnMut(&TcpSocket)) -> io::Result<Progress> {
         let mut rest = datagram;
         while !rest.is_empty() {
             let message = NetlinkBuffer::new_checked(rest).map_err(malformed)?;
@@ -67,7 +72,7 @@ impl Answers {
     }
 
     /// Whether the kernel said that its tables changed in a way that makes the answers worthless.
-    pub(super) fn is_interrupted(&self) -> bool {
+    pub const fn is_interrupted(&self) -> bool {
         self.interrupted
     }
 }

@@ -114,7 +114,8 @@ impl States {
     /// Those of half-open connections, to which nobody has been given a file descriptor yet.
     pub const SYN_RECV: Self = Self(1 << TCP_SYN_RECV);
 
-    pub(super) fn contains(self, state: TcpState) -> bool {
+    /// Whether sockets in `state` are asked for.
+    pub fn contains(self, state: TcpState) -> bool {
         self.0 & state.states().0 != 0
     }
 }

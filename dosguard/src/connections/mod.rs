@@ -1,7 +1,7 @@
 //! Connections, counted from the kernel's socket tables: by a program of ours that walks over them in the kernel, or where
 //! the kernel cannot do that, from lists that it sends.
 
-mod answer;
+pub mod answer;
 mod census;
 mod closing;
 mod diag;

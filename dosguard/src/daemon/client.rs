@@ -81,8 +81,7 @@ pub struct Subscription {
 pub fn subscribe(paths: &Paths, wanted: Wanted) -> Result<Subscription, SubscriptionError> {
     let mut stream = connect(paths)?;
     stream.write_all(&line(&Request::Events(wanted))?)?;
-    let reader = BufReader::with_capacity(BUFFER, stream);
-    Ok(Subscription { instance: paths.instance().to_owned(), reader, line: String::new() })
+    Ok(Subscription::over(paths.instance(), stream))
 }
 
 /// Tells the instance's daemon what was changed by hand, so that it becomes an event.
@@ -145,6 +144,12 @@ const KIND: &str = "\"kind\":";
 const GLANCE: usize = 64;
 
 impl Subscription {
+    /// To what comes from a daemon that was asked for it.
+    pub fn over(instance: &str, stream: UnixStream) -> Self {
+        let reader = BufReader::with_capacity(BUFFER, stream);
+        Self { instance: instance.to_owned(), reader, line: String::new() }
+    }
+
     /// The next event as the daemon has written it: a JSON object and the end of the line.
     pub fn next_line(&mut self) -> Option<Result<&str, SubscriptionError>> {
         loop {

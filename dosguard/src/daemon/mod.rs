@@ -16,7 +16,7 @@ pub mod metrics;
 pub mod notify;
 pub mod outlet;
 mod past;
-mod protocol;
+pub mod protocol;
 mod pump;
 pub mod report;
 pub mod saver;

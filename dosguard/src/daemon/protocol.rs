@@ -8,7 +8,7 @@ use crate::store::EventFilter;
 /// What a client asks for.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Request {
+pub enum Request {
     /// Events that were and, if wanted, those that come.
     Events(Wanted),
     /// How the daemon does.
@@ -31,13 +31,28 @@ pub struct Wanted {
 /// One line of the answer.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(untagged)]
-pub(super) enum Line {
+pub enum Line {
     /// An event.
     Event(Box<EventRecord>),
     /// The client was too slow, and this is the end.
-    Missed { version: u32, missed: u64 },
+    Missed {
+        /// [`SCHEMA`](crate::output::SCHEMA).
+        version: u32,
+        /// How many events it missed.
+        missed: u64,
+    },
     /// So many reports were taken.
-    Taken { version: u32, taken: usize },
+    Taken {
+        /// [`SCHEMA`](crate::output::SCHEMA).
+        version: u32,
+        /// How many.
+        taken: usize,
+    },
     /// The request is refused, and this is the end.
-    Refused { version: u32, error: String },
+    Refused {
+        /// [`SCHEMA`](crate::output::SCHEMA).
+        version: u32,
+        /// Why.
+        error: String,
+    },
 }

@@ -182,7 +182,12 @@ pub fn serve(instance: &str, is_configured: impl FnMut(&[String]) -> bool) -> io
     serve_at(socket, instance, is_configured)
 }
 
-pub(super) fn serve_at(
+/// The same at a socket.
+///
+/// # Errors
+///
+/// There can be no event loop, or what is asked is not understood.
+pub fn serve_at(
     socket: UnixStream,
     instance: &str,
     mut is_configured: impl FnMut(&[String]) -> bool,
