@@ -66,7 +66,7 @@ fn a_size_that_holds_nothing_ends_the_removing() {
     assert_eq!(store.last_seq(), 2_000);
 }
 
-/// Without a look at it, all events went: there seemed to be far too many pages that are not free.
+/// Without a look at it, a subtraction wraps, and far too many pages seem not to be free: all events would go.
 #[test]
 fn a_list_of_free_pages_that_lies_costs_no_event() {
     let (_folder, paths) = folder();
