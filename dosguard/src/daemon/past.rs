@@ -1,8 +1,11 @@
 //! Events of the past, for those who listen.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
+use tokio::time::sleep;
 
 use crate::output::{EventRecord, in_full};
 use crate::paths::Paths;
@@ -11,16 +14,30 @@ use crate::store::{EventFilter, Flusher, Store};
 /// Events that are read at once.
 const CHUNK: usize = 1_000;
 
+/// How many may begin to be told the past at once, and how long each turn is. Whoever asks over and over must not take the event
+/// loop's time.
+const TURNS: usize = 4;
+const TURN: Duration = Duration::from_millis(50);
+
 /// The history, as listeners read it: beside the thread that writes it. Clones are the same.
 #[derive(Clone)]
 pub(super) struct Past {
     paths: Paths,
     flusher: Flusher,
+    turns: Arc<Semaphore>,
 }
 
 impl Past {
-    pub(super) const fn new(paths: Paths, flusher: Flusher) -> Self {
-        Self { paths, flusher }
+    pub(super) fn new(paths: Paths, flusher: Flusher) -> Self {
+        Self { paths, flusher, turns: Arc::new(Semaphore::new(TURNS)) }
+    }
+
+    /// Waits for a turn, in the order of those who ask, and for its end. It is not kept while a client reads: one that takes its
+    /// time holds up nobody.
+    pub(super) async fn turn(&self) {
+        // It is never closed.
+        let _turn = self.turns.acquire().await;
+        sleep(TURN).await;
     }
 
     /// Waits until everything told so far is in the history.
@@ -62,5 +79,39 @@ impl Past {
         };
         events.retain(|record| record.seq.is_some_and(|seq| seq <= last));
         Ok(events)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use tokio::runtime::Builder;
+    use tokio::task::JoinSet;
+
+    use super::*;
+    use crate::config::services::History;
+    use crate::daemon::health::Health;
+    use crate::store::{Store, Writer};
+
+    #[test]
+    fn whoever_asks_over_and_over_waits_for_a_turn() {
+        let folder = tempfile::tempdir().unwrap();
+        let [pins, run, state] = ["pins", "run", "state"].map(|name| folder.path().join(name));
+        let paths = Paths::new("lab", pins, run, state).unwrap();
+        let writer =
+            Writer::start(paths.clone(), Store::open(&paths), History::default(), &Health::default());
+        let past = Past::new(paths, writer.flusher());
+        let began = Instant::now();
+        let rounds = 3;
+        Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+            let mut all = JoinSet::new();
+            for _ in 0..TURNS * rounds {
+                let past = past.clone();
+                all.spawn(async move { past.turn().await });
+            }
+            while all.join_next().await.is_some() {}
+        });
+        assert!(began.elapsed() >= TURN * u32::try_from(rounds).unwrap(), "{:?}", began.elapsed());
     }
 }

@@ -138,6 +138,9 @@ async fn answer(
                 let Desk { hub, past, reports, health } = desk;
                 // It must not keep the daemon from ending.
                 drop(reports);
+                if !root {
+                    past.turn().await;
+                }
                 return Telling { writer, wanted, hub, past, health, told: 0 }.tell(&mut reader).await;
             }
             Err(error) => return refuse(writer, &format!("this is no request: {error}")).await,
