@@ -7,10 +7,12 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
 use clap::Args;
 
 use super::{Answer, configured};
-use crate::daemon::outlet::starter;
+use crate::config::services::Hook;
+use crate::daemon::outlet::starter::{self, Asked};
 use crate::paths::Paths;
 use crate::system;
 
@@ -40,17 +42,27 @@ pub(super) fn hooks(paths: &Paths, args: &HooksArgs) -> anyhow::Result<Answer> {
         "`dosguard hooks` is started by the daemon, and by nobody else\nhint: `{} run`",
         paths.command()
     );
+    // No other process of root's changes this one, unless it may do so to all.
+    nix::sys::prctl::set_dumpable(false).context("cannot keep others from changing this process")?;
     system::drop_capabilities()?;
-    // What was configured once stays so: hooks that were told under settings from before are run under them.
-    let mut known: Vec<Vec<String>> = Vec::new();
-    let is_configured = |run: &[String]| {
-        if !known.iter().any(|known| known == run)
-            && let Ok(Some(configuration)) = configured::read(paths, args.config.as_deref())
-        {
-            known.extend(configuration.services.hooks.into_iter().map(|hook| hook.run));
-        }
-        known.iter().any(|known| known == run)
+    let read = || {
+        let configuration = configured::read(paths, args.config.as_deref()).ok().flatten();
+        configuration.map(|configuration| configuration.services.hooks).unwrap_or_default()
     };
-    starter::serve(paths.instance(), is_configured)?;
+    // As the daemon has just found it: it may be in the middle of being edited when the first one is to be run.
+    let mut known = read();
+    let configured = |asked: &Asked| {
+        if !known.iter().any(|hook| asked.is(hook)) {
+            // What was configured once stays so: hooks that were told under settings from before are run under them.
+            let new: Vec<_> = read().into_iter().filter(|hook| !known.contains(hook)).collect();
+            known.extend(new);
+        }
+        let mut same = known.iter().filter(|hook| asked.is(hook));
+        let hook = same.next()?.clone();
+        // What stands there twice is run twice.
+        let at_most = same.fold(hook.at_most, |sum, again| sum.saturating_add(again.at_most));
+        Some(Hook { at_most, ..hook })
+    };
+    starter::serve(paths.instance(), configured)?;
     Ok(Answer::Done)
 }

@@ -16,21 +16,48 @@ use std::thread;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::runtime::Builder;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use super::process::{self, Failure};
 use crate::config::services::Hook;
-use crate::config::units::Span;
 use crate::output::EventRecord;
+
+/// The longest question. An event is short; what a program is given is what somebody has written into a file.
+const MAX_QUESTION: u64 = 1 << 20;
 
 /// What the process is asked.
 #[derive(Serialize, Deserialize)]
 enum Question {
-    Run { id: u64, run: Vec<String>, timeout_ns: u64, record: Box<EventRecord> },
+    Run { id: u64, hook: Asked, record: Box<EventRecord> },
     Stop { id: u64 },
+}
+
+/// A hook that the process is asked to run: all of it, so that there is one in the configuration that is the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asked {
+    on: Vec<String>,
+    run: Vec<String>,
+    timeout_ns: u64,
+    at_most: u32,
+}
+
+impl Asked {
+    fn new(hook: &Hook) -> Self {
+        Self {
+            on: hook.on.iter().map(|kind| kind.name().to_owned()).collect(),
+            run: hook.run.clone(),
+            timeout_ns: hook.timeout.ns(),
+            at_most: hook.at_most,
+        }
+    }
+
+    /// Whether it is this one.
+    pub fn is(&self, hook: &Hook) -> bool {
+        *self == Self::new(hook)
+    }
 }
 
 /// What became of a program.
@@ -128,9 +155,8 @@ impl Starter {
             waiting.answers.insert(id, answer);
             id
         };
-        let (run, timeout_ns) = (hook.run.clone(), hook.timeout.ns());
         self.shared
-            .ask(&Question::Run { id, run, timeout_ns, record: Box::new(record.clone()) })
+            .ask(&Question::Run { id, hook: Asked::new(hook), record: Box::new(record.clone()) })
             .map_err(Failure::NotStarted)?;
         let outcome = tokio::select! {
             outcome = &mut answered => outcome,
@@ -171,15 +197,15 @@ impl Shared {
     }
 }
 
-/// The process's part, until the daemon is gone: runs what it is asked to, if `is_configured` says that it may be. The socket
-/// is the standard input.
+/// The process's part, until the daemon is gone: runs what it is asked to, as the hook that `configured` has for that; nothing, if it
+/// has none. The socket is the standard input.
 ///
 /// # Errors
 ///
-/// The standard input is no socket, or there can be no event loop.
-pub fn serve(instance: &str, is_configured: impl FnMut(&[String]) -> bool) -> io::Result<()> {
+/// The standard input is no socket, there can be no event loop, or what is asked is no question.
+pub fn serve(instance: &str, configured: impl FnMut(&Asked) -> Option<Hook>) -> io::Result<()> {
     let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    serve_at(socket, instance, is_configured)
+    serve_at(socket, instance, configured)
 }
 
 /// The same at a socket.
@@ -190,59 +216,103 @@ pub fn serve(instance: &str, is_configured: impl FnMut(&[String]) -> bool) -> io
 pub fn serve_at(
     socket: UnixStream,
     instance: &str,
-    mut is_configured: impl FnMut(&[String]) -> bool,
+    configured: impl FnMut(&Asked) -> Option<Hook>,
 ) -> io::Result<()> {
     socket.set_nonblocking(true)?;
     Builder::new_current_thread().enable_all().build()?.block_on(async {
-        let (from, mut to) = tokio::net::UnixStream::from_std(socket)?.into_split();
-        let mut lines = tokio::io::BufReader::new(from).lines();
-        let (answers, mut answered) = mpsc::unbounded_channel::<(u64, Outcome)>();
-        let mut running = JoinSet::new();
-        let mut stops = HashMap::<u64, watch::Sender<bool>>::new();
+        let (answers, answered) = mpsc::unbounded_channel();
+        let mut serving =
+            Serving { instance, configured, answers, running: JoinSet::new(), stops: HashMap::new() };
+        let served = serving.until_gone(tokio::net::UnixStream::from_std(socket)?, answered).await;
+        // However that came: nobody is there for whom they would run.
+        for (stop, _) in serving.stops.values() {
+            let _ = stop.send(true);
+        }
+        let all = async { while serving.running.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(FAREWELL, all).await;
+        served
+    })
+}
+
+/// The process at work.
+struct Serving<'a, C> {
+    instance: &'a str,
+    configured: C,
+    answers: mpsc::UnboundedSender<(u64, Outcome)>,
+    running: JoinSet<()>,
+    /// What runs, by the number of its question: how to stop it, and as which hook.
+    stops: HashMap<u64, (watch::Sender<bool>, Hook)>,
+}
+
+impl<C: FnMut(&Asked) -> Option<Hook>> Serving<'_, C> {
+    async fn until_gone(
+        &mut self,
+        socket: tokio::net::UnixStream,
+        mut answered: mpsc::UnboundedReceiver<(u64, Outcome)>,
+    ) -> io::Result<()> {
+        let (from, mut to) = socket.into_split();
+        let mut from = tokio::io::BufReader::new(from);
+        let mut line = Vec::new();
         loop {
+            // What was read of a line stays in it when something else comes first.
+            let mut rest = (&mut from).take(MAX_QUESTION.saturating_sub(line.len() as u64));
             tokio::select! {
-                line = lines.next_line() => {
-                    let Some(line) = line? else { break };
-                    match serde_json::from_str(&line)? {
-                        Question::Stop { id } => {
-                            // It may have ended just now.
-                            if let Some(stop) = stops.get(&id) {
-                                let _ = stop.send(true);
-                            }
-                        }
-                        Question::Run { id, run, .. } if !is_configured(&run) => {
-                            let why = format!("`{}` is not what the configuration says", run.join(" "));
-                            let _ = answers.send((id, Outcome::NotStarted(why)));
-                        }
-                        Question::Run { id, run, timeout_ns, record } => {
-                            let (stop, stopped) = watch::channel(false);
-                            stops.insert(id, stop);
-                            let hook = Hook { on: Vec::new(), run, timeout: Span::from_ns(timeout_ns), at_most: 1 };
-                            let (instance, answers) = (instance.to_owned(), answers.clone());
-                            running.spawn(async move {
-                                let outcome = process::run(&hook, &instance, &record, stopped).await;
-                                let _ = answers.send((id, outcome.into()));
-                            });
-                        }
+                read = rest.read_until(b'\n', &mut line) => {
+                    read?;
+                    if line.len() as u64 >= MAX_QUESTION {
+                        return Err(io::Error::other("a question is too long"));
                     }
+                    if line.last() != Some(&b'\n') {
+                        return Ok(());
+                    }
+                    self.take(serde_json::from_slice(&line)?);
+                    line.clear();
                 }
                 Some((id, outcome)) = answered.recv() => {
-                    stops.remove(&id);
+                    self.stops.remove(&id);
                     let mut line = serde_json::to_vec(&(id, outcome))?;
                     line.push(b'\n');
                     to.write_all(&line).await?;
                 }
-                Some(_) = running.join_next() => {}
+                Some(_) = self.running.join_next() => {}
             }
         }
-        // Nobody is there for whom they would run.
-        for stop in stops.values() {
-            let _ = stop.send(true);
+    }
+
+    fn take(&mut self, question: Question) {
+        match question {
+            Question::Stop { id } => {
+                // It may have ended just now.
+                if let Some((stop, _)) = self.stops.get(&id) {
+                    let _ = stop.send(true);
+                }
+            }
+            Question::Run { id, hook: asked, record } => match self.may_run(&asked) {
+                Ok(hook) => self.run(id, hook, record),
+                Err(why) => drop(self.answers.send((id, Outcome::NotStarted(why)))),
+            },
         }
-        let all = async { while running.join_next().await.is_some() {} };
-        let _ = tokio::time::timeout(FAREWELL, all).await;
-        Ok(())
-    })
+    }
+
+    /// The hook as which that is run, or why it is not.
+    fn may_run(&mut self, asked: &Asked) -> Result<Hook, String> {
+        let run = asked.run.join(" ");
+        let hook =
+            (self.configured)(asked).ok_or_else(|| format!("`{run}` is not what the configuration says"))?;
+        let running = self.stops.values().filter(|(_, other)| *other == hook).count();
+        let at_most = usize::try_from(hook.at_most).unwrap_or(usize::MAX);
+        if running < at_most { Ok(hook) } else { Err(format!("`{run}` runs {running} times already")) }
+    }
+
+    fn run(&mut self, id: u64, hook: Hook, record: Box<EventRecord>) {
+        let (stop, stopped) = watch::channel(false);
+        self.stops.insert(id, (stop, hook.clone()));
+        let (instance, answers) = (self.instance.to_owned(), self.answers.clone());
+        self.running.spawn(async move {
+            let outcome = process::run(&hook, &instance, &record, stopped).await;
+            let _ = answers.send((id, outcome.into()));
+        });
+    }
 }
 
 /// How long killing takes at most.

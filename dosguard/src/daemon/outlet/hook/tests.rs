@@ -7,8 +7,11 @@ use dosguard_common::event::Kind;
 use tempfile::TempDir;
 
 use super::super::tests::{record, wait};
+use super::starter::Asked;
 use super::*;
 use crate::config::units::Span;
+
+mod asked;
 
 /// A folder with a script in it.
 struct Script {
@@ -43,8 +46,21 @@ impl Script {
 /// What the process does that starts hooks, on a thread of this one.
 fn starter(instance: &'static str) -> Option<Starter> {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    thread::spawn(move || starter::serve_at(theirs, instance, |_| true));
+    thread::spawn(move || starter::serve_at(theirs, instance, |asked| Some(as_asked(asked))));
     Some(Starter::over(ours).unwrap())
+}
+
+/// The hook that the configuration has, if that is just what is asked for.
+fn as_asked(asked: &Asked) -> Hook {
+    let asked = serde_json::to_value(asked).unwrap();
+    let on = asked["on"].as_array().unwrap().iter();
+    let kind = |name: &serde_json::Value| Kind::ALL.iter().find(|kind| name == kind.name()).copied().unwrap();
+    Hook {
+        on: on.map(kind).collect(),
+        run: serde_json::from_value(asked["run"].clone()).unwrap(),
+        timeout: Span::from_ns(asked["timeout_ns"].as_u64().unwrap()),
+        at_most: asked["at_most"].as_u64().unwrap().try_into().unwrap(),
+    }
 }
 
 fn end() -> Instant {
@@ -316,40 +332,4 @@ fn who_leaves_the_group_is_not_listened_to_for_ever() {
     wait("the end of the pipe", || script.path("gone").exists());
     Box::new(runner).finish(end());
     assert_eq!(health.losses(Loss::HookKilled) + health.losses(Loss::HookFailed), 0);
-}
-
-#[test]
-fn only_what_is_configured_is_run() {
-    let script = Script::new(r#"touch "$1/done""#);
-    let (ours, theirs) = UnixStream::pair().unwrap();
-    thread::spawn(move || starter::serve_at(theirs, "default", |run| run == ["/bin/true"]));
-    let starter = Starter::over(ours).unwrap();
-    let health = Health::default();
-    let mut runner = HookRunner::start(&script.hook(20, 1), Some(starter.clone()), &health);
-    runner.tell(&Arc::new(record("ban", "192.0.2.1")));
-    wait("it is refused", || health.losses(Loss::HookFailed) == 1);
-    assert!(health.warned()[0].contains("is not what the configuration says"), "{:?}", health.warned());
-    Box::new(runner).finish(end());
-    assert!(!script.path("done").exists());
-    let hook = Hook { run: vec!["/bin/true".to_owned()], ..script.hook(20, 1) };
-    let mut runner = HookRunner::start(&hook, Some(starter), &health);
-    runner.tell(&Arc::new(record("ban", "192.0.2.1")));
-    Box::new(runner).finish(end());
-    assert_eq!(health.losses(Loss::HookFailed), 1);
-}
-
-#[test]
-fn without_who_starts_them_events_are_counted_as_failed() {
-    let script = Script::new("true");
-    let (ours, theirs) = UnixStream::pair().unwrap();
-    drop(theirs);
-    let health = Health::default();
-    for starter in [Some(Starter::over(ours).unwrap()), None] {
-        let before = health.losses(Loss::HookFailed);
-        let mut runner = HookRunner::start(&script.hook(20, 1), starter, &health);
-        runner.tell(&Arc::new(record("ban", "192.0.2.1")));
-        wait("it is counted", || health.losses(Loss::HookFailed) == before + 1);
-        assert_eq!(health.warned().len(), 1, "{:?}", health.warned());
-        Box::new(runner).finish(end());
-    }
 }
