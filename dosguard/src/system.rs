@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use caps::{CapSet, Capability, CapsHashSet};
@@ -244,9 +245,11 @@ pub fn require_sys_admin(purpose: &'static str) -> Result<(), SystemError> {
 /// Whose members may read what dosguard tells, if there is such a group.
 pub const GROUP: &str = "dosguard";
 
-/// The number of [`GROUP`]; none if there is no such group.
+/// The number of [`GROUP`]; none if there is no such group. Asked for once: that may take a service at a socket, which a daemon
+/// that has given up privileges may not ask.
 pub fn group() -> Option<u32> {
-    Group::from_name(GROUP).ok().flatten().map(|group| group.gid.as_raw())
+    static NUMBER: OnceLock<Option<u32>> = OnceLock::new();
+    *NUMBER.get_or_init(|| Group::from_name(GROUP).ok().flatten().map(|group| group.gid.as_raw()))
 }
 
 /// Where the kernel lists the CPUs that it may use.

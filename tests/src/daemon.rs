@@ -28,6 +28,8 @@ use crate::{
 /// The environment variable that says which binary to run.
 pub const BINARY_VARIABLE: &str = "DOSGUARD_BIN";
 
+/// What the daemon says of system calls that it made and may not.
+const REFUSED: &str = "system calls that the daemon does not need were refused";
 /// How long the daemon may take until it is attached, and until it has ended.
 const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -256,7 +258,7 @@ impl Daemon<'_> {
     pub fn kill9(mut self) -> Result<()> {
         self.child.kill().context("cannot kill dosguard")?;
         self.child.wait().context("cannot wait for dosguard")?;
-        Ok(())
+        self.refuse_refusals()
     }
 
     /// Sends it a signal that it lives through.
@@ -276,11 +278,19 @@ impl Daemon<'_> {
         let end = Instant::now() + PATIENCE;
         while Instant::now() < end {
             if let Some(status) = self.child.try_wait().context("cannot wait for dosguard")? {
+                self.refuse_refusals()?;
                 return Ok(status);
             }
             thread::sleep(Duration::from_millis(10));
         }
         bail!("dosguard did not end within {PATIENCE:?} of {signal}\n{}", self.said())
+    }
+
+    /// What it needs and is refused shows here.
+    fn refuse_refusals(&self) -> Result<()> {
+        let said = self.stderr()?;
+        ensure!(!said.contains(REFUSED), "dosguard was refused what it needs\n{said}");
+        Ok(())
     }
 
     fn wait_until_ready(&mut self) -> Result<()> {
@@ -317,6 +327,11 @@ impl Drop for Daemon<'_> {
         // An error means that it has ended already.
         drop(self.child.kill());
         drop(self.child.wait());
+        if !thread::panicking()
+            && let Err(error) = self.refuse_refusals()
+        {
+            panic!("{error:#}");
+        }
     }
 }
 

@@ -109,6 +109,84 @@ fn hooks_that_a_reload_brings_run_and_may_do_what_they_may() {
     assert!(text.contains(&format!("CapEff:\t{KEPT:016x}")) && text.contains("Seccomp:\t0"), "{text}");
 }
 
+/// Whether a process of root's that has what the daemon keeps, and is not confined, may change that process.
+fn may_change(pid: u32) -> bool {
+    let open = format!("exec 3<>/proc/{pid}/mem");
+    let mut command = Command::new("setpriv");
+    command.args([
+        "--inh-caps=-all",
+        "--bounding-set=-all,+net_admin,+perfmon,+bpf",
+        "--",
+        "sh",
+        "-c",
+        &open,
+    ]);
+    let said: Said = command.output().unwrap().into();
+    assert!(said.code == Some(0) || said.err.contains("Permission denied"), "{said:?}");
+    said.code == Some(0)
+}
+
+#[test]
+fn the_process_that_starts_hooks_is_out_of_reach_and_knows_them_from_the_start() {
+    let lab = Lab::new().unwrap();
+    let dosguard = Dosguard::new(&lab).unwrap();
+    let folder = lab.directory().path().join("elsewhere");
+    fs::create_dir(&folder).unwrap();
+    let done_file = folder.join("done");
+    let hook = format!("{CONFIG}[[hook]]\non = ['ban']\nrun = ['/bin/touch', '{}']\n", done_file.display());
+    let path = dosguard.write_config("c.toml", &hook).unwrap();
+    let daemon = dosguard.start(words(&format!("run -c {} {GUARD_ATTACKER_SIDE}", path.display()))).unwrap();
+    let starter = starter(daemon.pid());
+    wait_until("it is out of reach", PATIENCE, || Ok(!may_change(starter))).unwrap();
+    let is_bounded =
+        fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").is_ok_and(|scope| scope.trim() != "0");
+    assert!(is_bounded || may_change(daemon.pid()), "the one who asks may change others");
+    // Somebody is in the middle of editing it.
+    dosguard.write_config("c.toml", "[[hook]]\non = ").unwrap();
+    done(&dosguard, &format!("bans add {FORGED_V4}"));
+    wait_until("the hook has run", PATIENCE, || Ok(done_file.exists())).unwrap();
+    assert_eq!(daemon.terminate().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_log_whose_folder_is_missing_and_files_behind_links_can_be_used() {
+    let lab = Lab::new().unwrap();
+    let dosguard = Dosguard::new(&lab).unwrap();
+    let (here, elsewhere) = (lab.directory().path().join("here"), lab.directory().path().join("elsewhere"));
+    for folder in [&here, &elsewhere] {
+        fs::create_dir(folder).unwrap();
+    }
+    let (log, real, link) = (here.join("log/events"), elsewhere.join("c.toml"), here.join("c.toml"));
+    let config = format!("{CONFIG}[log.file]\npath = '{}'\n", log.display());
+    fs::write(&real, &config).unwrap();
+    symlink(&real, &link).unwrap();
+    let daemon = dosguard.start(words(&format!("run -c {} {GUARD_ATTACKER_SIDE}", link.display()))).unwrap();
+    assert_eq!(fs::metadata(log.parent().unwrap()).unwrap().mode() & 0o777 & !0o750, 0);
+    done(&dosguard, &format!("bans add {FORGED_V4}"));
+    let is_logged = || fs::read_to_string(&log).is_ok_and(|text| text.contains(&FORGED_V4.to_string()));
+    wait_until("it is logged", PATIENCE, || Ok(is_logged())).unwrap();
+    // As editors do.
+    fs::write(elsewhere.join("new"), &config).unwrap();
+    fs::rename(elsewhere.join("new"), &real).unwrap();
+    daemon.signal(Signal::SIGHUP).unwrap();
+    wait_until("it is read", PATIENCE, || Ok(daemon.stderr()?.contains("reloaded"))).unwrap();
+    let status = dosguard.status().unwrap();
+    assert_eq!(status["daemon"]["warnings"].as_array().map_or(0, Vec::len), 0, "{status}");
+    assert_eq!(daemon.terminate().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_log_beside_the_configuration_is_warned_of() {
+    let lab = Lab::new().unwrap();
+    let dosguard = Dosguard::new(&lab).unwrap();
+    let log = lab.directory().path().join("events");
+    let config = format!("{CONFIG}[log.file]\npath = '{}'\n", log.display());
+    let path = dosguard.write_config("c.toml", &config).unwrap();
+    let _daemon = dosguard.start(words(&format!("run -c {} {GUARD_ATTACKER_SIDE}", path.display()))).unwrap();
+    let text = done(&dosguard, "status");
+    assert!(text.contains("which holds more than its own files"), "{text}");
+}
+
 #[test]
 fn what_is_given_up_cannot_be_done() {
     let _lab = Lab::new().unwrap();
@@ -145,6 +223,21 @@ fn what_is_given_up_cannot_be_done() {
         "execve",
         "kill",
         "socket of packets",
+        "socket of datagrams",
+        "stream of Unix",
+        "packets of Unix",
+        "chmod",
+        "fchmod to set-user-ID",
+        "fchmod to others",
+        "limits of another",
+        "a signal to another",
+        "signals by files",
+        "other signals by files",
+        "signals by files to threads",
+        "attributes",
+        "multipath TCP",
+        "a fast open",
+        "a file of set-user-ID",
     ];
     let mut expected: Vec<_> =
         (1..).zip(calls).map(|(count, name)| format!("{name}: Some(EPERM), {count} refused")).collect();
@@ -157,7 +250,13 @@ fn what_is_given_up_cannot_be_done() {
             "removing elsewhere: Some(EACCES)",
             "reading elsewhere: Some(EACCES)",
             "reading the kernel's settings: done",
-            "a socket: done",
+            "/dev/null: done",
+            "/dev/urandom: done",
+            "/dev/zero: Some(EACCES)",
+            "host settings: Some(EACCES)",
+            "a mode of its own file: done",
+            "an abstract socket: Some(EPERM)",
+            "a listener: done",
             "a connection: Some(EACCES)",
         ]
         .map(|line| format!("{line}, {} refused", calls.len())),

@@ -170,7 +170,13 @@ fn missing(services: &Services) -> Vec<String> {
     }
     for export in &services.exports {
         let shown = export.path.display();
-        if let Ok(there) = fs::metadata(&export.path)
+        let there = fs::metadata(&export.path);
+        if there.as_ref().is_ok_and(|there| there.mode() & 0o6002 != 0) {
+            found.push(format!(
+                "`{shown}` may be written by others, or has set-user-ID or set-group-ID bits: the daemon cannot replace it"
+            ));
+        }
+        if let Ok(there) = there
             && (there.uid(), there.gid()) != (0, 0)
         {
             found.push(format!(

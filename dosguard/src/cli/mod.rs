@@ -4,6 +4,7 @@
 
 mod attach;
 mod bans;
+mod bounds;
 mod challenge;
 mod changes;
 mod check;

@@ -1,7 +1,7 @@
 //! `dosguard run`.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -13,11 +13,11 @@ use super::attach::{GuardArgs, report_attached, take_away};
 use super::changes::Names;
 use super::reload::Reloader;
 use super::survive::{self, History};
-use super::{Answer, challenge, configured, confirm, hooks, talk, upgrade};
-use crate::config::services::{LogFormat, Services};
-use crate::confine::{self, Folders, Protection, Ruleset};
+use super::{Answer, bounds, challenge, configured, confirm, hooks, talk, upgrade};
+use crate::config::services::LogFormat;
+use crate::confine::{self, Protection, Ruleset};
 use crate::daemon::health::Health;
-use crate::daemon::outlet::starter::Starter;
+use crate::daemon::outlet::{self, starter::Starter};
 use crate::daemon::{
     self, ConnectionWatch, Elsewhere, Interfaces, KernelLog, Parts, RunningServices, Server, Signals,
 };
@@ -43,7 +43,7 @@ pub(super) struct RunArgs {
     pub(super) mode: AttachMode,
     /// Take the filter along at the end. Without this it goes on.
     #[arg(long)]
-    detach_on_exit: bool,
+    pub(super) detach_on_exit: bool,
     /// Print events as JSON, one object a line.
     #[arg(long)]
     pub(super) json: bool,
@@ -172,16 +172,21 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
             "the kernel program that goes on has no such log\nhint: leave `--kernel-log` out"
         );
         let kernel_log = kernel_log(args.kernel_log, &started)?;
-        let mut services = configuration.map(|configuration| configuration.services).unwrap_or_default();
+        let (mut services, files) = configuration
+            .map(|configuration| (configuration.services, configuration.files))
+            .unwrap_or_default();
+        // What is made later is in no rule.
+        outlet::make_folder(&services.log);
+        let folders = bounds::folders(paths, args, &services, &files);
         // For which it takes what is given up now.
-        let ruleset = Ruleset::new(&folders(paths, args, &services));
+        let ruleset = Ruleset::new(&folders);
         let elsewhere = Elsewhere::enter(paths, &services.connections, &ruleset);
         // It keeps what hooks may need.
         let starter =
             hooks::arguments(paths, args.config.as_deref()).and_then(|line| Starter::start_process(&line));
         let starter = starter.context("cannot start the process that starts hooks")?;
         // Before other threads begin, which would keep what this one gives up.
-        let protection = confine::process(&ruleset)?;
+        let protection = confine::process(&ruleset, bounds::extras(args, &services))?;
         say_protection(&protection);
         let starter = Starter::over(starter).context("cannot start a thread")?;
         if args.json {
@@ -189,6 +194,9 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
         }
         let health = Health::default();
         health.protected(protection);
+        if let Some(warning) = bounds::shared(&folders, paths, &files) {
+            health.warn(bounds::SHARED, warning);
+        }
         let History { opened, last_seq, backlog, known, damaged } = history;
         let writer = Writer::start(paths.clone(), opened, services.history.clone(), &health);
         if damaged {
@@ -207,12 +215,14 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
             services: RunningServices::start(&services, paths, Some(starter), &health),
             interfaces: Interfaces::start(paths, wanted, args.mode, &health)?,
             connections: ConnectionWatch::start(paths, &services.connections, elsewhere, &health)?,
-            health,
+            health: health.clone(),
             first: ended.unwrap_or_default(),
         };
         let served = runtime.block_on(daemon::serve(paths, parts));
         // A disk or a lock that somebody waits for must not keep the daemon.
         runtime.shutdown_timeout(FAREWELL);
+        // Since the last look.
+        health.look_at_refusals();
         anyhow::Ok(served?)
     })();
     if args.detach_on_exit {
@@ -239,23 +249,6 @@ fn is_guarding(paths: &Paths) -> bool {
     !matches!(guarded, Ok(None)) && !matches!(guarded, Ok(Some(Ok(guarded))) if guarded.is_empty())
 }
 
-/// What the daemon reads and writes at work. What a reload adds has to be in these, or waits for the next start.
-fn folders(paths: &Paths, args: &RunArgs, services: &Services) -> Folders {
-    let mut folders = Folders::default();
-    for folder in [paths.bpffs(), paths.run_dir(), paths.state_dir()] {
-        folders.write(folder);
-    }
-    folders.read(paths.config_dir());
-    if let Some(folder) = args.config.as_deref().and_then(Path::parent) {
-        folders.read(if folder.as_os_str().is_empty() { Path::new(".") } else { folder });
-    }
-    let exports = services.exports.iter().map(|export| &export.path);
-    for file in services.log.file.iter().map(|file| &file.path).chain(exports) {
-        folders.write_beside(file);
-    }
-    folders
-}
-
 fn say_protection(protection: &Protection) {
     log::info!(
         "kept {}; Landlock {}, seccomp {}",
@@ -263,8 +256,9 @@ fn say_protection(protection: &Protection) {
         protection.landlock,
         protection.seccomp
     );
-    if let Some(missing) = protection.missing() {
-        log::warn!("this kernel does not have {missing}: the daemon may do more than it needs to");
+    // What is more than that is among the warnings.
+    if let Some(missing) = protection.missing().filter(|_| protection.warning().is_none()) {
+        log::warn!("the daemon may do more than it needs to: {missing}");
     }
 }
 

@@ -1,18 +1,20 @@
 //! The system calls that the daemon may use, by seccomp.
 //!
 //! Those that the tests of the daemon were seen to need, and what the C library, SQLite and tokio use in their place on other versions. What is not
-//! listed is refused: among it are starting programs, tracing, mounting, modules, keys, other namespaces and io_uring.
+//! listed is refused: among it are starting programs, tracing, mounting, modules, keys, other namespaces and io_uring. Of some
+//! calls it depends on what they are asked for ([`arguments`]).
 
 use std::collections::BTreeMap;
 
 use libc::c_long;
 use seccompiler::{
-    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, apply_filter_all_threads,
+    BackendError, BpfProgram, SeccompAction, SeccompFilter, SeccompRule, apply_filter_all_threads,
 };
 use thiserror::Error;
 
 use super::refused;
+
+mod arguments;
 
 /// Why system calls are not restricted.
 #[derive(Debug, Error)]
@@ -31,7 +33,6 @@ pub(super) enum CallsError {
 /// Calls that may be used whatever their arguments.
 const ALLOWED: &[c_long] = &[
     // Files.
-    libc::SYS_openat,
     libc::SYS_close,
     libc::SYS_close_range,
     libc::SYS_read,
@@ -53,7 +54,6 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_faccessat,
     libc::SYS_faccessat2,
     libc::SYS_getcwd,
-    libc::SYS_fcntl,
     libc::SYS_flock,
     libc::SYS_fsync,
     libc::SYS_fdatasync,
@@ -64,10 +64,7 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_unlinkat,
     libc::SYS_renameat,
     libc::SYS_renameat2,
-    libc::SYS_fchmod,
-    libc::SYS_fchmodat,
     libc::SYS_fchown,
-    libc::SYS_fchownat,
     libc::SYS_utimensat,
     libc::SYS_umask,
     libc::SYS_getxattr,
@@ -76,11 +73,10 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_listxattr,
     libc::SYS_llistxattr,
     libc::SYS_flistxattr,
-    libc::SYS_fsetxattr,
     libc::SYS_dup,
     libc::SYS_dup3,
     libc::SYS_pipe2,
-    // Sockets; which ones is below.
+    // Sockets; which ones depends on what is asked for.
     libc::SYS_socketpair,
     libc::SYS_bind,
     libc::SYS_listen,
@@ -91,9 +87,6 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_getpeername,
     libc::SYS_getsockopt,
     libc::SYS_setsockopt,
-    libc::SYS_sendto,
-    libc::SYS_sendmsg,
-    libc::SYS_sendmmsg,
     libc::SYS_recvfrom,
     libc::SYS_recvmsg,
     libc::SYS_recvmmsg,
@@ -132,13 +125,12 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_uname,
     libc::SYS_sysinfo,
     libc::SYS_getrusage,
-    libc::SYS_prlimit64,
     libc::SYS_getrlimit,
     libc::SYS_sched_getaffinity,
     libc::SYS_getcpu,
     libc::SYS_times,
     libc::SYS_getpriority,
-    // Memory; no code is made, which is below.
+    // Memory; no code is made.
     libc::SYS_brk,
     libc::SYS_munmap,
     libc::SYS_mremap,
@@ -154,7 +146,6 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_rt_sigprocmask,
     libc::SYS_rt_sigreturn,
     libc::SYS_rt_sigtimedwait,
-    libc::SYS_tgkill,
     libc::SYS_membarrier,
     libc::SYS_exit,
     libc::SYS_exit_group,
@@ -170,7 +161,6 @@ const ALLOWED: &[c_long] = &[
 /// Those that only this processor has beside their followers above.
 #[cfg(target_arch = "x86_64")]
 const ALLOWED_HERE: &[c_long] = &[
-    libc::SYS_open,
     libc::SYS_stat,
     libc::SYS_lstat,
     libc::SYS_access,
@@ -179,9 +169,6 @@ const ALLOWED_HERE: &[c_long] = &[
     libc::SYS_rmdir,
     libc::SYS_unlink,
     libc::SYS_rename,
-    libc::SYS_chmod,
-    libc::SYS_chown,
-    libc::SYS_lchown,
     libc::SYS_dup2,
     libc::SYS_pipe,
     libc::SYS_poll,
@@ -195,27 +182,17 @@ const ALLOWED_HERE: &[c_long] = &[
 #[cfg(not(target_arch = "x86_64"))]
 const ALLOWED_HERE: &[c_long] = &[];
 
-/// What is asked of devices, terminals and interfaces: `if_nametoindex` and its like.
-const IOCTLS: [u64; 9] = [
-    0x5401, // TCGETS
-    0x5413, // TIOCGWINSZ
-    0x541b, // FIONREAD
-    0x5421, // FIONBIO
-    0x5450, // FIONCLEX
-    0x5451, // FIOCLEX
-    0x8910, // SIOCGIFNAME
-    0x8913, // SIOCGIFFLAGS
-    0x8933, // SIOCGIFINDEX
-];
-
-/// What `prctl` may: names of threads and of memory, and reading capabilities.
-const PRCTLS: [u64; 6] = [15, 16, 23, 39, 47, 0x5356_4d41];
-
-/// Kinds of sockets: the daemon's own and the journal's, metrics and interfaces, routes and sockets.
-const FAMILIES: [libc::c_int; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
+/// What a daemon is allowed beyond what each one needs, since it was asked to do something that takes it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Extras {
+    /// Connecting to Unix sockets of streams, of whoever listens at one: `systemd`, D-Bus and others do what root asks them to.
+    pub streams: bool,
+    /// Setting extended attributes of files, access lists among them.
+    pub attributes: bool,
+}
 
 /// Has every call that is not allowed refused, in every thread of this process.
-pub(super) fn restrict() -> Result<(), CallsError> {
+pub(super) fn restrict(extras: Extras) -> Result<(), CallsError> {
     let action = if refused::watch()? {
         SeccompAction::Trap
     } else {
@@ -223,7 +200,7 @@ pub(super) fn restrict() -> Result<(), CallsError> {
     };
     apply_filter_all_threads(&no_clone3()?)?;
     apply_filter_all_threads(&no_processes()?)?;
-    apply_filter_all_threads(&allowed(action)?)?;
+    apply_filter_all_threads(&allowed(action, extras)?)?;
     Ok(())
 }
 
@@ -239,30 +216,16 @@ fn no_clone3() -> Result<BpfProgram, BackendError> {
 /// blocked, and one that is blocked would end the daemon.
 fn no_processes() -> Result<BpfProgram, BackendError> {
     let thread = u64::from(libc::CLONE_THREAD.cast_unsigned());
-    let no_thread = rule(0, SeccompCmpOp::MaskedEq(thread), 0)?;
-    let rules = BTreeMap::from([(libc::SYS_clone, vec![no_thread])]);
+    let no_thread = arguments::without(0, thread)?;
+    let rules = BTreeMap::from([(libc::SYS_clone, vec![SeccompRule::new(vec![no_thread])?])]);
     filter(rules, SeccompAction::Allow, SeccompAction::Errno(libc::EPERM.cast_unsigned()))
 }
 
-fn allowed(otherwise: SeccompAction) -> Result<BpfProgram, BackendError> {
+fn allowed(otherwise: SeccompAction, extras: Extras) -> Result<BpfProgram, BackendError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
         ALLOWED.iter().chain(ALLOWED_HERE).map(|call| (*call, Vec::new())).collect();
-    let one_of = |argument, values: &[u64]| -> Result<Vec<SeccompRule>, BackendError> {
-        values.iter().map(|value| rule(argument, SeccompCmpOp::Eq, *value)).collect()
-    };
-    let families = FAMILIES.map(|family| u64::from(family.cast_unsigned()));
-    rules.insert(libc::SYS_socket, one_of(0, &families)?);
-    rules.insert(libc::SYS_ioctl, one_of(1, &IOCTLS)?);
-    rules.insert(libc::SYS_prctl, one_of(0, &PRCTLS)?);
-    // Memory that is run comes from files that are mapped before.
-    let no_code = SeccompCmpOp::MaskedEq(u64::from(libc::PROT_EXEC.cast_unsigned()));
-    rules.insert(libc::SYS_mmap, vec![rule(2, no_code.clone(), 0)?]);
-    rules.insert(libc::SYS_mprotect, vec![rule(2, no_code, 0)?]);
+    rules.extend(arguments::rules(extras)?);
     filter(rules, otherwise, SeccompAction::Allow)
-}
-
-fn rule(argument: u8, op: SeccompCmpOp, value: u64) -> Result<SeccompRule, BackendError> {
-    SeccompRule::new(vec![SeccompCondition::new(argument, SeccompCmpArgLen::Dword, op, value)?])
 }
 
 fn filter(
@@ -280,7 +243,9 @@ mod tests {
     #[test]
     fn a_filter_can_be_made_and_is_small() {
         // The kernel takes 4,096 instructions.
-        assert!(allowed(SeccompAction::Trap).unwrap().len() < 2_000);
+        assert!(
+            allowed(SeccompAction::Trap, Extras { streams: true, attributes: true }).unwrap().len() < 2_000
+        );
         assert!(no_clone3().unwrap().len() < 20);
     }
 
@@ -307,8 +272,18 @@ mod tests {
             libc::SYS_memfd_create,
             libc::SYS_userfaultfd,
             libc::SYS_kill,
+            libc::SYS_tkill,
+            libc::SYS_fchmodat,
+            libc::SYS_fchownat,
+            libc::SYS_fsetxattr,
+            libc::SYS_setxattr,
+            libc::SYS_pidfd_getfd,
+            libc::SYS_pidfd_send_signal,
+            libc::SYS_rt_sigqueueinfo,
         ];
+        let by_arguments = arguments::rules(Extras::default()).unwrap();
         for call in forbidden {
+            assert!(!by_arguments.contains_key(&call), "{call}");
             assert!(!ALLOWED.contains(&call) && !ALLOWED_HERE.contains(&call), "{call}");
         }
     }

@@ -43,9 +43,19 @@ pub(super) fn watch() -> nix::Result<bool> {
     Ok(false)
 }
 
-/// Gives the call that was refused the error EPERM.
+/// `SYS_SECCOMP`: the signal is of a refused call, and of nobody who sent it.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-extern "C" fn refuse(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
+const OF_SECCOMP: libc::c_int = 1;
+
+/// Gives the call that was refused the error EPERM. A signal that somebody sent comes in the middle of anything, whose registers
+/// are left alone.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+extern "C" fn refuse(_: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    #[expect(unsafe_code, reason = "what the signal is about is what the kernel points to")]
+    // SAFETY: with SA_SIGINFO the kernel gives the handler a `siginfo_t` that is valid until it returns.
+    if !unsafe { info.as_ref() }.is_some_and(|info| info.si_code == OF_SECCOMP) {
+        return;
+    }
     let answer = -i64::from(libc::EPERM);
     #[expect(unsafe_code, reason = "the registers of the call are what the kernel points to")]
     // SAFETY: with SA_SIGINFO the kernel gives the handler a `ucontext_t` that is valid and nobody else's until it returns.
@@ -63,5 +73,18 @@ extern "C" fn refuse(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut libc
     {
         count(context.uc_mcontext.regs[8].cast_signed());
         context.uc_mcontext.regs[0] = answer.cast_unsigned();
+    }
+}
+
+#[cfg(all(test, any(target_arch = "x86_64", target_arch = "aarch64")))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signal_that_somebody_sent_changes_nothing() {
+        assert!(watch().unwrap());
+        nix::sys::signal::raise(Signal::SIGSYS).unwrap();
+        // The call that sent it has succeeded, and none counts as refused.
+        assert_eq!(refusals(), []);
     }
 }

@@ -70,11 +70,11 @@ impl Place {
         let (close, closed) = sync_channel(1);
         let (opened, outcome) = sync_channel(1);
         let paths = paths.clone();
-        let ruleset = ruleset.map(Ruleset::try_clone).transpose().map_err(failed("try again"))?;
+        let ruleset = ruleset.map(Ruleset::another);
         let enter = move || {
             setns(file, CloneFlags::CLONE_NEWNET)?;
             let given_up = match ruleset {
-                Some(ruleset) => confine::this_thread(&ruleset).map(drop),
+                Some(ruleset) => confine::this_thread(&ruleset),
                 None => system::drop_capabilities(),
             };
             given_up.map_err(io::Error::other)

@@ -200,6 +200,9 @@ impl Health {
 
     /// Keeps what the daemon has given up, once.
     pub fn protected(&self, protection: Protection) {
+        if let Some(warning) = protection.warning() {
+            self.warn("protection", warning);
+        }
         // A process gives it up once.
         let _ = self.shared.protection.set(protection);
     }

@@ -15,6 +15,12 @@ pub fn interval() -> Option<Duration> {
     Some(interval_for(sd_notify::watchdog_enabled()))
 }
 
+/// Whether whoever is told listens at an abstract socket, which is in no folder.
+pub fn is_abstract() -> bool {
+    use std::os::unix::ffi::OsStrExt as _;
+    std::env::var_os("NOTIFY_SOCKET").is_some_and(|socket| socket.as_bytes().first() == Some(&b'@'))
+}
+
 fn interval_for(watchdog: Option<Duration>) -> Duration {
     watchdog.map_or(STATUS_INTERVAL, |watchdog| STATUS_INTERVAL.min(watchdog / 2))
 }

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, OpenOptions, Permissions};
 use std::io;
+use std::os::fd::IntoRawFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -51,7 +52,16 @@ pub(super) fn prepare(folder: &Path, file: &Path) -> Result<(), StoreError> {
 
 fn keep_to_owner(folder: &Path, file: &Path) {
     let tighten = |path: &Path, mode| {
-        if let Err(error) = fs::set_permissions(path, Permissions::from_mode(mode)) {
+        // By what is open: a confined daemon may not change the mode of any path.
+        let mut options = OpenOptions::new();
+        options.read(true).custom_flags(libc::O_NONBLOCK);
+        let tightened = options.open(path).and_then(|open| {
+            let tightened = open.set_permissions(Permissions::from_mode(mode));
+            // Closing it would drop the locks that this process has on it. It happens once.
+            let _ = open.into_raw_fd();
+            tightened
+        });
+        if let Err(error) = tightened {
             log::warn!("others than the owner may open `{}`: {error}", path.display());
         }
     };

@@ -105,9 +105,7 @@ fn daemon_text(daemon: &DaemonRecord) -> String {
 /// What the daemon has given up, on one line.
 fn protection_text(protection: &Protection) -> String {
     let kept = protection.capabilities.join(", ");
-    let missing = protection
-        .missing()
-        .map(|missing| format!("; {YELLOW}this kernel does not have {missing}{YELLOW:#}"));
+    let missing = protection.missing().map(|missing| format!("; {YELLOW}{}{YELLOW:#}", printable(&missing)));
     let Protection { landlock, seccomp, .. } = protection;
     format!("the daemon keeps {kept}; Landlock {landlock}, seccomp {seccomp}{}", missing.unwrap_or_default())
 }

@@ -30,7 +30,10 @@ pub enum FileError {
         path: PathBuf,
     },
     /// It could not be read.
-    #[error("cannot read `{path}`\nhint: see that it is a file that root may read", path = path.display())]
+    #[error(
+        "cannot read `{path}`\nhint: see that it is a file that root may read{restart}",
+        path = path.display(), restart = restart(source)
+    )]
     Unreadable {
         /// The file.
         path: PathBuf,
@@ -74,6 +77,16 @@ pub enum FileError {
         /// What is wrong there.
         problem: Problem,
     },
+}
+
+/// What a daemon may read was settled when it started.
+fn restart(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "; a daemon that reads files of another folder than before, by their names or by links, has to be restarted"
+        }
+        _ => "",
+    }
 }
 
 /// What is wrong and what to do, where nothing that the file says can begin a line.

@@ -168,7 +168,8 @@ fn open(path: &Path) -> io::Result<fs::File> {
     Ok(file)
 }
 
-fn make_folder(folder: &Path) -> io::Result<()> {
+/// Makes the folder of a log.
+pub(super) fn make_folder(folder: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(FOLDER_MODE).create(folder) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
             let text = format!("its folder cannot be made: {error}\nhint: make `{}`", folder.display());

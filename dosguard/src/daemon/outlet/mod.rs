@@ -20,9 +20,20 @@ use crate::config::services::{Hook, Log, LogFile, LogFormat, Services};
 use crate::output::EventRecord;
 pub use hook::starter;
 use starter::Starter;
+pub use syslog::SOCKET as SYSLOG;
 
 /// How long all outlets together have at the end to tell what is still to be told.
 const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Makes the folder of the log file, if only that is missing: a daemon that has given up the rest of the file system cannot make
+/// it later. One that cannot be made is told of when the file is opened.
+pub fn make_folder(log: &Log) {
+    if let Some(folder) = log.file.as_ref().and_then(|file| file.path.parent())
+        && let Err(error) = file::make_folder(folder)
+    {
+        log::debug!("no folder for the log: {error}");
+    }
+}
 
 /// Something that is told every event.
 pub trait Outlet {

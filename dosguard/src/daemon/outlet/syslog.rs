@@ -11,7 +11,7 @@ use super::severity::Severity;
 use crate::output::EventRecord;
 
 /// Where the local syslog listens.
-pub(super) const SOCKET: &str = "/dev/log";
+pub const SOCKET: &str = "/dev/log";
 
 /// The local syslog, behind its socket.
 pub(super) struct Syslog {
@@ -58,7 +58,12 @@ impl Sink for Syslog {
     fn open(&mut self) -> io::Result<()> {
         let logger = syslog::unix_custom(Header, &self.socket).map_err(|error| {
             let (error, socket) = (io_error(error), self.socket.display());
-            let hint = "is a syslog running? Under systemd, `journald = true` needs none";
+            let hint = match error.kind() {
+                io::ErrorKind::PermissionDenied => {
+                    "one that takes streams has to be there when the daemon starts"
+                }
+                _ => "is a syslog running? Under systemd, `journald = true` needs none",
+            };
             io::Error::new(error.kind(), format!("cannot connect to `{socket}`: {error}\nhint: {hint}"))
         })?;
         self.logger = Some(logger);
