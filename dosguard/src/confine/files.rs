@@ -236,7 +236,7 @@ mod tests {
         folders.write_beside(&there.join("log"));
         folders.write_beside(&missing.join("log"));
         folders.write(Path::new("/"));
-        assert_eq!(folders.written, [there.clone()]);
+        assert_eq!(folders.written, std::slice::from_ref(&there));
         folders.read(&there);
         folders.read(&missing);
         folders.read_beside(&missing.join("c.toml"));

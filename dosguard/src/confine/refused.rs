@@ -53,7 +53,7 @@ const OF_SECCOMP: libc::c_int = 1;
 extern "C" fn refuse(_: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     #[expect(unsafe_code, reason = "what the signal is about is what the kernel points to")]
     // SAFETY: with SA_SIGINFO the kernel gives the handler a `siginfo_t` that is valid until it returns.
-    if !unsafe { info.as_ref() }.is_some_and(|info| info.si_code == OF_SECCOMP) {
+    if unsafe { info.as_ref() }.is_none_or(|info| info.si_code != OF_SECCOMP) {
         return;
     }
     let answer = -i64::from(libc::EPERM);

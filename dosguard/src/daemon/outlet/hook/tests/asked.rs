@@ -67,13 +67,16 @@ fn more_at_once_than_is_configured_are_refused_whoever_asks() {
     served.join().unwrap().unwrap();
 }
 
+/// What the daemon does at last: given its end of the socket, a question, and a line that is too long.
+type Ending = fn(&mut UnixStream, &[u8], &[u8]);
+
 #[test]
 fn what_runs_is_killed_however_the_daemon_goes() {
     let script = Script::new(r#"echo $$ > "$1/pid.new"; mv "$1/pid.new" "$1/pid"; exec sleep 300"#);
     let hook = script.hook(600, 1);
     let refused = Hook { run: vec!["/bin/true".to_owned()], ..hook.clone() };
     let too_long = vec![b'x'; 2 << 20];
-    let endings: [fn(&mut UnixStream, &[u8], &[u8]); 3] = [
+    let endings: [Ending; 3] = [
         // With an answer that it has not read: what is read or written then is an error.
         |ours, question, _| {
             ours.write_all(question).unwrap();
