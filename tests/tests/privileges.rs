@@ -223,7 +223,6 @@ fn what_is_given_up_cannot_be_done() {
         "execve",
         "kill",
         "socket of packets",
-        "socket of datagrams",
         "stream of Unix",
         "packets of Unix",
         "chmod",
@@ -256,6 +255,7 @@ fn what_is_given_up_cannot_be_done() {
             "host settings: Some(EACCES)",
             "a mode of its own file: done",
             "an abstract socket: Some(EPERM)",
+            "UDP: Some(EPERM)",
             "a listener: done",
             "a connection: Some(EACCES)",
         ]

@@ -200,6 +200,7 @@ pub(super) fn restrict(extras: Extras) -> Result<(), CallsError> {
     };
     apply_filter_all_threads(&no_clone3()?)?;
     apply_filter_all_threads(&no_processes()?)?;
+    apply_filter_all_threads(&no_datagrams()?)?;
     apply_filter_all_threads(&allowed(action, extras)?)?;
     Ok(())
 }
@@ -218,6 +219,12 @@ fn no_processes() -> Result<BpfProgram, BackendError> {
     let thread = u64::from(libc::CLONE_THREAD.cast_unsigned());
     let no_thread = arguments::without(0, thread)?;
     let rules = BTreeMap::from([(libc::SYS_clone, vec![SeccompRule::new(vec![no_thread])?])]);
+    filter(rules, SeccompAction::Allow, SeccompAction::Errno(libc::EPERM.cast_unsigned()))
+}
+
+/// The C library asks for these when there are no descriptors left for a socket of Unix, which is nothing to be told of.
+fn no_datagrams() -> Result<BpfProgram, BackendError> {
+    let rules = BTreeMap::from([(libc::SYS_socket, arguments::datagrams()?)]);
     filter(rules, SeccompAction::Allow, SeccompAction::Errno(libc::EPERM.cast_unsigned()))
 }
 

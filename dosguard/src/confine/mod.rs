@@ -28,12 +28,12 @@ pub struct Protection {
     /// or `off`.
     pub landlock: String,
     /// Why they are not; none if they are.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[serde(default)]
     pub landlock_why: Option<String>,
     /// The system calls that it may use are bounded by seccomp: `full`, or `off`.
     pub seccomp: String,
     /// Why they are not; none if they are.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[serde(default)]
     pub seccomp_why: Option<String>,
 }
 

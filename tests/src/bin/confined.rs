@@ -5,7 +5,7 @@
 
 use std::fs::{self, File, Permissions};
 use std::io;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -16,7 +16,7 @@ use std::thread;
 use dosguard::confine::{self, Extras, Folders, Ruleset};
 
 /// System calls that the daemon has no use for, by name.
-const CALLS: [(&str, libc::c_long, [libc::c_long; 2]); 25] = [
+const CALLS: [(&str, libc::c_long, [libc::c_long; 2]); 24] = [
     ("ptrace", libc::SYS_ptrace, [3, 0]),
     ("mount", libc::SYS_mount, [1, 1]),
     ("init_module", libc::SYS_init_module, [1, 1]),
@@ -30,11 +30,6 @@ const CALLS: [(&str, libc::c_long, [libc::c_long; 2]); 25] = [
     ("execve", libc::SYS_execve, [1, 0]),
     ("kill", libc::SYS_kill, [0, -1]),
     ("socket of packets", libc::SYS_socket, [libc::AF_PACKET as libc::c_long, -1]),
-    (
-        "socket of datagrams",
-        libc::SYS_socket,
-        [libc::AF_INET as libc::c_long, libc::SOCK_DGRAM as libc::c_long],
-    ),
     ("stream of Unix", libc::SYS_socket, [libc::AF_UNIX as libc::c_long, libc::SOCK_STREAM as libc::c_long]),
     (
         "packets of Unix",
@@ -130,6 +125,7 @@ fn main() -> anyhow::Result<()> {
         File::open(folder.join("file")).and_then(|file| file.set_permissions(Permissions::from_mode(0o640))),
     );
     say("an abstract socket", UnixDatagram::unbound().and_then(|socket| socket.connect_addr(&address)));
+    say("UDP", UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).map(drop));
     say("a listener", TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).map(drop));
     say("a connection", TcpStream::connect((Ipv4Addr::LOCALHOST, 9)).map(drop));
     for task in fs::read_dir("/proc/self/task")? {

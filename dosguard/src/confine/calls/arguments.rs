@@ -71,8 +71,6 @@ pub(super) fn rules(extras: Extras) -> Result<BTreeMap<c_long, Vec<SeccompRule>>
 
 /// The journal and syslog, metrics, routes and sockets.
 fn sockets(extras: Extras) -> Result<Vec<SeccompRule>, BackendError> {
-    let family = |family| is(0, number(family));
-    let kind = |kind| condition(1, SeccompCmpOp::MaskedEq(KIND), number(kind));
     let mut rules = vec![
         all([family(libc::AF_NETLINK)?])?,
         // Who listens at a stream takes orders from root.
@@ -87,7 +85,22 @@ fn sockets(extras: Extras) -> Result<Vec<SeccompRule>, BackendError> {
             rules.push(all([family(internet)?, kind(libc::SOCK_STREAM)?, is(2, number(protocol))?])?);
         }
     }
+    rules.extend(datagrams()?);
     Ok(rules)
+}
+
+/// UDP: refused by a filter of its own.
+pub(super) fn datagrams() -> Result<Vec<SeccompRule>, BackendError> {
+    let of = |internet| all([family(internet)?, kind(libc::SOCK_DGRAM)?]);
+    [libc::AF_INET, libc::AF_INET6].map(of).into_iter().collect()
+}
+
+fn family(family: c_int) -> Result<SeccompCondition, BackendError> {
+    is(0, number(family))
+}
+
+fn kind(kind: c_int) -> Result<SeccompCondition, BackendError> {
+    condition(1, SeccompCmpOp::MaskedEq(KIND), number(kind))
 }
 
 /// A number as the kernel finds it.
