@@ -17,6 +17,12 @@ const IFLA_PROP_LIST: u16 = 52;
 const IFLA_ALT_IFNAME: u16 = 53;
 const IFA_LABEL: u16 = 3;
 const NLA_TYPE_MASK: u16 = 0x3fff;
+const RTMGRP_LINK: u32 = 1;
+const RTMGRP_IPV4_IFADDR: u32 = 0x10;
+const RTMGRP_IPV6_IFADDR: u32 = 0x100;
+
+/// Changes that are taken at once; the others are heard the next time.
+const MOST_HEARD: usize = 1_000;
 
 /// Asks for all that there is of something in the network namespace, and hands each answer to `each`.
 pub(crate) fn dump(
@@ -37,6 +43,37 @@ pub(crate) fn dump(
         if read(&datagram, &mut each)? {
             return Ok(());
         }
+    }
+}
+
+/// Hears of changes to interfaces and addresses of the network namespace.
+pub struct Changes(Socket);
+
+impl Changes {
+    /// Those from now on.
+    ///
+    /// # Errors
+    ///
+    /// There is no such socket to be had.
+    pub fn hear() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind(&SocketAddr::new(0, RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR))?;
+        socket.set_non_blocking(true)?;
+        Ok(Self(socket))
+    }
+
+    /// Whether there were some since this was asked last. Never waits. What was too much to be kept counts, too.
+    #[must_use]
+    pub fn any(&self) -> bool {
+        let mut heard = false;
+        for _ in 0..MOST_HEARD {
+            // Only that there is something matters: what does not fit into the buffer is thrown away.
+            match self.0.recv(&mut Vec::with_capacity(16), 0) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return heard,
+                Ok(_) | Err(_) => heard = true,
+            }
+        }
+        heard
     }
 }
 

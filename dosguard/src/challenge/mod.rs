@@ -7,7 +7,6 @@ mod host;
 pub mod sysctl;
 
 use std::collections::BTreeSet;
-use std::io;
 
 use dosguard_common::abi;
 use dosguard_common::address::Address;
@@ -17,8 +16,8 @@ use dosguard_common::rule::{Action, Rule};
 use serde::Serialize;
 
 use crate::connections::own_addresses;
-use crate::datapath::{Datapath, Error, looks_at_segments};
-use crate::paths::Paths;
+use crate::datapath::{Datapath, Error, Interface, looks_at_segments};
+use crate::paths::{LinkName, Paths};
 use host::Host;
 
 /// What a packet may have where no interface is guarded.
@@ -159,15 +158,15 @@ impl Readiness {
     }
 
     /// Notes what there is to answer for, or why that is not known.
-    fn note_addresses(&mut self, listed: io::Result<BTreeSet<Address>>) -> BTreeSet<Address> {
+    fn note_addresses(&mut self, listed: &Result<BTreeSet<Address>, String>) -> BTreeSet<Address> {
         match listed {
-            Ok(addresses) if addresses.len() <= abi::HOST.entries as usize => return addresses,
+            Ok(addresses) if addresses.len() <= abi::HOST.entries as usize => return addresses.clone(),
             Ok(_) => self.obstacle(
                 format!("the host has more than {} addresses", abi::HOST.entries),
                 "SYNs to those beyond would be dropped",
             ),
             Err(error) => {
-                self.obstacle("the addresses of the host cannot be listed", error.to_string());
+                self.obstacle("the addresses of the host cannot be listed", error.as_str());
             }
         }
         BTreeSet::new()
@@ -214,6 +213,38 @@ pub fn refresh(datapath: &mut Datapath) -> Result<Readiness, Error> {
     Ok(look.readiness)
 }
 
+/// What is around an instance: takes dozens of questions to the kernel, and changes seldom.
+#[derive(Clone, Debug)]
+pub struct Surroundings {
+    links: Vec<LinkName>,
+    guarded: Vec<Interface>,
+    guards_elsewhere: bool,
+    addresses: Result<BTreeSet<Address>, String>,
+}
+
+impl Surroundings {
+    /// As they are.
+    ///
+    /// # Errors
+    ///
+    /// The instance's links or the interfaces cannot be listed.
+    pub fn of(datapath: &Datapath) -> Result<Self, Error> {
+        let links = datapath.links()?;
+        let (guarded, guards_elsewhere) = datapath.guarded_here()?;
+        let addresses = own_addresses().map_err(|error| error.to_string());
+        Ok(Self { links, guarded, guards_elsewhere, addresses })
+    }
+
+    /// Whether the instance has the same links as then. All else the kernel tells of ([`Changes`](crate::netlink::Changes)).
+    ///
+    /// # Errors
+    ///
+    /// The instance's links cannot be listed.
+    pub fn has_same_links(&self, datapath: &Datapath) -> Result<bool, Error> {
+        Ok(self.links == datapath.links()?)
+    }
+}
+
 /// What the host can do at the moment, beside the live settings.
 #[derive(Clone, Debug)]
 pub struct Look {
@@ -234,6 +265,16 @@ impl Look {
     ///
     /// The maps or the list of interfaces cannot be read.
     pub fn at(datapath: &Datapath) -> Result<Self, Error> {
+        Self::among(datapath, &Surroundings::of(datapath)?)
+    }
+
+    /// The same with what is around.
+    ///
+    /// # Errors
+    ///
+    /// The maps cannot be read.
+    pub fn among(datapath: &Datapath, around: &Surroundings) -> Result<Self, Error> {
+        let Surroundings { guarded, guards_elsewhere, addresses, .. } = around;
         let maps = datapath.maps();
         let live = maps.synack()?;
         let is_live = maps.config()?.can_challenge();
@@ -248,7 +289,6 @@ impl Look {
                  `attach` or `run` has the reason",
             );
         }
-        let (guarded, guards_elsewhere) = datapath.guarded_here()?;
         let names: Vec<_> = guarded.iter().map(|interface| interface.name.as_str()).collect();
         match Host::read(&names) {
             Ok(host) => {
@@ -266,13 +306,13 @@ impl Look {
                 "what it hands on to others cannot be answered in their place",
             );
         }
-        if guards_elsewhere {
+        if *guards_elsewhere {
             readiness.obstacle(
                 "an interface of another network namespace is guarded",
                 "its host may be another one; guard it by an instance of its own",
             );
         }
-        let addresses = readiness.note_addresses(own_addresses());
+        let addresses = readiness.note_addresses(addresses);
         let possible = readiness.obstacles.is_empty();
         let differs = is_live != possible || (possible && (synack != live || maps.host()? != addresses));
         Ok(Self { readiness, differs, is_live, synack, addresses })
@@ -369,14 +409,14 @@ mod tests {
         let of = |listed| {
             let mut found = Readiness::default();
             (
-                found.note_addresses(listed).len(),
+                found.note_addresses(&listed).len(),
                 found.obstacles.into_iter().map(|found| found.what).collect::<Vec<_>>(),
             )
         };
         let some = |count| Ok((0..count).map(|n: u32| Address::from_ipv4(n.to_be_bytes())).collect());
         assert_eq!(of(some(4096)), (4096, vec![]));
         assert_eq!(of(some(4097)), (0, vec!["the host has more than 4096 addresses".to_owned()]));
-        let failed = of(Err(io::Error::from_raw_os_error(libc::ENOBUFS)));
+        let failed = of(Err("no buffer".to_owned()));
         assert_eq!(failed, (0, vec!["the addresses of the host cannot be listed".to_owned()]));
     }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 
-use super::challenges::look_after;
+use super::challenges::Challenges;
 use super::health::Health;
 use super::{DaemonError, io_error};
 use crate::datapath::{AttachMode, Datapath};
@@ -75,12 +75,13 @@ struct Watch {
 
 impl Watch {
     fn run(&mut self, wanted: &Receiver<Vec<String>>) {
-        let (mut is_first, mut opened) = (true, None);
+        let mut is_first = true;
+        let mut challenges = Challenges::new(&self.paths, &self.health);
         loop {
             for name in self.wanted.clone() {
                 self.look_at(&name);
             }
-            look_after(&self.paths, &mut opened, &self.health, std::mem::take(&mut is_first));
+            challenges.look_after(std::mem::take(&mut is_first));
             match wanted.recv_timeout(INTERVAL) {
                 Ok(wanted) => self.want(wanted),
                 Err(RecvTimeoutError::Timeout) => {}

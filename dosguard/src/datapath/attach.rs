@@ -14,7 +14,7 @@ use aya_obj::programs::XdpAttachType;
 use dosguard_common::abi::{BANS, PROGRAM};
 
 use super::links::{AttachedProgram, Interface, interfaces};
-use super::switch::{Given, give, links_in, program_at};
+use super::switch::{Given, give, program_at};
 use super::{Datapath, Error, exists, own_programs};
 use crate::paths::{LinkName, NEXT_PROGRAM, Paths};
 use crate::system;
@@ -66,55 +66,7 @@ pub struct Attached {
     pub already: bool,
 }
 
-/// An interface that the instance has a link to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Guarded {
-    /// The link.
-    pub link: LinkName,
-    /// The interface's name; none if it is gone, or of another network namespace.
-    pub name: Option<String>,
-    /// The mode that the kernel reports; none if the program is not on the interface.
-    pub mode: Option<&'static str>,
-}
-
 impl Datapath {
-    /// The interfaces that the instance has a link to, as the kernel sees them from this network namespace.
-    pub fn guarded(&self) -> Result<Vec<Guarded>, Error> {
-        self.guarded_among().map(|(guarded, _)| guarded)
-    }
-
-    /// The same, and all interfaces of this network namespace.
-    pub(super) fn guarded_among(&self) -> Result<(Vec<Guarded>, Vec<Interface>), Error> {
-        const TRIES: u32 = 10;
-        let here = network_namespace()?;
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            let own = own_programs(&self.paths);
-            let found = self.guarded_by(&own, here)?;
-            // Whoever replaces the program meanwhile makes it look foreign.
-            if tries == TRIES || own == own_programs(&self.paths) {
-                return Ok(found);
-            }
-        }
-    }
-
-    fn guarded_by(&self, own: &[u32], here: u64) -> Result<(Vec<Guarded>, Vec<Interface>), Error> {
-        let present = interfaces().map_err(Error::Netlink)?;
-        let guarded = |link: LinkName| {
-            let interface =
-                present.iter().find(|interface| link.namespace == here && interface.index == link.ifindex);
-            let on_it = interface.and_then(|interface| interface.program).filter(|on| own.contains(&on.id));
-            Guarded {
-                link,
-                name: interface.map(|interface| interface.name.clone()),
-                mode: on_it.map(|on| on.mode),
-            }
-        };
-        let guarded = links_in(&self.paths.pins())?.into_iter().map(guarded).collect();
-        Ok((guarded, present))
-    }
-
     /// Attaches to an interface. Nobody else's program is replaced. Unless it was attached before, the link is in the
     /// caller's hands: the kernel detaches again if it is dropped and not [pinned](Held::pin).
     pub fn attach(&self, name: &str, mode: AttachMode) -> Result<(Attached, Option<Held>), Error> {

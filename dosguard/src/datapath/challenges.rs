@@ -8,9 +8,8 @@ use aya::{Ebpf, EbpfLoader};
 use dosguard_common::abi;
 use dosguard_common::challenge::SynAck;
 
-use super::attach::network_namespace;
 use super::object::{CHALLENGES, looks_at_segments, makes_cookies};
-use super::{Datapath, Error, Interface, LoadOptions, Maps, pinned_map};
+use super::{Error, LoadOptions, Maps, pinned_map};
 use crate::connections::{ListenerLayout, RequestLayout};
 
 /// Loads the programs onto the maps that are pinned in a folder, and puts them in their places. Where challenges are sent, they
@@ -95,16 +94,4 @@ fn load(pins: &Path, options: &LoadOptions) -> Result<(), Error> {
 
 fn program<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp, ProgramError> {
     ebpf.program_mut(name).ok_or(ProgramError::UnexpectedProgramType)?.try_into()
-}
-
-impl Datapath {
-    /// The interfaces of this network namespace that are guarded, and whether one of another is.
-    pub fn guarded_here(&self) -> Result<(Vec<Interface>, bool), Error> {
-        let here = network_namespace()?;
-        let (guarded, mut present) = self.guarded_among()?;
-        present.retain(|interface| {
-            guarded.iter().any(|on| on.mode.is_some() && on.link.ifindex == interface.index)
-        });
-        Ok((present, guarded.iter().any(|on| on.link.namespace != here)))
-    }
 }
