@@ -393,12 +393,6 @@ impl Hold {
         self.flags & FLAG_MONITORED != 0
     }
 
-    /// Whether no packet changes it.
-    #[inline(always)]
-    pub const fn is_settled(self) -> bool {
-        self.flags & (FLAG_MONITORED | FLAG_AWAITS_ENDING | FLAG_REFRESH) == 0
-    }
-
     /// Whether it is to be noted if its source gives a connection up.
     #[inline(always)]
     pub const fn awaits_ending(self) -> bool {

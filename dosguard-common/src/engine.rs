@@ -334,7 +334,7 @@ fn hold_everywhere<T: Tables>(tables: &mut T, key: &SourceKey, clock: &impl Cloc
     let found = tables.with_ban(key, |ban| (ban.hold(clock), ban.outlasts_tick(clock)));
     let (hold, outlasts_tick) = found?;
     let hold = hold?;
-    if outlasts_tick && hold.is_settled() {
+    if outlasts_tick {
         tables.meet(key.source_here(), tick, hold);
     }
     Some(hold)

@@ -1,5 +1,7 @@
 //! The ban that a CPU has met last: the next packet of a flood is of the same source, mostly.
 
+use core::hint::black_box;
+
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::PerCpuArray;
 use dosguard_common::address::Address;
@@ -31,7 +33,15 @@ pub fn met(source: &Address, tick: u64) -> Option<Hold> {
 #[inline(always)]
 pub fn meet(source: &Address, tick: u64, hold: Hold) {
     if let Some(met) = MET.get_ptr_mut(0) {
-        // SAFETY: the pointer is to this CPU's own value, which nothing else looks at while the program runs.
-        unsafe { *met = Met { tick, source: source.words(), hold } };
+        // SAFETY: the pointer is to this CPU's own value. Where a program may be interrupted by another one on the same CPU
+        // (PREEMPT_RT), that one finds no tick that is now, or the whole of it.
+        unsafe {
+            (&raw mut (*met).tick).write_volatile(0);
+            black_box(());
+            (*met).source = source.words();
+            (*met).hold = hold;
+            black_box(());
+            (&raw mut (*met).tick).write_volatile(tick);
+        }
     }
 }

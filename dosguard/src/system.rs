@@ -229,9 +229,23 @@ pub fn wait_for_running_programs() {
 }
 
 /// Returns once no packet is dropped any more for a ban that was removed before: what a program has looked up it takes for what it
-/// is until the tick is over (`dosguard_common::clock::Clock::tick`).
+/// is until the tick is over (`dosguard_common::clock::Clock::tick`). Ticks are counted where `CLOCK_MONOTONIC_COARSE` is moved on, by
+/// one tick or more (`tick_do_update_jiffies64`, kernel/time/tick-sched.c, Linux 6.12); without that clock it waits for as long as a
+/// tick lasts at most.
 pub fn wait_for_tick() {
-    std::thread::sleep(Duration::from_nanos(LATE_NS));
+    let coarse = || clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).ok();
+    let Some(began) = coarse() else { return std::thread::sleep(Duration::from_nanos(LATE_NS)) };
+    // The second move: the first may be one that was under way.
+    let (mut seen, mut moves) = (began, 0);
+    for _ in 0..LATE_NS / 1_000_000 {
+        let now = coarse().unwrap_or(seen);
+        moves += u32::from(now != seen);
+        seen = now;
+        if moves == 2 {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Refuses what only CAP_SYS_ADMIN can, such as to open something of the kernel's by its number.

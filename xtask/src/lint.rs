@@ -29,6 +29,7 @@ pub fn run() -> Result<()> {
         ("workspace rules", rules::check(&workspace.root)),
         ("rustfmt", rustfmt(&workspace)),
         ("clippy", clippy(&workspace)),
+        ("fuzz targets", fuzz_targets(&workspace)),
         ("rustdoc", rustdoc(&workspace)),
     ];
     match workspace.ebpf_compiler {
@@ -67,6 +68,15 @@ fn clippy(workspace: &Workspace) -> Result<()> {
     // A directory of its own: sharing one, each switch between stub and object would compile dosguard again.
     command.arg("--target-dir").arg(target_dir()?.join("lint"));
     run::run(command.args(["--all-targets", "--", "--deny", "warnings"]))
+}
+
+/// The fuzz targets, which are no members of the workspace. Nothing is linked, and so libFuzzer itself is not built.
+fn fuzz_targets(workspace: &Workspace) -> Result<()> {
+    let mut command = workspace.cargo("check");
+    command.env("AYA_BUILD_SKIP", "1").env("CUSTOM_LIBFUZZER_PATH", "/nowhere/libfuzzer.a");
+    command.args(["--locked", "--manifest-path", "fuzz/Cargo.toml"]);
+    command.arg("--target-dir").arg(target_dir()?.join("lint"));
+    run::run(&mut command)
 }
 
 /// The crates that run in the kernel, for the target they are written for.

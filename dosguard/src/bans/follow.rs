@@ -379,21 +379,25 @@ fn prepare(file: &File, found: &Found, target: &Path) -> Result<(), FollowError>
             file.set_permissions(mode()).map_err(at("keep the mode of", target))?;
         }
     }
-    copy_attributes(old, file);
-    Ok(())
+    copy_attributes(old, file).map_err(at("keep the access list of", target))
 }
 
-/// Access lists and labels. What a file system does not have, or the process may not set, the new file gets from its folder.
-fn copy_attributes(old: &File, new: &File) {
+/// Access lists and labels. A label that a file system does not have, or the process may not set, the new file gets from its
+/// folder. Without its access list it could be another file to those who read it: then it is an error.
+fn copy_attributes(old: &File, new: &File) -> io::Result<()> {
     use xattr::FileExt as _;
-    let Ok(names) = old.list_xattr() else { return };
+    let Ok(names) = old.list_xattr() else { return Ok(()) };
     for name in names {
         if let Ok(Some(value)) = old.get_xattr(&name)
             && let Err(error) = new.set_xattr(&name, &value)
         {
+            if name == "system.posix_acl_access" {
+                return Err(error);
+            }
             log::debug!("the attribute {} was not kept: {error}", name.to_string_lossy());
         }
     }
+    Ok(())
 }
 
 /// Whether the file is still the one that was found, with the same content.

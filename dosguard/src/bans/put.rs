@@ -137,6 +137,9 @@ impl Put {
                 None => maps.remove_ban(key).map(drop),
             };
         }
+        if done.iter().any(SourceKey::is_everywhere) {
+            system::wait_for_tick();
+        }
     }
 }
 

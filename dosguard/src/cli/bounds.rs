@@ -63,7 +63,7 @@ pub(super) fn shared(folders: &Folders, paths: &Paths, files: &[PathBuf]) -> Opt
     (!found.is_empty()).then(|| {
         format!(
             "the daemon may write everything in {}, which holds more than its own files\nhint: give the log or the export a \
-             folder of its own; a link from where it was leads there (docs/bans.md)",
+             folder of its own, and name that in the configuration; a link from where it was leads there (docs/bans.md)",
             found.join(" and ")
         )
     })

@@ -51,11 +51,9 @@ pub(super) fn hooks(paths: &Paths, args: &HooksArgs) -> anyhow::Result<Answer> {
     };
     // As the daemon has just found it: it may be in the middle of being edited when the first one is to be run.
     let mut known = read();
-    let configured = |asked: &Asked| {
-        if !known.iter().any(|hook| asked.is(hook)) {
-            // What was configured once stays so: hooks that were told under settings from before are run under them.
-            let new: Vec<_> = read().into_iter().filter(|hook| !known.contains(hook)).collect();
-            known.extend(new);
+    let configured = |asked: &Asked, is_news| {
+        if is_news || !known.iter().any(|hook| asked.is(hook)) {
+            learn(&mut known, &read());
         }
         let mut same = known.iter().filter(|hook| asked.is(hook));
         let hook = same.next()?.clone();
@@ -65,4 +63,38 @@ pub(super) fn hooks(paths: &Paths, args: &HooksArgs) -> anyhow::Result<Answer> {
     };
     starter::serve(paths.instance(), configured)?;
     Ok(Answer::Done)
+}
+
+/// Adds what is not known yet. What was configured once stays so, as often as it ever stood there: hooks that were told under settings
+/// from before are run under them.
+fn learn(known: &mut Vec<Hook>, read: &[Hook]) {
+    for hook in read {
+        let count = |hooks: &[Hook]| hooks.iter().filter(|other| *other == hook).count();
+        if count(known) < count(read) {
+            known.push(hook.clone());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dosguard_common::event::Kind;
+
+    use super::*;
+    use crate::config::units::Span;
+
+    #[test]
+    fn what_was_configured_stays_as_often_as_it_ever_stood_there() {
+        let hook = |at_most| Hook {
+            on: vec![Kind::Ban],
+            run: vec!["/bin/true".to_owned()],
+            timeout: Span::from_secs(1),
+            at_most,
+        };
+        let mut known = vec![hook(1)];
+        for read in [vec![hook(2)], vec![hook(1), hook(1)], vec![], vec![hook(1)]] {
+            learn(&mut known, &read);
+        }
+        assert_eq!(known, [hook(1), hook(2), hook(1)]);
+    }
 }

@@ -336,6 +336,8 @@ impl Daemon<'_> {
                     self.connections.apply(&services.connections);
                 }
                 self.pump.reloaded(reloaded);
+                // An export that came with it has been shown no bans yet.
+                self.sweeper.changed();
             }
             Err(error) => health.note(CONFIGURATION, error),
         }

@@ -198,6 +198,8 @@ impl Work {
         };
         let began = Instant::now();
         let saved = told.and_then(|()| self.save(&look, STAMP_INTERVAL));
+        // What has failed is tried again soon, and told.
+        self.quiet_since = self.quiet_since.filter(|_| saved.is_ok());
         Some(saved.map(|()| walked + began.elapsed()))
     }
 

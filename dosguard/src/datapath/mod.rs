@@ -50,8 +50,8 @@ pub use lists::{List, ListedSources, Origin, Prefix, PrefixList, PrefixSet, cove
 pub use maps::{Fill, Maps};
 pub use migrate::{Fate, Migrated, Plan, migrate, plan, try_plan};
 pub use object::{LoadOptions, Loaded, SHIPPED, looks_at_segments};
-pub use policy::Ended;
 use policy::is_default_alone;
+pub use policy::{Ended, wait_for_end};
 pub use start::{Request, Started, check, start};
 pub use sweep::{Look, Sweep};
 pub use upgrade::{Replaced, finish_interrupted, is_interrupted};

@@ -299,6 +299,7 @@ fn retire(maps: &mut Maps, gone: &[RuleIndex]) -> Result<Ended, Error> {
     let ended = remove_bans(maps, |key, _| key.rule().is_some_and(|rule| gone.contains(&rule)))?;
     // A ban of every packet holds on; what it drops counts for `default` from now on. One whose clock a packet has just
     // restarted is put back as it was: the second time that packet is gone, and the next one sees what was written.
+    let mut rewritten = false;
     for _ in 0..2 {
         for key in maps.bans()?.into_keys().filter(SourceKey::is_everywhere) {
             let now_ns = system::boot_now_ns()?;
@@ -306,9 +307,13 @@ fn retire(maps: &mut Maps, gone: &[RuleIndex]) -> Result<Ended, Error> {
             if gone.contains(&ban.rule) {
                 ban.rule = RuleIndex::DEFAULT;
                 maps.set_ban(&key, &ban)?;
+                rewritten = true;
             }
         }
         system::wait_for_running_programs();
+    }
+    if rewritten {
+        system::wait_for_tick();
     }
     // The rule itself goes last: as long as it is there, whoever is interrupted is followed by one who begins again.
     for index in &gone {
@@ -342,8 +347,13 @@ fn remove_bans(maps: &mut Maps, which: impl Fn(&SourceKey, &Ban) -> bool) -> Res
             ended.push((key, ban));
         }
     }
-    if !ended.is_empty() {
+    wait_for_end(&ended);
+    Ok(ended)
+}
+
+/// Returns once none of these bans, which were removed, drops anything.
+pub fn wait_for_end(ended: &[(SourceKey, Ban)]) {
+    if ended.iter().any(|(key, _)| key.is_everywhere()) {
         system::wait_for_tick();
     }
-    Ok(ended)
 }

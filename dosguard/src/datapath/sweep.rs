@@ -110,18 +110,30 @@ impl Datapath {
         Ok(removed)
     }
 
-    /// Removes bans that have ended if there is no room for so many more, and returns them: where no daemon runs, nobody else
-    /// does. The instance's lock must be held.
-    pub fn make_room(&mut self, more: usize) -> Result<Vec<(SourceKey, Ban)>, Error> {
-        let Look { bans, expired } = self.look()?;
-        let entries = bans.len().saturating_add(expired.len());
-        if expired.is_empty() || entries.saturating_add(more) <= self.maps.bans_capacity() as usize {
-            return Ok(Vec::new());
+    /// Removes bans that have ended for as long as there is no room for so many more, and hands them to `removed` sweep by sweep:
+    /// where no daemon runs, nobody else does. The instance's lock must be held.
+    pub fn make_room(
+        &mut self,
+        more: usize,
+        mut removed: impl FnMut(&[(SourceKey, Ban)]),
+    ) -> Result<(), Error> {
+        loop {
+            let Look { bans, expired } = self.look()?;
+            let entries = bans.len().saturating_add(expired.len());
+            if expired.is_empty() || entries.saturating_add(more) <= self.maps.bans_capacity() as usize {
+                return Ok(());
+            }
+            let sweep = self.begin_sweep()?;
+            let found = self.remove_expired(&sweep, &expired);
+            let ended = self.end_sweep(&sweep);
+            let found = found?;
+            removed(&found);
+            ended?;
+            // What is left was banned anew meanwhile.
+            if found.is_empty() {
+                return Ok(());
+            }
         }
-        let sweep = self.begin_sweep()?;
-        let removed = self.remove_expired(&sweep, &expired);
-        self.end_sweep(&sweep)?;
-        removed
     }
 
     /// Ends a sweep.

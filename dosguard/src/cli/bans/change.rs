@@ -1,5 +1,7 @@
 //! `dosguard bans add`, `del` and `flush`.
 
+use std::collections::BTreeSet;
+
 use anyhow::Context as _;
 use dosguard_common::ban::Ban;
 use dosguard_common::config::Mode;
@@ -15,12 +17,12 @@ use crate::cli::list::refuse_cut;
 use crate::cli::{Answer, talk};
 use crate::config::cidr::to_address;
 use crate::config::units::Span;
-use crate::datapath::{Datapath, Error, List};
+use crate::datapath::{Datapath, Error, List, wait_for_end};
 use crate::guards::{Change, ssh_peer};
 use crate::lock::StateLock;
 use crate::output::{YELLOW, printable, source_text};
 use crate::paths::Paths;
-use crate::system::{boot_now_ns, require_capabilities, wait_for_running_programs, wait_for_tick};
+use crate::system::{boot_now_ns, require_capabilities, wait_for_running_programs};
 
 pub(super) fn add(paths: &Paths, args: &AddArgs) -> anyhow::Result<Answer> {
     let length = ban_length(&args.length)?;
@@ -50,7 +52,7 @@ pub(super) fn add(paths: &Paths, args: &AddArgs) -> anyhow::Result<Answer> {
         let mut added = add_one(&mut datapath, key, index, length, args);
         if added.as_ref().is_err_and(is_full) {
             // Some may have ended that nobody has removed.
-            names.report(paths, Kind::Unban, &datapath.make_room(1)?);
+            datapath.make_room(1, |ended| names.report(paths, Kind::Unban, ended))?;
             added = add_one(&mut datapath, key, index, length, args);
         }
         let (kind, ban) = added.with_context(|| format!("{text} was not banned; those before it were"))?;
@@ -132,19 +134,19 @@ pub(super) fn del(paths: &Paths, args: &DelArgs) -> anyhow::Result<Answer> {
     let mask = datapath.maps().source_mask()?;
     let sources = args.sources.iter().map(|text| parse_source(text, mask)).collect::<Result<Vec<_>, _>>()?;
     let (bans, names) = (datapath.maps().bans()?, Names::read(&datapath)?);
+    let named: BTreeSet<_> = sources.iter().copied().collect();
+    let ended = end(&mut datapath, bans.into_iter().filter(|(key, _)| named.contains(&key.source())))?;
     let mut answer = Answer::Done;
     for source in sources {
-        let of_source = bans.iter().filter(|(key, _)| key.source() == source).map(|(key, ban)| (*key, *ban));
-        let ended = end(&mut datapath, of_source)?;
         let text = source_text(source, mask.into());
-        if ended.is_empty() {
+        if ended.iter().any(|(key, _)| key.source() == source) {
+            talk::say(&format!("{text} is no longer banned"));
+        } else {
             talk::say(&format!("{text} was not banned"));
             answer = Answer::No;
-        } else {
-            talk::say(&format!("{text} is no longer banned"));
-            names.report(paths, Kind::Unban, &ended);
         }
     }
+    names.report(paths, Kind::Unban, &ended);
     Ok(answer)
 }
 
@@ -172,9 +174,7 @@ fn end(
             ended.push((key, ban));
         }
     }
-    if !ended.is_empty() {
-        wait_for_tick();
-    }
+    wait_for_end(&ended);
     Ok(ended)
 }
 

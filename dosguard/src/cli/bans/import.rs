@@ -101,7 +101,7 @@ pub(super) fn import(paths: &Paths, args: &ImportArgs) -> anyhow::Result<Answer>
         read.bans.iter().filter(|(key, _)| key.is_everywhere()).map(|(key, _)| key.source()).collect();
     refuse_cut(paths, &datapath, Change::Ban(&everywhere), args.force)?;
     if !args.dry_run {
-        names.report(paths, Kind::Unban, &datapath.make_room(read.bans.len())?);
+        datapath.make_room(read.bans.len(), |ended| names.report(paths, Kind::Unban, ended))?;
     }
     let put = Put::plan(datapath.maps(), read.bans, boot_now_ns()?)?;
     let outcome = if args.dry_run { put.foresee() } else { put.apply(&mut datapath)? };

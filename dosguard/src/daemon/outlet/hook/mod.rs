@@ -153,6 +153,7 @@ struct Runs {
 impl Runs {
     /// Runs the program for each event of the queue, until there are no more to come.
     fn work_off(mut self, mut queue: mpsc::Receiver<Job>) {
+        self.make_known();
         match Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime.block_on(self.run_all(&mut queue)),
             Err(error) => {
@@ -221,6 +222,11 @@ impl Runs {
             self.health.forget(&self.name);
         }
         (self.hook, self.name) = (Arc::clone(hook), name);
+        self.make_known();
+    }
+
+    fn make_known(&self) {
+        self.starter.iter().for_each(|starter| starter.know(&self.hook));
     }
 
     /// Counts what is not done any more.

@@ -4,7 +4,7 @@
 //! that, which gives up capabilities alone. It is told what to run over a socket, and runs nothing but what the
 //! configuration says, which it reads itself: whoever takes over the daemon gets no other program started.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ffi::OsString;
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -27,12 +27,25 @@ use crate::output::EventRecord;
 
 /// The longest question. An event is short; what a program is given is what somebody has written into a file.
 const MAX_QUESTION: u64 = 1 << 20;
+/// As many wait for others of their hook to end, at most. The daemon asks for no more than may run, but where a reload brings back
+/// what an earlier one has taken away.
+const MOST_WAITING: usize = 1_024;
 
 /// What the process is asked.
 #[derive(Serialize, Deserialize)]
 enum Question {
-    Run { id: u64, hook: Asked, record: Box<EventRecord> },
-    Stop { id: u64 },
+    /// This one may be run from now on, as the configuration is at the moment.
+    Know {
+        hook: Asked,
+    },
+    Run {
+        id: u64,
+        hook: Asked,
+        record: Box<EventRecord>,
+    },
+    Stop {
+        id: u64,
+    },
 }
 
 /// A hook that the process is asked to run: all of it, so that there is one in the configuration that is the same.
@@ -137,6 +150,12 @@ impl Starter {
         Ok(Self { shared })
     }
 
+    /// Has the process look for a hook in the configuration: later its file may be in the middle of being edited.
+    pub(super) fn know(&self, hook: &Hook) {
+        // A process that is gone is told of when something is to be run.
+        let _ = self.shared.ask(&Question::Know { hook: Asked::new(hook) });
+    }
+
     /// Has the program run, and waits for its end.
     pub(super) async fn run(
         &self,
@@ -198,15 +217,18 @@ impl Shared {
 }
 
 /// The process's part, until the daemon is gone: runs what it is asked to, as the hook that `configured` has for that; nothing, if it
-/// has none. The socket is the standard input.
+/// has none. It is also asked, and told so, when a hook is new or has changed. The socket is the standard input.
 ///
 /// # Errors
 ///
 /// The standard input is no socket, there can be no event loop, or what is asked is no question.
-pub fn serve(instance: &str, configured: impl FnMut(&Asked) -> Option<Hook>) -> io::Result<()> {
+pub fn serve(instance: &str, configured: impl FnMut(&Asked, IsNews) -> Option<Hook>) -> io::Result<()> {
     let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     serve_at(socket, instance, configured)
 }
+
+/// Whether the configuration may say something else by now.
+pub type IsNews = bool;
 
 /// The same at a socket.
 ///
@@ -216,13 +238,19 @@ pub fn serve(instance: &str, configured: impl FnMut(&Asked) -> Option<Hook>) -> 
 pub fn serve_at(
     socket: UnixStream,
     instance: &str,
-    configured: impl FnMut(&Asked) -> Option<Hook>,
+    configured: impl FnMut(&Asked, IsNews) -> Option<Hook>,
 ) -> io::Result<()> {
     socket.set_nonblocking(true)?;
     Builder::new_current_thread().enable_all().build()?.block_on(async {
         let (answers, answered) = mpsc::unbounded_channel();
-        let mut serving =
-            Serving { instance, configured, answers, running: JoinSet::new(), stops: HashMap::new() };
+        let mut serving = Serving {
+            instance,
+            configured,
+            answers,
+            running: JoinSet::new(),
+            stops: HashMap::new(),
+            waiting: VecDeque::new(),
+        };
         let served = serving.until_gone(tokio::net::UnixStream::from_std(socket)?, answered).await;
         // However that came: nobody is there for whom they would run.
         for (stop, _) in serving.stops.values() {
@@ -242,9 +270,11 @@ struct Serving<'a, C> {
     running: JoinSet<()>,
     /// What runs, by the number of its question: how to stop it, and as which hook.
     stops: HashMap<u64, (watch::Sender<bool>, Hook)>,
+    /// What runs as soon as fewer of its hook do: the daemon may have what was told under settings from before on its hands still.
+    waiting: VecDeque<(u64, Hook, Box<EventRecord>)>,
 }
 
-impl<C: FnMut(&Asked) -> Option<Hook>> Serving<'_, C> {
+impl<C: FnMut(&Asked, IsNews) -> Option<Hook>> Serving<'_, C> {
     async fn until_gone(
         &mut self,
         socket: tokio::net::UnixStream,
@@ -270,6 +300,7 @@ impl<C: FnMut(&Asked) -> Option<Hook>> Serving<'_, C> {
                 }
                 Some((id, outcome)) = answered.recv() => {
                     self.stops.remove(&id);
+                    self.run_waiting();
                     let mut line = serde_json::to_vec(&(id, outcome))?;
                     line.push(b'\n');
                     to.write_all(&line).await?;
@@ -281,27 +312,51 @@ impl<C: FnMut(&Asked) -> Option<Hook>> Serving<'_, C> {
 
     fn take(&mut self, question: Question) {
         match question {
+            Question::Know { hook } => drop((self.configured)(&hook, true)),
             Question::Stop { id } => {
                 // It may have ended just now.
                 if let Some((stop, _)) = self.stops.get(&id) {
                     let _ = stop.send(true);
+                } else if let Some(at) = self.waiting.iter().position(|(waiting, ..)| *waiting == id) {
+                    self.waiting.remove(at);
+                    self.answer(id, Outcome::Stopped);
                 }
             }
-            Question::Run { id, hook: asked, record } => match self.may_run(&asked) {
-                Ok(hook) => self.run(id, hook, record),
-                Err(why) => drop(self.answers.send((id, Outcome::NotStarted(why)))),
+            Question::Run { id, hook: asked, record } => match (self.configured)(&asked, false) {
+                Some(hook) if self.has_room(&hook) => self.run(id, hook, record),
+                Some(hook) if self.waiting.len() < MOST_WAITING => self.waiting.push_back((id, hook, record)),
+                Some(_) => self.answer(id, Outcome::NotStarted("too many wait to be run".to_owned())),
+                None => {
+                    let why = format!("`{}` is not what the configuration says", asked.run.join(" "));
+                    self.answer(id, Outcome::NotStarted(why));
+                }
             },
         }
     }
 
-    /// The hook as which that is run, or why it is not.
-    fn may_run(&mut self, asked: &Asked) -> Result<Hook, String> {
-        let run = asked.run.join(" ");
-        let hook =
-            (self.configured)(asked).ok_or_else(|| format!("`{run}` is not what the configuration says"))?;
-        let running = self.stops.values().filter(|(_, other)| *other == hook).count();
-        let at_most = usize::try_from(hook.at_most).unwrap_or(usize::MAX);
-        if running < at_most { Ok(hook) } else { Err(format!("`{run}` runs {running} times already")) }
+    fn answer(&self, id: u64, outcome: Outcome) {
+        // The other end is this process's own, and stays as long as it.
+        let _ = self.answers.send((id, outcome));
+    }
+
+    /// Whether fewer of a hook run than may.
+    fn has_room(&self, hook: &Hook) -> bool {
+        let running = self.stops.values().filter(|(_, other)| other == hook).count();
+        running < usize::try_from(hook.at_most).unwrap_or(usize::MAX).max(1)
+    }
+
+    /// Those whose turn it is by now, in the order in which they came.
+    fn run_waiting(&mut self) {
+        let mut at = 0;
+        while let Some((_, hook, _)) = self.waiting.get(at) {
+            if self.has_room(hook)
+                && let Some((id, hook, record)) = self.waiting.remove(at)
+            {
+                self.run(id, hook, record);
+            } else {
+                at += 1;
+            }
+        }
     }
 
     fn run(&mut self, id: u64, hook: Hook, record: Box<EventRecord>) {

@@ -46,7 +46,7 @@ impl Script {
 /// What the process does that starts hooks, on a thread of this one.
 fn starter(instance: &'static str) -> Option<Starter> {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    thread::spawn(move || starter::serve_at(theirs, instance, |asked| Some(as_asked(asked))));
+    thread::spawn(move || starter::serve_at(theirs, instance, |asked, _| Some(as_asked(asked))));
     Some(Starter::over(ours).unwrap())
 }
 

@@ -13,7 +13,7 @@ fn only_what_is_configured_is_run() {
     let configured = Hook { run: vec!["/bin/true".to_owned()], ..script.hook(20, 1) };
     let known = configured.clone();
     thread::spawn(move || {
-        starter::serve_at(theirs, "default", |asked| asked.is(&known).then(|| known.clone()))
+        starter::serve_at(theirs, "default", |asked, _| asked.is(&known).then(|| known.clone()))
     });
     let starter = Starter::over(ours).unwrap();
     let health = Health::default();
@@ -49,22 +49,64 @@ fn question(id: u64, hook: &Hook) -> Vec<u8> {
 }
 
 #[test]
-fn more_at_once_than_is_configured_are_refused_whoever_asks() {
-    let script = Script::new("sleep 300");
+fn no_more_run_at_once_than_is_configured_whoever_asks_and_the_others_wait() {
+    let script = Script::new(r#"echo >> "$1/ran"; exec sleep 300"#);
     let hook = script.hook(600, 2);
     let (mut ours, theirs) = UnixStream::pair().unwrap();
     let known = hook.clone();
     let served = thread::spawn(move || {
-        starter::serve_at(theirs, "default", |asked| asked.is(&known).then(|| known.clone()))
+        starter::serve_at(theirs, "default", |asked, _| asked.is(&known).then(|| known.clone()))
     });
-    for id in 1..=3 {
+    for id in 1..=4 {
         ours.write_all(&question(id, &hook)).unwrap();
     }
-    let mut answer = String::new();
-    BufReader::new(ours.try_clone().unwrap()).read_line(&mut answer).unwrap();
-    assert!(answer.starts_with("[3,") && answer.contains("runs 2 times already"), "{answer}");
-    drop(ours);
+    let mut answers = BufReader::new(ours.try_clone().unwrap()).lines().map(Result::unwrap);
+    wait("two run", || script.read("ran").len() == 2);
+    // One that waits need not be killed.
+    ours.write_all(b"{\"Stop\":{\"id\":3}}\n").unwrap();
+    assert_eq!(answers.next().unwrap(), r#"[3,"Stopped"]"#);
+    assert_eq!(script.read("ran").len(), 2);
+    ours.write_all(b"{\"Stop\":{\"id\":1}}\n").unwrap();
+    assert_eq!(answers.next().unwrap(), r#"[1,"Stopped"]"#);
+    wait("the next one runs", || script.read("ran").len() == 3);
+    // Who asks for very many has none of them forgotten silently.
+    for id in 5..5 + 1_024 + 1 {
+        ours.write_all(&question(id, &hook)).unwrap();
+    }
+    let refused = answers.next().unwrap();
+    assert!(refused.starts_with("[1029,") && refused.contains("too many wait"), "{refused}");
+    drop((ours, answers));
     served.join().unwrap().unwrap();
+}
+
+/// What the daemon asks before it has anything to be run.
+#[test]
+fn a_hook_that_is_new_is_looked_for_before_it_is_to_be_run() {
+    let script = Script::new(r#"touch "$1/done""#);
+    let hook = script.hook(20, 1);
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let (told, heard) = std::sync::mpsc::channel();
+    thread::spawn(move || {
+        let mut known = Vec::new();
+        starter::serve_at(theirs, "default", |asked, is_news| {
+            // From then on its file says something else.
+            if is_news {
+                known.push(as_asked(asked));
+                told.send(()).unwrap();
+            }
+            known.iter().find(|hook| asked.is(hook)).cloned()
+        })
+    });
+    let (starter, health) = (Starter::over(ours).unwrap(), Health::default());
+    let mut runner = HookRunner::start(&hook, Some(starter), &health);
+    heard.recv_timeout(Duration::from_secs(20)).unwrap();
+    let changed = Hook { at_most: 2, ..hook };
+    runner.change(&changed);
+    heard.recv_timeout(Duration::from_secs(20)).unwrap();
+    runner.tell(&Arc::new(record("ban", "192.0.2.1")));
+    wait("it is run", || script.path("done").exists());
+    Box::new(runner).finish(end());
+    assert_eq!(health.losses(Loss::HookFailed), 0);
 }
 
 /// What the daemon does at last: given its end of the socket, a question, and a line that is too long.
@@ -92,7 +134,7 @@ fn what_runs_is_killed_however_the_daemon_goes() {
         let (mut ours, theirs) = UnixStream::pair().unwrap();
         let known = hook.clone();
         let served = thread::spawn(move || {
-            starter::serve_at(theirs, "default", |asked| asked.is(&known).then(|| known.clone()))
+            starter::serve_at(theirs, "default", |asked, _| asked.is(&known).then(|| known.clone()))
         });
         ours.write_all(&question(1, &hook)).unwrap();
         wait("it runs", || script.path("pid").exists());
