@@ -80,7 +80,7 @@ fn walk<K: Pod, V: Pod>(
     let (mut keys, mut values) = buffers::<K, V>(room, values_each);
     // The kernel's place in the map: the number of a bucket, or the last key of an array.
     let (mut place, mut next) = (0_u32, 0_u32);
-    let mut is_first = true;
+    let (mut is_first, mut batches) = (true, 0);
     loop {
         // The part of `bpf_attr` that this command looks at; the kernel takes what is missing for zeroes.
         let mut batch = BatchAttr {
@@ -109,7 +109,9 @@ fn walk<K: Pod, V: Pod>(
                 }
                 place = next;
                 is_first = false;
-                if room < most {
+                // Not for the sake of the call that only says that there are no more.
+                batches += 1;
+                if batches > 1 && room < most {
                     room = most.min(room * GROWTH);
                     (keys, values) = buffers(room, values_each);
                 }

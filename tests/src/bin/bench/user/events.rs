@@ -52,7 +52,7 @@ pub(super) fn measure(bench: &Bench<'_>) -> Result<Vec<Row>> {
     bench.interrupt.wait(SILENCE)?;
 
     let syn = Packet::eth().ipv4(Ipv4Addr::new(10, 0, 0, 1), GUARD_V4).tcp(1, 80).syn().build();
-    let flood = Flood::new(syn).sources(SOURCES).rate(RATE.into()).frames(u64::from(SOURCES));
+    let flood = Flood::new(syn).sources(SOURCES).rate(RATE.into()).frames(u64::from(SOURCES)).cpu(0);
     let first = flood.clone().run(bench.lab.attacker(), PEER)?;
     let datapath = bench.datapath()?;
     let tallied = |tally| datapath.maps().tallied(tally);
