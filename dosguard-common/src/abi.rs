@@ -144,7 +144,8 @@ pub const MORE_HELD: MapSpec = map("MORE_HELD", 524_288, "connections of more so
 pub const WAITING: MapSpec = map("WAITING", 16, "connections that are being added up", 4);
 /// Port to the number of the last look that found it served.
 pub const SERVED: MapSpec = map("SERVED", 65_536, "ports that are served", 4);
-/// The host's own addresses. Written by userspace before each look. When it is full, sources of the host itself may be counted.
+/// The host's own addresses. Written by userspace before each look. When it is full, sources of the host itself may be counted, of which the
+/// daemon warns.
 pub const OWN: MapSpec = map("OWN", 4_096, "own addresses", 4);
 /// One [`Look`](crate::connection::Look).
 pub const LOOK: MapSpec = map("LOOK", 1, "what a look at the sockets has found", 4);

@@ -18,7 +18,7 @@ use dosguard_common::proof::Evidence;
 use dosguard_common::reason::Tally;
 use dosguard_tests::addresses::{GUARD_ATTACKER_SIDE, GUARD_V4, PEER};
 use dosguard_tests::challenges::{PORT, Wire, make_possible, sequence, tallied};
-use dosguard_tests::cli::{PATIENCE, bans, done, packets, refused};
+use dosguard_tests::cli::{PATIENCE, bans, done, packets, refused, words};
 use dosguard_tests::daemon::Dosguard;
 use dosguard_tests::flood::Flood;
 use dosguard_tests::lab::Lab;
@@ -75,7 +75,7 @@ const TABLE: [(&str, &str, &str); 38] = [
     ),
     ("WAITING", "", SCRATCH),
     ("SERVED", "", ARRAY),
-    ("OWN", "", "the host's own addresses; those beyond are counted as others' are"),
+    ("OWN", HERE, "a_host_with_more_addresses_than_are_known_as_its_own_is_told"),
     ("LOOK", "", ARRAY),
 ];
 
@@ -322,6 +322,30 @@ fn a_host_with_more_addresses_than_there_is_room_for_is_told() {
     assert!(done(&dosguard, "status").contains("challenges: on"));
     sender.send(&[syn(from, 1)]).unwrap();
     wait_until("one is challenged", PATIENCE, || Ok(packets(&dosguard, &["challenged"]) == 1)).unwrap();
+}
+
+/// Its connections with itself are no attack; of those that are not known as such that cannot be said.
+#[test]
+fn a_host_with_more_addresses_than_are_known_as_its_own_is_told() {
+    let lab = Lab::new().unwrap();
+    let dosguard = Dosguard::new(&lab).unwrap();
+    let lines: String =
+        (0..abi::OWN.entries).map(|n| format!("addr add {}/32 dev lo\n", source(n))).collect();
+    let file = dosguard.write_config("addresses", &lines).unwrap();
+    let config = dosguard.write_config("c.toml", "[rule.default]\nmax_connections = 5\n").unwrap();
+    let daemon =
+        dosguard.start(words(&format!("run -c {} {GUARD_ATTACKER_SIDE}", config.display()))).unwrap();
+    let warned = || Ok(done(&dosguard, "status").contains("addresses, of which 4096 are known as its own"));
+    wait_until("connections are counted", PATIENCE, || {
+        Ok(done(&dosguard, "status").contains("connections 0"))
+    })
+    .unwrap();
+    assert!(!warned().unwrap());
+    lab.guard().run("ip", ["-batch", file.to_str().unwrap()]).unwrap();
+    wait_until("that is told", PATIENCE, warned).unwrap();
+    lab.guard().run("ip", ["addr", "flush", "dev", "lo"]).unwrap();
+    wait_until("all are known again", PATIENCE, || Ok(!warned()?)).unwrap();
+    daemon.terminate().unwrap();
 }
 
 /// Nobody has removed them, since no daemon runs: they must not keep out what there is room for.

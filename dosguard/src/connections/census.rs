@@ -20,6 +20,8 @@ pub struct Census {
     pub held: HashMap<SourceKey, Held>,
     /// Connections of hosts with themselves, of allowed sources, and sources that were missed. Its number means nothing.
     pub look: Look,
+    /// How many addresses of the hosts were not known for want of room.
+    pub own_left: usize,
 }
 
 impl Census {
@@ -31,6 +33,7 @@ impl Census {
         self.look.local.add(found.look.local);
         self.look.allowed.add(found.look.allowed);
         self.look.missed = self.look.missed.saturating_add(found.look.missed);
+        self.own_left = self.own_left.saturating_add(found.own_left);
     }
 
     /// What a source holds under a rule.
@@ -186,7 +189,7 @@ mod tests {
         let held = |(key, established, half_open): &(SourceKey, u32, u32)| {
             (*key, Held { established: *established, half_open: *half_open })
         };
-        census.add(Found { held: counts.iter().map(held).collect(), look: Look::default() });
+        census.add(Found { held: counts.iter().map(held).collect(), look: Look::default(), own_left: 0 });
         census
     }
 
@@ -197,7 +200,7 @@ mod tests {
         assert_eq!(census.over(&limits(100)), [(key(3, 1), 300)]);
         let local = Held { established: 7, half_open: 1 };
         let held = vec![(key(1, 1), Held { established: 41, half_open: 0 })];
-        census.add(Found { held, look: Look { local, ..Look::default() } });
+        census.add(Found { held, look: Look { local, ..Look::default() }, own_left: 0 });
         assert_eq!(census.over(&limits(100)), [(key(3, 1), 300), (key(1, 1), 101)]);
         assert_eq!(census.total(), Held { established: 101 + 100 + 300 + 999 + 7, half_open: 501 });
     }

@@ -43,7 +43,7 @@ impl Dump {
             held.clear();
             dump.each(own, &mut |key, more, _| held.entry(key).or_default().add(more))
         })?;
-        Ok(Found { held: held.into_iter().collect(), look })
+        Ok(Found { held: held.into_iter().collect(), look, own_left: 0 })
     }
 
     /// Closes the established connections that are counted under one of the keys.

@@ -122,10 +122,12 @@ pub fn own_addresses() -> io::Result<BTreeSet<Address>> {
     Ok(ips.map(to_address).collect())
 }
 
-/// As many of them as there is room for.
-fn own() -> Result<BTreeSet<Address>, CountError> {
+/// As many of them as there is room for, and how many there are beyond that.
+fn own() -> Result<(BTreeSet<Address>, usize), CountError> {
     let all = own_addresses().map_err(CountError::Addresses)?;
-    Ok(all.into_iter().take(abi::OWN.entries as usize).collect())
+    let room = abi::OWN.entries as usize;
+    let left = all.len().saturating_sub(room);
+    Ok((all.into_iter().take(room).collect(), left))
 }
 
 impl Sockets {
@@ -156,7 +158,9 @@ impl Sockets {
             Some(counter) => counter,
             None => Counter::open(&self.paths, self.by, &mut self.no_walk)?,
         };
-        self.counter.insert(counter).look(&own()?)
+        let (own, own_left) = own()?;
+        let found = self.counter.insert(counter).look(&own)?;
+        Ok(Found { own_left, ..found })
     }
 
     /// Why there is no walk, once.
@@ -170,7 +174,7 @@ impl Sockets {
         let Self { paths, counter, closer, closing, .. } = self;
         closing.by(|| {
             let own = match own() {
-                Ok(own) => own,
+                Ok((own, _)) => own,
                 Err(error) => return Closed::nothing(error),
             };
             if let Some(Counter::Dump(dump)) = counter {

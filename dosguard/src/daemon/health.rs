@@ -112,6 +112,8 @@ struct Subject {
     warning: Option<String>,
     /// Whether the log has that.
     is_logged: bool,
+    /// Whether the log has anything of it that is not taken back there.
+    is_told: bool,
     /// When something about it was logged the last time.
     logged_at: Option<Instant>,
 }
@@ -149,7 +151,7 @@ impl Health {
         let may_log = subject.logged_at.is_none_or(|at| at.elapsed() >= QUIET);
         if !subject.is_logged && may_log {
             log::warn!("{text}");
-            subject.is_logged = true;
+            (subject.is_logged, subject.is_told) = (true, true);
             subject.logged_at = Some(Instant::now());
         }
         subject.warning = Some(text);
@@ -159,21 +161,22 @@ impl Health {
     pub fn note(&self, about: impl Into<String>, text: impl Into<String>) {
         let mut subjects = self.subjects();
         let subject = subjects.entry(about.into()).or_default();
-        (subject.warning, subject.is_logged) = (Some(text.into()), false);
+        (subject.warning, subject.is_logged, subject.is_told) = (Some(text.into()), false, false);
     }
 
     /// The same of something that the log has already, and that is to be taken back there.
     pub fn warn_of_known(&self, about: impl Into<String>, text: impl Into<String>) {
-        let subject = Subject { warning: Some(text.into()), is_logged: true, logged_at: None };
+        let subject = Subject { warning: Some(text.into()), is_logged: true, is_told: true, logged_at: None };
         self.subjects().insert(about.into(), subject);
     }
 
-    /// What was wrong with `about` is right again. Logged if the warning was.
+    /// What was wrong with `about` is right again. Logged if a warning was.
     pub fn recovered(&self, about: &str) {
         if let Some(subject) = self.subjects().get_mut(about)
             && subject.warning.take().is_some()
-            && std::mem::take(&mut subject.is_logged)
+            && std::mem::take(&mut subject.is_told)
         {
+            subject.is_logged = false;
             log::warn!(target: NEWS, "{about} works again");
         }
     }
@@ -266,7 +269,11 @@ mod tests {
         health.warn("the disk", "the disk is full");
         health.warn("the disk", "the disk is fuller");
         assert_eq!(health.warned(), ["the disk is fuller"]);
+        // Whoever reads the log knows of the first one, and that it is over.
+        let is = |of: fn(&Subject) -> bool| of(&health.subjects()["the disk"]);
+        assert!(is(|disk| disk.is_told) && !is(|disk| disk.is_logged));
         health.recovered("the disk");
+        assert!(!is(|disk| disk.is_told));
         health.recovered("the disk");
         assert!(health.warned().is_empty());
         health.warn("the disk", "the disk is full");

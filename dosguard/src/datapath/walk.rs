@@ -34,6 +34,8 @@ pub struct Found {
     pub held: Vec<(SourceKey, Held)>,
     /// What was found beside them.
     pub look: Look,
+    /// How many addresses of the host were not known for want of room.
+    pub own_left: usize,
 }
 
 /// The programs in the kernel.
@@ -102,7 +104,7 @@ impl Walk {
             held.extend(self.take_more()?);
         }
         self.unread = false;
-        Ok(Found { held, look })
+        Ok(Found { held, look, own_left: 0 })
     }
 
     fn set_own(&mut self, own: &BTreeSet<Address>) -> Result<(), Error> {

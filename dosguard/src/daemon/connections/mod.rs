@@ -12,6 +12,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use dosguard_common::abi;
 use dosguard_common::reason::{Reason, Verdict};
 use nix::time::{ClockId, clock_gettime};
 use tokio::sync::mpsc;
@@ -38,6 +39,7 @@ const QUEUE: usize = 512;
 const COUNTING: &str = "counting connections";
 const WATCHING: &str = "watching connections";
 const ROOM: &str = "room for connections";
+const OWN: &str = "own addresses";
 
 /// The network namespaces that are to be watched beside the daemon's own.
 #[derive(Default)]
@@ -278,6 +280,18 @@ impl Work {
                 .warn(ROOM, "connections of some sources are not counted: there is no room for more sources");
         } else {
             self.health.recovered(ROOM);
+        }
+        match census.own_left {
+            0 => self.health.recovered(OWN),
+            left => {
+                let known = abi::OWN.entries;
+                let text = format!(
+                    "the host has {} addresses, of which {known} are known as its own: its connections with itself over the others count \
+                     like those of anybody\nhint: allow them, as networks",
+                    known as usize + left
+                );
+                self.health.warn(OWN, text);
+            }
         }
         (cpu_time().saturating_sub(began), (looked > 0).then_some((census, failed == 0)))
     }
