@@ -151,6 +151,8 @@ impl Stamp {
 struct Found {
     content: Vec<u8>,
     file: Option<(File, fs::Metadata)>,
+    /// Whether its content was read.
+    reads: bool,
 }
 
 impl Followed {
@@ -197,7 +199,8 @@ impl Followed {
     pub fn replace(&self, content: &[u8]) -> Result<(), FollowError> {
         let target = self.target()?;
         for _ in 0..TRIES {
-            let found = read(&target)?;
+            // What is in it goes, however much that is.
+            let found = look(&target, false)?;
             if self.write(&target, &found, content)?.is_some() {
                 return Ok(());
             }
@@ -291,12 +294,17 @@ fn at(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FollowErro
 
 /// What there is, or nothing if there is no file.
 fn read(target: &Path) -> Result<Found, FollowError> {
+    look(target, true)
+}
+
+/// The same; its content only if that is asked for.
+fn look(target: &Path, reads: bool) -> Result<Found, FollowError> {
     // Whoever opens a pipe would wait for its other end.
     let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(target);
     let mut file = match opened {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Ok(Found { content: Vec::new(), file: None });
+            return Ok(Found { content: Vec::new(), file: None, reads });
         }
         Err(error) => return Err(at("open", target)(error)),
     };
@@ -309,12 +317,15 @@ fn read(target: &Path) -> Result<Found, FollowError> {
         return no_file("no ordinary file");
     }
     let mut content = Vec::new();
+    if !reads {
+        return Ok(Found { content, file: Some((file, metadata)), reads });
+    }
     let mut limited = (&mut file).take(MAX_BYTES + 1);
     limited.read_to_end(&mut content).map_err(at("read", target))?;
     if content.len() as u64 > MAX_BYTES {
         return no_file("larger than 64 MiB");
     }
-    Ok(Found { content, file: Some((file, metadata)) })
+    Ok(Found { content, file: Some((file, metadata)), reads })
 }
 
 /// A new file that is locked, in place of one that was left by a process that is gone: who writes one holds its lock, and
@@ -402,7 +413,7 @@ fn copy_attributes(old: &File, new: &File) -> io::Result<()> {
 
 /// Whether the file is still the one that was found, with the same content.
 fn is_still(target: &Path, found: &Found) -> Result<bool, FollowError> {
-    let now = read(target)?;
+    let now = look(target, found.reads)?;
     let stamp = |found: &Found| found.file.as_ref().map(|(_, file)| Stamp::of(file));
     Ok(stamp(&now) == stamp(found) && now.content == found.content)
 }

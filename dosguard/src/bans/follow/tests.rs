@@ -70,6 +70,17 @@ fn mode_and_attributes_stay() {
 }
 
 #[test]
+fn a_file_of_any_size_is_replaced_as_a_whole_and_none_too_large_is_kept_in_line() {
+    let (folder, mut followed) = folder_with("old\n");
+    let path = folder.path().join("hosts.deny");
+    File::options().write(true).open(&path).unwrap().set_len(MAX_BYTES + 1).unwrap();
+    let error = followed.update(LINES).unwrap_err().to_string();
+    assert!(error.contains("larger than 64 MiB"), "{error}");
+    followed.replace(LINES).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), LINES);
+}
+
+#[test]
 fn a_symbolic_link_where_others_may_put_one_is_not_followed() {
     let folder = tempfile::tempdir().unwrap();
     let theirs = folder.path().join("theirs");
@@ -152,7 +163,7 @@ fn a_change_in_the_last_moment_is_seen() {
     fs::write(followed.path(), "y\n").unwrap();
     assert_eq!(followed.write(followed.path(), &found, b"z").unwrap(), None);
     assert_eq!(content(&followed), "y\n");
-    let none = Found { content: Vec::new(), file: None };
+    let none = Found { content: Vec::new(), file: None, reads: true };
     assert_eq!(followed.write(followed.path(), &none, b"z").unwrap(), None, "it was not there, and is now");
     assert_eq!(content(&followed), "y\n");
 }
