@@ -18,7 +18,7 @@ pub trait Clock {
     }
 
     /// The number of the tick, in which [`Self::lately_ns`] is the same; none for a clock that has no ticks. What was looked up in a
-    /// tick may be taken for what it is until the tick is over: whoever changes it otherwise waits for [`LATE_NS`].
+    /// tick may be taken for what it is until the tick is over: whoever changes it otherwise waits for that, [`LATE_NS`] at most.
     #[inline(always)]
     fn tick(&self) -> Option<u64> {
         None

@@ -34,6 +34,7 @@ pub mod objects;
 pub mod packet;
 pub mod pair;
 pub mod program;
+pub mod record;
 pub mod server;
 pub mod siege;
 pub mod small_disk;

@@ -7,11 +7,9 @@ use std::fs::{self, OpenOptions};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 
 use dosguard::config::services::History;
 use dosguard::daemon::health::Health;
-use dosguard::output::EventRecord;
 use dosguard::paths::Paths;
 use dosguard::store::{Changes, EventFilter, Opened, SavedBan, Store, Writer};
 use dosguard_tests::addresses::GUARD_ATTACKER_SIDE;
@@ -19,6 +17,7 @@ use dosguard_tests::cli::{CONFIG, done, say, words};
 use dosguard_tests::daemon::Dosguard;
 use dosguard_tests::killed::{Call, FILES, calls_of, is_killed_before};
 use dosguard_tests::lab::Lab;
+use dosguard_tests::record::ban;
 use jiff::Timestamp;
 use tempfile::TempDir;
 
@@ -27,17 +26,6 @@ const FOLDER: &str = "DOSGUARD_TEST_FOLDER";
 
 fn paths(folder: &Path) -> Paths {
     Paths::new("crash", "/nowhere".into(), "/nowhere".into(), folder.join("state")).unwrap()
-}
-
-fn ban(seq: u64) -> Arc<EventRecord> {
-    let at = Timestamp::now();
-    let json = format!(
-        r#"{{"version":1,"seq":{seq},"kind":"ban","at":"{at}","source":"192.0.2.{}","rule":"default","scope":"all",
-           "reason":"syn-limit","monitor":false,"count":6,"limit":5,"window":"10s","offences":1,"since":"{at}",
-           "until":"{at}"}}"#,
-        seq % 256
-    );
-    Arc::new(serde_json::from_str(&json).unwrap())
 }
 
 /// A ban whose length is a number.

@@ -6,15 +6,15 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _, stdout};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::thread::sleep;
 use std::time::Duration;
 
 use dosguard::config::services::History;
 use dosguard::daemon::health::{Health, Loss};
-use dosguard::output::{BanFields, EventRecord};
+use dosguard::output::BanFields;
 use dosguard::paths::Paths;
 use dosguard::store::{Changes, EventFilter, SavedBan, Store, Writer};
+use dosguard_tests::record::ban;
 use dosguard_tests::wait::wait_until;
 use jiff::Timestamp;
 use nix::mount::{MsFlags, mount};
@@ -24,17 +24,6 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 fn paths(state: &Path) -> Paths {
     Paths::new("faults", "/nowhere".into(), "/nowhere".into(), state.to_owned()).unwrap()
-}
-
-fn ban(seq: u64) -> Arc<EventRecord> {
-    let at = Timestamp::now();
-    let json = format!(
-        r#"{{"version":1,"seq":{seq},"kind":"ban","at":"{at}","source":"192.0.2.{}","rule":"default","scope":"all",
-           "reason":"syn-limit","monitor":false,"count":6,"limit":5,"window":"10s","offences":1,"since":"{at}",
-           "until":"{at}"}}"#,
-        seq % 256
-    );
-    Arc::new(serde_json::from_str(&json).unwrap())
 }
 
 /// As many saved bans as events, up to ten.
