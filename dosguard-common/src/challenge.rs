@@ -250,13 +250,6 @@ impl Segment {
         let [_, _, _, _, _, _, _, _, e, f, g, h, ..] = self.tcp;
         u32::from_be_bytes([e, f, g, h])
     }
-
-    /// How far what it acknowledges is from its own number. The same cookie may be answered with any number: the kernel adds
-    /// that to it.
-    #[inline(always)]
-    pub const fn distance(&self) -> u32 {
-        self.acknowledged().wrapping_sub(self.number())
-    }
 }
 
 /// Room for an answer: the kernel program's stack has none.

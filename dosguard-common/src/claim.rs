@@ -32,11 +32,13 @@ impl Claim {
         Self { key: SourceKey::for_rule(source, rule), kind: 1, number: window }
     }
 
-    /// To count what a cookie has completed, once.
+    /// To count what a cookie has completed, once. By the peer's own number: whoever uses a port again within a minute is sent what
+    /// is as far from its new one as the last cookie was from the old one (`secure_tcp_syn_cookie` in Linux
+    /// net/ipv4/syncookies.c).
     #[inline(always)]
     pub fn answer(segment: &Segment, rule: RuleIndex) -> Self {
         let ports = u64::from(segment.source_port()) << 16 | u64::from(segment.port());
-        let number = u64::from(segment.distance()) | ports << 32;
+        let number = u64::from(segment.number()) | ports << 32;
         Self { key: SourceKey::for_rule(segment.source(), rule), kind: 3, number }
     }
 

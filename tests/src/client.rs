@@ -108,7 +108,7 @@ impl Client {
                 let source = place.and_then(|place| self.sources.get(place)).copied();
                 match attempt(source, self.server, self.timeout) {
                     Ok(latency) => report.latencies.push(latency),
-                    Err(error) => report.fail(&error.to_string()),
+                    Err(error) => report.fail(&format!("{error:#}")),
                 }
             }
             report
@@ -151,7 +151,7 @@ impl Client {
                     let mut report = attempts.lock().unwrap_or_else(PoisonError::into_inner);
                     match result {
                         Ok(latency) => report.latencies.push(latency),
-                        Err(error) => report.fail(&error.to_string()),
+                        Err(error) => report.fail(&format!("{error:#}")),
                     }
                 });
             }

@@ -1,6 +1,6 @@
 //! Completed handshakes: which of them pass, which of them count, and whom they ban.
 
-use super::proof_tests::{SOURCE, answered, can_challenge, connected, proving, under_rule};
+use super::proof_tests::{SOURCE, answered, answered_anew, can_challenge, connected, proving, under_rule};
 use super::tests::{SECOND, START, spec, syn, syn_from, syns, tables};
 use super::*;
 use crate::ban::Ban;
@@ -66,6 +66,17 @@ fn a_cookie_makes_one_connection_and_counts_once() {
     can_challenge(&mut tables);
     assert!((0..9).all(|n| answered(&mut tables, 1, START + n * SECOND)));
     assert_eq!(tables.tallied(Tally::SourceProven), 1, "a source is real whatever the rule");
+}
+
+#[test]
+fn a_port_that_is_used_again_makes_another_connection() {
+    // Its cookie differs from the first one as its own number does, and no more.
+    let mut tables = tables(proving(3), 1);
+    can_challenge(&mut tables);
+    let passed: Vec<_> =
+        (0..4).map(|n| answered_anew(&mut tables, 1, n, START + u64::from(n) * SECOND / 50)).collect();
+    assert_eq!(passed, [true, true, true, false], "each counts");
+    assert_eq!((tables.tallied(Tally::ChallengeAnswered), tables.bans.len()), (4, 1));
 }
 
 #[test]

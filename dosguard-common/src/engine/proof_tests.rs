@@ -21,9 +21,11 @@ pub(super) fn under_rule(tables: &MemoryTables) -> Ban {
 }
 
 /// A TCP segment of the attacker's, with the right cookie or of a connection: that is for the caller to know.
-fn answer(port: u16, ports: u8) -> Segment {
+fn answer(port: u16, ports: u8, number: u8) -> Segment {
     let mut frame = segment(ATTACKER, port, 0x10);
     frame[35] = ports;
+    // What it acknowledges is as far from its own number as ever.
+    (frame[41], frame[45]) = (number, number);
     let mut read: Segment = bytemuck::Zeroable::zeroed();
     assert!(read.read(frame.as_slice()));
     read
@@ -31,7 +33,13 @@ fn answer(port: u16, ports: u8) -> Segment {
 
 fn complete(tables: &mut MemoryTables, completed: Completed, ports: u8, now_ns: u64) -> bool {
     let arrival = crate::frame::Arrival::default();
-    judge_answer(tables, &answer(80, ports), completed, [0; 6], arrival, now_ns)
+    judge_answer(tables, &answer(80, ports, 0), completed, [0; 6], arrival, now_ns)
+}
+
+/// The same from a port that was used before, which begins with another number.
+pub(super) fn answered_anew(tables: &mut MemoryTables, ports: u8, number: u8, now_ns: u64) -> bool {
+    let answer = answer(80, ports, number);
+    judge_answer(tables, &answer, Completed::Challenge, [0; 6], crate::frame::Arrival::default(), now_ns)
 }
 
 pub(super) fn answered(tables: &mut MemoryTables, ports: u8, now_ns: u64) -> bool {
@@ -143,7 +151,7 @@ fn what_was_used_up_before_a_ban_or_of_another_limit_counts_no_more() {
 #[test]
 fn whoever_is_real_and_has_not_sent_the_syns_loses_no_more_than_anybody() {
     let mut tables = tables(proving(3), 1);
-    judge_established(&mut tables, &answer(80, 1), START);
+    judge_established(&mut tables, &answer(80, 1, 0), START);
     assert_eq!((tables.proofs[&SOURCE], tables.tallied(Tally::SourceProven)), (Proof { at_ns: START }, 1));
     syns(&mut tables, 2, START);
     (1..=2).for_each(|ports| {
@@ -163,13 +171,13 @@ fn a_proof_is_forgotten_after_its_age_and_renewed_by_what_comes() {
     let mut tables = tables(proving(1), 1);
     tables.config = tables.config.map(|config| config.with_proof_age_ns(160 * SECOND));
     let mut at = |seconds| {
-        judge_established(&mut tables, &answer(80, 1), START + seconds * SECOND);
+        judge_established(&mut tables, &answer(80, 1, 0), START + seconds * SECOND);
         (tables.proofs[&SOURCE].at_ns - START) / SECOND
     };
     assert_eq!([0, 9, 10, 15].map(&mut at), [0, 0, 10, 10], "not written for each segment");
     syns(&mut tables, 2, START + 170 * SECOND);
     assert_eq!(under_rule(&tables).evidence(), Some(Evidence::None));
-    judge_established(&mut tables, &answer(80, 1), START + 170 * SECOND);
+    judge_established(&mut tables, &answer(80, 1, 0), START + 170 * SECOND);
     assert_eq!(tables.tallied(Tally::SourceProven), 2);
 }
 
@@ -187,7 +195,7 @@ fn connections_that_are_counted_are_proof() {
 fn where_it_can_be_challenged_connections_ban_and_not_syns() {
     let mut tables = tables(proving(3), 1);
     can_challenge(&mut tables);
-    judge_established(&mut tables, &answer(80, 1), START);
+    judge_established(&mut tables, &answer(80, 1, 0), START);
     syns(&mut tables, 3, START);
     assert_eq!(syn(&mut tables, START), Reason::Challenged, "also with proof: anybody may have sent it");
     assert!(tables.bans.is_empty());
@@ -234,7 +242,7 @@ fn a_flood_of_random_sources_is_challenged_and_not_counted() {
     let flood = FloodLimit { max: 100, window_ns: SECOND };
     let mut tables = tables(RuleSpec { flood, ..proving(3) }, 1);
     can_challenge(&mut tables);
-    judge_established(&mut tables, &answer(80, 1), START);
+    judge_established(&mut tables, &answer(80, 1, 0), START);
     let before = random(&mut tables, 102, 80, START);
     // In parts of 6: the 17th part is the one over the limit.
     assert_eq!((before[100], before[101]), (Reason::UnderLimit, Reason::Challenged));
