@@ -16,6 +16,7 @@ use dosguard_common::challenge::{
     ANSWERED_WITHIN_NS, LEFT_EVERY_NS, Offer, REPLY_MAX, Reply, Room, SENT_WITHIN_JIFFIES, Segment,
 };
 use dosguard_common::engine::{self, Completed};
+use dosguard_common::address::Address;
 use dosguard_common::frame::Frame as _;
 use dosguard_common::opaque::opaque;
 use dosguard_common::reason::Tally;
@@ -23,7 +24,7 @@ use dosguard_common::tables::Tables as _;
 
 use crate::clock::KernelClock;
 use crate::context::ContextFrame;
-use crate::maps;
+use crate::{maps, met};
 use crate::tables::KernelTables;
 
 /// The maps, with the counters of completed handshakes.
@@ -105,7 +106,7 @@ fn send(ctx: &XdpContext) -> Result<(), Unsent> {
         || !segment.read(&frame)
         || !segment.is_answerable()
         || !segment.read_options(&frame)
-        || maps::HOST.get_ptr(segment.destination()).is_none()
+        || !is_answered_for(&segment.destination())
     {
         return Err(Unsent::Dropped);
     }
@@ -124,6 +125,13 @@ fn send(ctx: &XdpContext) -> Result<(), Unsent> {
     reply.fill(segment, offer, cookie, monotonic_ns / 1_000_000, host);
     tables().look_for_answers(now_ns.saturating_add(ANSWERED_WITHIN_NS));
     write(ctx, &frame, segment, reply).ok_or(Unsent::Dropped)
+}
+
+/// Whether somebody here is meant.
+#[inline(always)]
+fn is_answered_for(address: &Address) -> bool {
+    // SAFETY: the helper takes no arguments and only reads a counter.
+    met::is_answered_for(address, unsafe { bpf_jiffies64() })
 }
 
 /// This CPU's room for an answer.

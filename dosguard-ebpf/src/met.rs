@@ -1,4 +1,4 @@
-//! The ban that a CPU has met last: the next packet of a flood is of the same source, mostly.
+//! What a CPU has met last: of a flood the next packet is of the same source, or to the same address, mostly.
 
 use core::hint::black_box;
 
@@ -6,6 +6,8 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::PerCpuArray;
 use dosguard_common::address::Address;
 use dosguard_common::ban::Hold;
+
+use crate::maps;
 
 /// A ban that holds everywhere.
 #[repr(C)]
@@ -24,9 +26,12 @@ static MET: PerCpuArray<Met> = PerCpuArray::with_max_entries(1, 0);
 #[inline(always)]
 pub fn met(source: &Address, tick: u64) -> Option<Hold> {
     let met = MET.get(0)?;
-    let ([a, b, c, d], [e, f, g, h]) = (source.words(), met.source);
-    let is_other = (a ^ e) | (b ^ f) | (c ^ g) | (d ^ h);
-    (met.tick == tick && is_other == 0).then_some(met.hold)
+    (met.tick == tick && is_same(source.words(), met.source)).then_some(met.hold)
+}
+
+#[inline(always)]
+const fn is_same([a, b, c, d]: [u32; 4], [e, f, g, h]: [u32; 4]) -> bool {
+    (a ^ e) | (b ^ f) | (c ^ g) | (d ^ h) == 0
 }
 
 /// It is met now.
@@ -44,4 +49,38 @@ pub fn meet(source: &Address, tick: u64, hold: Hold) {
             (&raw mut (*met).tick).write_volatile(tick);
         }
     }
+}
+
+/// An address that is answered for.
+#[repr(C)]
+struct Reached {
+    /// As of [`Met`].
+    tick: u64,
+    address: [u32; 4],
+}
+
+/// As [`MET`].
+#[map]
+static REACHED: PerCpuArray<Reached> = PerCpuArray::with_max_entries(1, 0);
+
+/// Whether this address is answered for. Of one that was met last it was looked up in this tick.
+#[inline(always)]
+pub fn is_answered_for(address: &Address, tick: u64) -> bool {
+    let words = address.words();
+    let Some(last) = REACHED.get_ptr_mut(0) else { return false };
+    // SAFETY: as in `meet`.
+    unsafe {
+        if (*last).tick == tick && is_same(words, (*last).address) {
+            return true;
+        }
+        if maps::HOST.get_ptr(address).is_none() {
+            return false;
+        }
+        (&raw mut (*last).tick).write_volatile(0);
+        black_box(());
+        (*last).address = words;
+        black_box(());
+        (&raw mut (*last).tick).write_volatile(tick);
+    }
+    true
 }
