@@ -70,7 +70,7 @@ pub const HASHING: MapSpec = map("HASHING", 1, "keys of the tables of sets", 7);
 pub const BANS: MapSpec = map("BANS", 65_536, "bans", 2);
 /// (source, everywhere or rule) to [`Offender`](crate::offender::Offender). LRU: when full, the oldest offenders are forgotten.
 pub const OFFENDERS: MapSpec = map("OFFENDERS", 65_536, "offences", 2);
-/// [Marks](crate::mark) of the sources that are in `BANS` or in `OFFENDERS`. Written by both, byte by byte.
+/// [Marks](crate::mark) of the sources that are in `BANS`, in `OFFENDERS` or in `PROOFS`. Written by both, byte by byte.
 pub const MARKS: MapSpec =
     map("MARKS", mark_lines(BANS.entries, OFFENDERS.entries), "of which sources something is known", 7);
 /// Claims to something that one CPU of several may do, such as to replace an expired ban. LRU: when full, the oldest

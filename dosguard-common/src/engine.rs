@@ -227,7 +227,8 @@ fn syn<T: Tables, C: Clock>(
     if rule.flood().max != 0
         && is_flooded(tables, config, index, rule, &cause, clock)
         && config.challenges_flood(rule)
-        && evidence(tables, config, key.source_here(), clock.lately_ns()) == Evidence::None
+        && (!tables.may_be_proven(sum)
+            || evidence(tables, config, key.source_here(), clock.lately_ns()) == Evidence::None)
     {
         return Reason::Challenged;
     }

@@ -77,6 +77,13 @@ impl Hashing {
         let mixed = (sum ^ (sum >> 32)).wrapping_mul(0xff51_afd7_ed55_8ccd);
         low_half(((mixed >> 32) * self.marks as u64) >> 32)
     }
+
+    /// The number of the mark that says whether the same source may have proved that it is real: the neighbour's, in the same line
+    /// of memory.
+    #[inline(always)]
+    pub const fn proof_mark_by(&self, sum: u64) -> u32 {
+        self.mark_by(sum) ^ 1
+    }
 }
 
 /// How many sets a table has that is made for so many sources: a quarter as many, so that there are seven places for four

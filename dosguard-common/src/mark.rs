@@ -4,6 +4,9 @@
 //! sources says whether there is a ban or an offence of one of the group, and saves the look-ups if there is none. It may say so
 //! of a group of which nothing is known any more, and never the other way round: it is written before what it speaks of.
 //!
+//! So has the byte beside it, for proofs that sources are real: a flood is of others, nearly all of it, and for each a look-up is
+//! saved. As it is the mark of other sources, too, those are looked up in vain.
+//!
 //! A mark holds for the period that it was made in and for the next one. Userspace, which knows what there is, marks that anew and
 //! begins the next period; what was marked before and is gone then counts no longer. Until userspace has done so for the first
 //! time, every source counts as marked.
@@ -17,7 +20,8 @@ pub const MARKS_IN_LINE: u32 = 64;
 pub type MarkLine = [u8; MARKS_IN_LINE as usize];
 
 /// How many values `MARKS` has for so many bans and offenders: four marks for each, so that of sources of which nothing is known
-/// some 22 in 100 are taken for others when all there is room for is there (1 - e^-1/4).
+/// some 22 in 100 are taken for others when all there is room for is there (1 - e^-1/4), and 31 if there are as many proofs as
+/// fit, too (1 - e^-3/8).
 pub const fn mark_lines(bans: u32, offenders: u32) -> u32 {
     bans.saturating_add(offenders).div_ceil(MARKS_IN_LINE / 4)
 }

@@ -89,6 +89,11 @@ pub trait Tables {
     /// Remembers it; false if there was no room.
     fn remember(&mut self, key: &SourceKey, offender: &Offender) -> bool;
 
+    /// Whether there may be a proof that a source is real. If not, there is none. The sum is that of its mark.
+    #[inline(always)]
+    fn may_be_proven(&self, _sum: u64) -> bool {
+        true
+    }
     /// When a source was last seen to be real.
     fn proof(&self, source: &Address) -> Option<Proof>;
     /// Keeps that; false if there was no room.

@@ -12,11 +12,11 @@ use aya_ebpf::helpers::{
     bpf_tcp_raw_gen_syncookie_ipv4, bpf_tcp_raw_gen_syncookie_ipv6, bpf_xdp_adjust_tail,
 };
 use aya_ebpf::programs::XdpContext;
+use dosguard_common::address::Address;
 use dosguard_common::challenge::{
     ANSWERED_WITHIN_NS, LEFT_EVERY_NS, Offer, REPLY_MAX, Reply, Room, SENT_WITHIN_JIFFIES, Segment,
 };
 use dosguard_common::engine::{self, Completed};
-use dosguard_common::address::Address;
 use dosguard_common::frame::Frame as _;
 use dosguard_common::opaque::opaque;
 use dosguard_common::reason::Tally;
@@ -24,8 +24,8 @@ use dosguard_common::tables::Tables as _;
 
 use crate::clock::KernelClock;
 use crate::context::ContextFrame;
-use crate::{maps, met};
 use crate::tables::KernelTables;
+use crate::{maps, met};
 
 /// The maps, with the counters of completed handshakes.
 const fn tables() -> KernelTables<true> {

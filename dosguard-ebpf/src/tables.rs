@@ -9,9 +9,9 @@ use dosguard_common::claim::Claim;
 use dosguard_common::config::Config;
 use dosguard_common::event::{Event, Gate, Kind};
 use dosguard_common::flood::{Flood, Load};
-use dosguard_common::hashing::Spot;
+use dosguard_common::hashing::{Hashing, Spot};
 use dosguard_common::key::SourceKey;
-use dosguard_common::mark::{MARKS_IN_LINE, Period};
+use dosguard_common::mark::MARKS_IN_LINE;
 use dosguard_common::offender::Offender;
 use dosguard_common::proof::{Proof, Spent, look_until_ns};
 use dosguard_common::reason::{Place, Reason, Tally};
@@ -90,23 +90,28 @@ fn bump(place: Place, bytes: u64) {
     }
 }
 
-/// The mark of a source, which marks count, and what the source hashes to.
+/// The mark with this number.
 #[inline(always)]
-fn mark(source: &Address) -> Option<(*mut u8, Period, u64)> {
-    let hashing = maps::HASHING.get(0)?;
-    let sum = hashing.sum(source);
-    let mark = hashing.mark_by(sum);
-    let line = maps::MARKS.get_ptr_mut(mark / MARKS_IN_LINE)?;
+fn mark(number: u32) -> Option<*mut u8> {
+    let line = maps::MARKS.get_ptr_mut(number / MARKS_IN_LINE)?;
     // SAFETY: a byte of the value.
-    Some((unsafe { line.cast::<u8>().add((mark % MARKS_IN_LINE) as usize) }, hashing.period, sum))
+    Some(unsafe { line.cast::<u8>().add((number % MARKS_IN_LINE) as usize) })
 }
 
-/// Marks a source of which there is about to be something.
+/// Whether the mark with this number counts; if there is none, all do.
 #[inline(always)]
-fn set_mark(source: &Address) {
-    if let Some((mark, period, _)) = mark(source) {
+fn is_marked(hashing: &Hashing, number: u32) -> bool {
+    // SAFETY: as in `set_mark`.
+    mark(number).is_none_or(|mark| hashing.period.is_marked(unsafe { mark.read_volatile() }))
+}
+
+/// Marks a source of which there is about to be something, by the number of its mark.
+#[inline(always)]
+fn set_mark(source: &Address, number: impl FnOnce(&Hashing, u64) -> u32) {
+    let Some(hashing) = maps::HASHING.get(0) else { return };
+    if let Some(mark) = mark(number(hashing, hashing.sum(source))) {
         // SAFETY: a byte is never torn, and whoever else writes it writes this mark or the next.
-        unsafe { mark.write_volatile(period.now) };
+        unsafe { mark.write_volatile(hashing.period.now) };
     }
 }
 
@@ -172,9 +177,9 @@ impl<const OF_ANSWERS: bool> Tables for KernelTables<OF_ANSWERS> {
 
     #[inline(always)]
     fn mark(&self, source: &Address) -> (u64, bool) {
-        let Some((mark, period, sum)) = mark(source) else { return (0, true) };
-        // SAFETY: as in `set_mark`.
-        (sum, period.is_marked(unsafe { mark.read_volatile() }))
+        let Some(hashing) = maps::HASHING.get(0) else { return (0, true) };
+        let sum = hashing.sum(source);
+        (sum, is_marked(hashing, hashing.mark_by(sum)))
     }
 
     #[inline(always)]
@@ -197,7 +202,7 @@ impl<const OF_ANSWERS: bool> Tables for KernelTables<OF_ANSWERS> {
 
     #[inline(always)]
     fn add_ban(&mut self, key: &SourceKey, ban: &Ban) -> Result<(), Refused> {
-        set_mark(key.source_here());
+        set_mark(key.source_here(), Hashing::mark_by);
         added(maps::BANS.insert(key, ban, u64::from(BPF_NOEXIST)))
     }
 
@@ -223,7 +228,7 @@ impl<const OF_ANSWERS: bool> Tables for KernelTables<OF_ANSWERS> {
 
     #[inline(always)]
     fn replace_ban(&mut self, key: &SourceKey, ban: &Ban) -> Result<(), Refused> {
-        set_mark(key.source_here());
+        set_mark(key.source_here(), Hashing::mark_by);
         added(maps::BANS.insert(key, ban, u64::from(BPF_ANY)))
     }
 
@@ -249,8 +254,13 @@ impl<const OF_ANSWERS: bool> Tables for KernelTables<OF_ANSWERS> {
 
     #[inline(always)]
     fn remember(&mut self, key: &SourceKey, offender: &Offender) -> bool {
-        set_mark(key.source_here());
+        set_mark(key.source_here(), Hashing::mark_by);
         maps::OFFENDERS.insert(key, offender, u64::from(BPF_ANY)).is_ok()
+    }
+
+    #[inline(always)]
+    fn may_be_proven(&self, sum: u64) -> bool {
+        maps::HASHING.get(0).is_none_or(|hashing| is_marked(hashing, hashing.proof_mark_by(sum)))
     }
 
     #[inline(always)]
@@ -261,6 +271,7 @@ impl<const OF_ANSWERS: bool> Tables for KernelTables<OF_ANSWERS> {
 
     #[inline(always)]
     fn keep_proof(&mut self, source: &Address, proof: Proof) -> bool {
+        set_mark(source, Hashing::proof_mark_by);
         maps::PROOFS.insert(source, proof, u64::from(BPF_ANY)).is_ok()
     }
 

@@ -196,6 +196,46 @@ fn beyond_the_limit_of_a_port_that_is_turned_to_another_syns_are_dropped_and_ban
     daemon.terminate().unwrap();
 }
 
+#[test]
+fn who_has_proved_to_be_real_is_not_challenged_in_a_flood_however_often_marks_are_renewed() {
+    let lab = Lab::new().unwrap();
+    let dosguard = Dosguard::new(&lab).unwrap();
+    let _server = TcpServer::start(lab.guard(), (Ipv6Addr::UNSPECIFIED, MAIL)).unwrap();
+    let _replies = make_possible(&lab);
+    let daemon =
+        start(&dosguard, "[rule.smtp]\nports = ['tcp/25']\nlimit = '500/60s'\nflood_limit = '50/10s'\n");
+    // The host has no way to whom the flood comes from. A listener takes cookies once it has sent one.
+    drop(connect(lab.client(), (GUARD_CLIENT_V4, MAIL), MOMENT).unwrap());
+    let syn = Packet::eth().ipv4(Ipv4Addr::new(198, 18, 0, 0), GUARD_V4).tcp(1024, MAIL).syn().build();
+    Flood::new(syn).random_sources(1 << 12).cpu(0).frames(2_000).run(lab.attacker(), PEER).unwrap();
+    wait_for(&daemon, "flood", 1);
+    let is_challenged = || {
+        let challenged = || packets(&dosguard, &["challenged"]);
+        let before = challenged();
+        connect(lab.client(), (GUARD_CLIENT_V4, MAIL), MOMENT).unwrap();
+        challenged() > before
+    };
+    let [client, nobody] =
+        [CLIENT_V4, Ipv4Addr::new(198, 18, 0, 9)].map(|ip| Address::from_ipv4(ip.octets()));
+    assert!(is_challenged(), "of nobody it is known so far");
+    wait_until("it is known", PATIENCE, || Ok(evidence(&lab, CLIENT_V4.into()) == Evidence::Handshake))
+        .unwrap();
+    let mut live = open(&lab);
+    for period in 0..4 {
+        assert!(live.maps().may_be_proven(&client) && !is_challenged(), "period {period}");
+        assert!(!live.maps().may_be_proven(&nobody), "period {period}");
+        live.maps().renew_marks().unwrap();
+    }
+    live.maps_mut().forget_proofs().unwrap();
+    assert!(is_challenged(), "at once, whatever its mark says");
+    live.maps_mut().forget_proofs().unwrap();
+    for _ in 0..2 {
+        live.maps().renew_marks().unwrap();
+    }
+    assert!(!live.maps().may_be_proven(&client));
+    daemon.terminate().unwrap();
+}
+
 /// Resident memory of a process, in KiB.
 fn resident(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();

@@ -57,9 +57,18 @@ impl Marks {
         byte(&self.shared, offset_of!(Hashing, period) + at)
     }
 
+    /// The mark of a source by its number.
+    fn mark(&self, source: &Address, number: fn(&Hashing, u64) -> u32) -> &AtomicU8 {
+        byte(&self.marks, number(&self.hashing, self.hashing.sum(source)) as usize)
+    }
+
+    fn is_set(&self, source: &Address, number: fn(&Hashing, u64) -> u32) -> bool {
+        self.period().is_marked(self.mark(source, number).load(Ordering::SeqCst))
+    }
+
     /// Marks a source of which something is about to be written, or was just written.
-    fn set(&self, source: &Address) {
-        let mark = byte(&self.marks, self.hashing.mark_by(self.hashing.sum(source)) as usize);
+    fn set(&self, source: &Address, number: fn(&Hashing, u64) -> u32) {
+        let mark = self.mark(source, number);
         mark.store(self.of_period(offset_of!(Period, now)).load(Ordering::SeqCst), Ordering::SeqCst);
     }
 
@@ -89,26 +98,38 @@ fn byte(map: &MmapRaw, at: usize) -> &AtomicU8 {
 impl Maps {
     /// Whether there may be a ban or an offence of a source, as the kernel program sees it.
     pub fn is_marked(&self, source: &Address) -> bool {
-        let mark =
-            byte(&self.marks.marks, self.marks.hashing.mark_by(self.marks.hashing.sum(source)) as usize);
-        self.marks.period().is_marked(mark.load(Ordering::SeqCst))
+        self.marks.is_set(source, Hashing::mark_by)
+    }
+
+    /// Whether there may be a proof that a source is real, as the kernel program sees it.
+    pub fn may_be_proven(&self, source: &Address) -> bool {
+        self.marks.is_set(source, Hashing::proof_mark_by)
     }
 
     /// Lets `write` write something that is known of a source, and marks the source: before, so that no packet misses it, and
     /// after, should periods have passed meanwhile.
     pub(super) fn marked<T>(&mut self, source: &Address, write: impl FnOnce(&mut Self) -> T) -> T {
-        self.marks.set(source);
+        self.marks.set(source, Hashing::mark_by);
         let written = write(self);
-        self.marks.set(source);
+        self.marks.set(source, Hashing::mark_by);
         written
     }
 
     /// Marks all sources that something is known of, and begins a new period of marks: of what is gone since the last time none
     /// count any more. To be called by one process at a time, as long after the last time as a command may take.
     pub fn renew_marks(&self) -> Result<(), Error> {
-        self.bans()?.keys().for_each(|key| self.marks.set(key.source_here()));
-        self.all_offenders()?.iter().for_each(|(key, _)| self.marks.set(key.source_here()));
+        self.bans()?.keys().for_each(|key| self.marks.set(key.source_here(), Hashing::mark_by));
+        let offenders = self.all_offenders()?;
+        offenders.iter().for_each(|(key, _)| self.marks.set(key.source_here(), Hashing::mark_by));
+        self.mark_proven()?;
         self.marks.begin_period();
+        Ok(())
+    }
+
+    /// Marks all sources that have proved that they are real.
+    pub(super) fn mark_proven(&self) -> Result<(), Error> {
+        let proofs = self.all_proofs()?;
+        proofs.iter().for_each(|(source, _)| self.marks.set(source, Hashing::proof_mark_by));
         Ok(())
     }
 }

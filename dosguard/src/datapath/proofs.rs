@@ -55,12 +55,16 @@ impl Maps {
         Ok(self.proof(source)?.map_or(Evidence::None, |proof| proof.evidence(age_ns, now_ns)))
     }
 
-    /// How many sources were seen to be real, however long ago, and of how many it can be kept.
-    pub fn proofs_fill(&self) -> Result<Fill, Error> {
+    /// All sources that were seen to be real, however long ago.
+    pub(super) fn all_proofs(&self) -> Result<Vec<(Address, Proof)>, Error> {
         let entries = batch::entries::<Address, Proof>(&self.proofs.proofs_fd);
         let entries = entries.map_err(|error| Error::map(abi::PROOFS.name, "read")(error.into()))?;
-        let used = entries.ok_or_else(|| unreadable(abi::PROOFS))?.len();
-        Ok(Fill { used, capacity: self.proofs.capacity })
+        entries.ok_or_else(|| unreadable(abi::PROOFS))
+    }
+
+    /// How many sources were seen to be real, however long ago, and of how many it can be kept.
+    pub fn proofs_fill(&self) -> Result<Fill, Error> {
+        Ok(Fill { used: self.all_proofs()?.len(), capacity: self.proofs.capacity })
     }
 
     /// When a source last had used a rule's limit up by handshakes, however long ago.

@@ -71,6 +71,10 @@ impl Datapath {
                 if let Err(error) = challenges::install(&self.paths.pins(), &mut self.maps, &options) {
                     log::warn!("there are no challenges: {error}");
                 }
+                // An earlier program did not: who is real would be challenged in a flood.
+                if let Err(error) = self.maps.mark_proven() {
+                    log::warn!("sources that are known to be real were not marked: {error}");
+                }
                 self.set_build(Some(build))?;
                 Ok(Replaced { interfaces: names(&links) })
             }

@@ -167,6 +167,10 @@ impl Tables for LiveTables<'_> {
         (0, self.maps.is_marked(source))
     }
 
+    fn may_be_proven(&self, _sum: u64) -> bool {
+        self.maps.may_be_proven(&self.config.mask().source(self.address))
+    }
+
     fn with_ban<R>(&self, key: &SourceKey, look: impl FnOnce(&Ban) -> R) -> Option<R> {
         self.ban(key).as_ref().map(look)
     }
