@@ -107,7 +107,7 @@ fn what_is_known_of_the_source_is_said() {
     let config = dosguard.write_config("c.toml", &format!("{config}{SMALL}")).unwrap();
     let said = say(&dosguard, words(&format!("attach -c {} {GUARD_ATTACKER_SIDE}", config.display())));
     let line = "challenges: off, net.ipv4.tcp_syncookies is 1; SYNs alone ban for a short while only";
-    assert!(said.code == Some(0) && said.err.contains(&format!("\n{line}")), "{said:?}");
+    assert!(said.code == Some(0) && said.err.contains(line), "{said:?}");
     assert!(!said.err.contains("warning"), "{said:?}");
     let text = || done(&dosguard, &format!("explain {FORGED_V4} --port 25"));
 

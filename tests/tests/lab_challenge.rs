@@ -336,6 +336,7 @@ fn what_challenges_need_is_set_and_put_back_if_asked_for() {
     let dosguard = Dosguard::new(&lab).unwrap();
     let file = dosguard.write_config("c.toml", &config("3/60s", "challenge")).unwrap();
     let line = |verb: &str| format!("{verb} -c {} {GUARD_ATTACKER_SIDE} {GUARD_CLIENT_SIDE}", file.display());
+    let _replies = take_replies(&lab);
     set_host(&lab, "1", "0");
     let said = say(&dosguard, words(&line("attach")));
     assert!(
@@ -343,7 +344,12 @@ fn what_challenges_need_is_set_and_put_back_if_asked_for() {
         "{said:?}"
     );
     assert_eq!(host(&lab), ["1", "0"]);
+    let rule = "\nrule default: every other port, 100/1s, then ";
+    assert!(said.err.contains(&format!("{rule}ban for 1m, scope all, 10s by SYNs alone\n")), "{said:?}");
     let said = say(&dosguard, words(&line("attach --fix-sysctl")));
+    let challenged =
+        format!("{rule}challenge the excess, ban who answers more than that for 1m, scope all\n");
+    assert!(said.err.contains(&challenged), "{said:?}");
     assert!(said.err.contains("set net.ipv4.tcp_syncookies to 2 (it was 1)"), "{said:?}");
     assert_eq!(host(&lab), ["2", "2"]);
     let warnings = dosguard.status().unwrap()["warnings"].to_string();

@@ -118,8 +118,8 @@ pub(super) fn attach(paths: &Paths, args: &AttachArgs, _out: &mut dyn Write) -> 
     if let Some(names) = names {
         names.report(paths, Kind::Unban, &started.ended);
     }
-    report_attached(paths, &started, &guards)?;
     challenge::make_ready(paths, &mut started.datapath, args.guards.fix_sysctl);
+    report_attached(paths, &started, &guards)?;
     if started.restored.is_some() {
         survive::save_restored(paths);
     }
@@ -395,8 +395,9 @@ pub(super) fn report_attached(paths: &Paths, started: &Started, guards: &[Guard]
         talk::say(&format!("{YELLOW}warning:{YELLOW:#} no interface is guarded"));
     }
     let settings = started.datapath.settings()?;
+    let can_challenge = started.datapath.maps().config()?.can_challenge();
     for rule in &settings.rules {
-        talk::say(&rule::describe(rule));
+        talk::say(&rule::describe(rule, can_challenge));
     }
     if settings.mode == Mode::Monitor {
         talk::say(&format!(

@@ -74,7 +74,7 @@ fn print(configuration: &Configuration, out: &mut dyn Write) -> anyhow::Result<(
     };
     line(out, "interfaces", interfaces)?;
     for rule in &policy.rules {
-        writeln!(out, "{}", rule::describe(rule))?;
+        writeln!(out, "{}", rule::describe(rule, false))?;
     }
     for (name, networks) in [("allow", &policy.allow), ("deny", &policy.deny)] {
         if !networks.is_empty() {

@@ -126,15 +126,16 @@ pub(super) fn rule(paths: &Paths, verb: &RuleVerb, out: &mut dyn Write) -> anyho
     }
 }
 
-/// A rule in one line.
-pub(super) fn describe(rule: &NamedRule) -> String {
+/// A rule in one line, where SYNs can be challenged or where that cannot be, or is not known.
+pub(super) fn describe(rule: &NamedRule, can_challenge: bool) -> String {
     let ports = if rule.name.is_default() { "every other port".into() } else { rule.ports.to_string() };
+    let bans_by_syns = rule.bans_without_proof() || !can_challenge;
     let mut over = match rule.spec.action {
-        Action::Ban => {
+        Action::Ban if bans_by_syns => {
             format!("ban for {}, scope {}", RuleField::Ban.get(rule), RuleField::Scope.get(rule))
         }
         Action::Drop => "drop the excess".to_owned(),
-        Action::Challenge => format!(
+        Action::Ban | Action::Challenge => format!(
             "challenge the excess, ban who answers more than that for {}, scope {}",
             RuleField::Ban.get(rule),
             RuleField::Scope.get(rule)
@@ -142,7 +143,7 @@ pub(super) fn describe(rule: &NamedRule) -> String {
     };
     if rule.bans_without_proof() {
         over += ", by SYNs alone";
-    } else if rule.spec.action == Action::Ban {
+    } else if rule.spec.action == Action::Ban && bans_by_syns {
         let in_force = Rule::new("", &rule.spec, 1).unproven_ban_ns();
         over += &format!(", {} by SYNs alone", Span::from_ns(in_force));
     }
@@ -230,7 +231,7 @@ fn add(paths: &Paths, args: &AddArgs) -> anyhow::Result<Answer> {
     wanted.add_rule(named.clone())?;
     warn_of_rules(&datapath, &wanted)?;
     datapath.apply_settings(&wanted, false)?;
-    talk::say(&describe(&named));
+    talk::say(&describe(&named, datapath.maps().config()?.can_challenge()));
     talk::say(&format!(
         "it lasts until a configuration file is applied that does not name it, or until `{} detach`",
         paths.command()
@@ -326,15 +327,16 @@ mod tests {
 
     #[test]
     fn how_far_syns_alone_go_and_floods_are_described() {
-        let said = |settings: &[(RuleField, &str)]| {
+        let said_where = |settings: &[(RuleField, &str)], can_challenge| {
             let mut rule =
                 NamedRule { name: "web".parse().unwrap(), ports: Ports::default(), spec: default_spec() };
             RuleField::Ports.assign(&mut rule, "tcp/80").unwrap();
             for (field, value) in settings {
                 field.assign(&mut rule, value).unwrap();
             }
-            anstream::adapter::strip_str(&describe(&rule)).to_string()
+            anstream::adapter::strip_str(&describe(&rule, can_challenge)).to_string()
         };
+        let said = |settings: &[_]| said_where(settings, false);
         use RuleField::{Action, Ban, FloodLimit, RequireProof, UnprovenBan};
         let cases: [(&[_], &str); 7] = [
             (&[], "ban for 1m, scope all, 10s by SYNs alone"),
@@ -350,6 +352,16 @@ mod tests {
         ];
         for (settings, expected) in cases {
             assert_eq!(said(settings), format!("rule web: tcp/80, 100/1s, then {expected}"));
+        }
+        // Where SYNs are challenged they ban nobody by themselves, unless a rule says so.
+        let challenged = said(&[(Action, "challenge")]);
+        assert_eq!(said_where(&[], true), challenged);
+        assert!(
+            challenged
+                .contains("then challenge the excess, ban who answers more than that for 1m, scope all")
+        );
+        for settings in [[(Action, "challenge")], [(Action, "drop")], [(RequireProof, "false")]] {
+            assert_eq!(said_where(&settings, true), said(&settings));
         }
     }
 }
