@@ -4,7 +4,9 @@
 
 use std::io;
 
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
@@ -25,15 +27,25 @@ const RTMGRP_IPV6_IFADDR: u32 = 0x100;
 const MOST_HEARD: usize = 1_000;
 
 /// Asks for all that there is of something in the network namespace, and hands each answer to `each`.
-pub(crate) fn dump(
+pub(crate) fn dump(question: RouteNetlinkMessage, each: impl FnMut(RouteNetlinkMessage)) -> io::Result<()> {
+    ask(question, NLM_F_DUMP, each)
+}
+
+/// Asks for one thing alone, and hands the answer to `each`.
+pub(crate) fn get(question: RouteNetlinkMessage, each: impl FnMut(RouteNetlinkMessage)) -> io::Result<()> {
+    ask(question, NLM_F_ACK, each)
+}
+
+fn ask(
     question: RouteNetlinkMessage,
+    flags: u16,
     mut each: impl FnMut(RouteNetlinkMessage),
 ) -> io::Result<()> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind_auto()?;
     socket.connect(&SocketAddr::new(0, 0))?;
     let mut request = NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::from(question));
-    request.header.flags = NLM_F_DUMP | NLM_F_REQUEST;
+    request.header.flags = flags | NLM_F_REQUEST;
     request.finalize();
     let mut bytes = vec![0; request.buffer_len()];
     request.serialize(&mut bytes);
@@ -96,6 +108,8 @@ pub fn read(datagram: &[u8], each: &mut impl FnMut(RouteNetlinkMessage)) -> io::
                 return Err(io::Error::from_raw_os_error(done.code.saturating_neg()));
             }
             NetlinkPayload::Done(_) => return Ok(true),
+            // That all went well, if that was asked for.
+            NetlinkPayload::Error(error) if error.code.is_none() => return Ok(true),
             NetlinkPayload::Error(error) => {
                 return Err(io::Error::from_raw_os_error(error.raw_code().saturating_neg()));
             }
@@ -204,6 +218,8 @@ mod tests {
         assert_eq!((end.unwrap_err().raw_os_error(), answers), (Some(libc::EBUSY), 1));
         let refused = message(NLMSG_ERROR, &[&code[..], &[0; 16]].concat());
         assert_eq!(read(&[refused]).0.unwrap_err().raw_os_error(), Some(libc::EBUSY));
+        let (end, answers) = read(&[link(), message(NLMSG_ERROR, &[0; 20])]);
+        assert_eq!((end.unwrap(), answers), (true, 1), "an acknowledgement");
         let least = message(NLMSG_ERROR, &[&i32::MIN.to_ne_bytes()[..], &[0; 16]].concat());
         assert_eq!(read(&[least]).0.unwrap_err().raw_os_error(), Some(i32::MAX), "it has no opposite");
         let lost = message(NLMSG_OVERRUN, &[]);

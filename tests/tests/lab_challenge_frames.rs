@@ -10,11 +10,12 @@ use dosguard_tests::addresses::{
     FORGED_V4, FORGED_V6, GUARD_ATTACKER_SIDE, GUARD_CLIENT_SIDE, GUARD_MAC, GUARD_V4, GUARD_V6, PEER,
     SECOND_FORGED_V4,
 };
+use dosguard_tests::attached::Attached;
 use dosguard_tests::challenges::{
     PORT, Wire, answer, comparable, ip, make_possible, offsets, pair, sequence, set_host, take_replies,
     tallied, tcp,
 };
-use dosguard_tests::cli::{PATIENCE, bans, events, packets, start_telling as start};
+use dosguard_tests::cli::{PATIENCE, bans, done, events, packets, say, start_telling as start};
 use dosguard_tests::daemon::Dosguard;
 use dosguard_tests::flood::Flood;
 use dosguard_tests::lab::Lab;
@@ -320,4 +321,67 @@ fn what_is_not_for_a_listener_is_not_answered() {
     assert_eq!(reply, None);
     assert!(bans(&dosguard).is_empty());
     daemon.terminate().unwrap();
+}
+
+#[test]
+fn replies_that_the_other_end_of_a_veth_pair_does_not_take_are_told() {
+    let lab = Lab::new().unwrap();
+    let dosguard = Dosguard::new(&lab).unwrap();
+    let _server = TcpServer::start(lab.guard(), (Ipv6Addr::UNSPECIFIED, PORT)).unwrap();
+    set_host(&lab, "2", "2");
+    let warning = |interface: &str| format!("no reply to a challenge arrives on {interface}: ");
+    let warnings = || dosguard.status().unwrap()["warnings"].to_string();
+    let daemon = start(&dosguard, &config(1));
+    let both = [GUARD_ATTACKER_SIDE, GUARD_CLIENT_SIDE].map(warning);
+    let told = daemon.stderr().unwrap();
+    assert!(both.iter().all(|warning| told.matches(warning).count() == 1), "{told}");
+    assert!(both.iter().all(|warning| warnings().matches(warning).count() == 1), "{}", warnings());
+    let syn = ip(Packet::eth(), FORGED_V4.into(), GUARD_V4.into()).tcp(2000, PORT).syn().build();
+    let wire = Wire::of(&lab);
+    wire.reply(&syn);
+    let is_answered = || wire.syn_ack(&syn, SILENCE).is_some();
+    let is_challenged = |count| {
+        wire.send(&syn);
+        let all = || Ok(packets(&dosguard, &["challenged"]) == count);
+        wait_until("it is challenged", PATIENCE, all).unwrap();
+        is_answered()
+    };
+    assert!(!is_challenged(1));
+    // Nor with GRO, though frames wait there then until another one comes.
+    lab.attacker().run("ethtool", ["-K", PEER, "gro", "on"]).unwrap();
+    assert!(!is_challenged(2));
+
+    let _replies = take_replies(&lab);
+    let again = "\nchallenging SYNs works again\n";
+    wait_until("it is told", 2 * PATIENCE, || Ok(daemon.stderr()?.contains(again))).unwrap();
+    assert!(!warnings().contains("veth"), "{}", warnings());
+    // What has waited is taken now.
+    while is_answered() {}
+    assert!(is_challenged(3));
+    daemon.terminate().unwrap();
+}
+
+#[test]
+fn a_veth_pair_that_lies_in_one_namespace_is_known_and_generic_mode_needs_nothing_of_it() {
+    let lab = Lab::new().unwrap();
+    let dosguard = Dosguard::new(&lab).unwrap();
+    set_host(&lab, "2", "2");
+    let ip = |line: &str| lab.guard().run("ip", line.split(' ')).unwrap();
+    ip("link add near0 type veth peer name near1");
+    for name in ["near0", "near1"] {
+        ip(&format!("link set {name} up"));
+    }
+    let file = dosguard.write_config("c.toml", &config(1)).unwrap();
+    let lost = "no reply to a challenge arrives on near0: ";
+    let attach =
+        |mode: &str| say(&dosguard, ["attach", "-c", file.to_str().unwrap(), "--mode", mode, "near0"]);
+    let said = attach("native");
+    assert!(said.err.contains(lost) && said.err.contains("challenges: on\n"), "{said:?}");
+    let passing = Attached::passing(lab.guard(), "near1").unwrap();
+    assert!(!done(&dosguard, "status").contains(lost));
+    drop(passing);
+    assert!(done(&dosguard, "status").contains(lost));
+    done(&dosguard, "detach near0");
+    let said = attach("generic");
+    assert!(!said.err.contains(lost) && said.err.contains("challenges: on\n"), "{said:?}");
 }

@@ -16,7 +16,7 @@ use dosguard_common::rule::{Action, Rule};
 use serde::Serialize;
 
 use crate::connections::own_addresses;
-use crate::datapath::{Datapath, Error, Interface, looks_at_segments};
+use crate::datapath::{AttachedProgram, Datapath, Error, Interface, looks_at_segments};
 use crate::paths::{LinkName, Paths};
 use host::Host;
 
@@ -77,11 +77,6 @@ impl Needs {
         self.rules.is_empty()
     }
 
-    /// Whether somebody has asked for challenges, and is to be warned where there are none.
-    pub fn is_asked(&self) -> bool {
-        self.rules.iter().any(|(_, need)| *need >= Need::Flood)
-    }
-
     /// The rules with this need, as part of a sentence; none if there are none.
     fn named(&self, wanted: Need) -> Option<String> {
         let names: Vec<_> = self
@@ -114,6 +109,8 @@ pub struct Readiness {
     pub obstacles: Vec<Obstacle>,
     /// What is missing from them, with what to do.
     pub notes: Vec<String>,
+    /// Where replies do not arrive, with what to do.
+    pub lost: Vec<String>,
 }
 
 const FIX: &str = "(`--fix-sysctl` of `run` and `attach` sets it)";
@@ -122,20 +119,25 @@ impl Readiness {
     fn add(&mut self, more: Self) {
         self.obstacles.extend(more.obstacles);
         self.notes.extend(more.notes);
+        self.lost.extend(more.lost);
     }
 
     fn obstacle(&mut self, what: impl Into<String>, more: impl Into<String>) {
         self.obstacles.push(Obstacle { what: what.into(), more: more.into(), can_be_set: false });
     }
 
-    /// What there is to warn of where challenges were asked for and are in no way possible; nothing where they were not.
+    /// What there is to warn of: where challenges were asked for, that they are in no way possible; where they are possible,
+    /// that replies do not arrive.
     pub fn warning(&self, needs: &Needs) -> Option<String> {
+        if self.obstacles.is_empty() {
+            return (!self.lost.is_empty() && !needs.is_none()).then(|| self.lost.join("; "));
+        }
         let excess =
             needs.named(Need::Action).map(|rules| format!("what is beyond the limit of {rules} is dropped"));
         let floods =
             needs.named(Need::Flood).map(|rules| format!("floods of {rules} are told of and nothing more"));
         let then: Vec<_> = excess.into_iter().chain(floods).collect();
-        if then.is_empty() || self.obstacles.is_empty() {
+        if then.is_empty() {
             return None;
         }
         let why: Vec<_> =
@@ -155,6 +157,23 @@ impl Readiness {
             format!("the host could by now, and `{} attach` of an interface looks again", paths.command()),
             "a daemon does each second",
         );
+    }
+
+    /// Notes what becomes of replies on an end of a veth pair, of which the other takes them or does not; none if that is not
+    /// known.
+    fn note_veth(&mut self, interface: &str, takes_replies: Option<bool>) {
+        match takes_replies {
+            Some(true) => {}
+            Some(false) => self.lost.push(format!(
+                "no reply to a challenge arrives on {interface}: it is an end of a veth pair, and the other end takes replies only if \
+                 it has an XDP program in native mode, such as one that passes everything; attached to {interface} with \
+                 `--mode generic`, dosguard needs none there"
+            )),
+            None => self.notes.push(format!(
+                "{interface} is an end of a veth pair, and whether replies arrive cannot be seen: the other one, which is in a \
+                 network namespace out of sight, needs an XDP program in native mode"
+            )),
+        }
     }
 
     /// Notes what there is to answer for, or why that is not known.
@@ -219,6 +238,8 @@ pub struct Surroundings {
     links: Vec<LinkName>,
     guarded: Vec<Interface>,
     guards_elsewhere: bool,
+    /// Native ends of veth pairs, by name, and whether the other one takes replies.
+    veths: Vec<(String, Option<bool>)>,
     addresses: Result<BTreeSet<Address>, String>,
 }
 
@@ -231,11 +252,16 @@ impl Surroundings {
     pub fn of(datapath: &Datapath) -> Result<Self, Error> {
         let links = datapath.links()?;
         let (guarded, guards_elsewhere) = datapath.guarded_here()?;
+        let is_native = |interface: &&Interface| interface.program.is_some_and(AttachedProgram::is_in_driver);
+        let veth =
+            |interface: &Interface| interface.peer.map(|peer| (interface.name.clone(), peer.takes_replies()));
+        let veths = guarded.iter().filter(is_native).filter_map(veth).collect();
         let addresses = own_addresses().map_err(|error| error.to_string());
-        Ok(Self { links, guarded, guards_elsewhere, addresses })
+        Ok(Self { links, guarded, guards_elsewhere, veths, addresses })
     }
 
-    /// Whether the instance has the same links as then. All else the kernel tells of ([`Changes`](crate::netlink::Changes)).
+    /// Whether the instance has the same links as then. All else the kernel tells of ([`Changes`](crate::netlink::Changes)),
+    /// save what becomes of interfaces in other network namespaces.
     ///
     /// # Errors
     ///
@@ -274,7 +300,7 @@ impl Look {
     ///
     /// The maps cannot be read.
     pub fn among(datapath: &Datapath, around: &Surroundings) -> Result<Self, Error> {
-        let Surroundings { guarded, guards_elsewhere, addresses, .. } = around;
+        let Surroundings { guarded, guards_elsewhere, veths, addresses, .. } = around;
         let maps = datapath.maps();
         let live = maps.synack()?;
         let is_live = maps.config()?.can_challenge();
@@ -312,6 +338,9 @@ impl Look {
                 "its host may be another one; guard it by an instance of its own",
             );
         }
+        for (interface, takes_replies) in veths {
+            readiness.note_veth(interface, *takes_replies);
+        }
         let addresses = readiness.note_addresses(addresses);
         let possible = readiness.obstacles.is_empty();
         let differs = is_live != possible || (possible && (synack != live || maps.host()? != addresses));
@@ -320,126 +349,4 @@ impl Look {
 }
 
 #[cfg(test)]
-mod tests {
-    use dosguard_common::rule::RuleSpec;
-
-    use super::host::tests::{host, router};
-    use super::*;
-
-    #[test]
-    fn each_obstacle_is_named() {
-        assert_eq!(host().readiness(), Readiness::default());
-        let cases = [
-            (Host { cookies: 1, ..host() }, "net.ipv4.tcp_syncookies is 1"),
-            (Host { forwards: router(), ..host() }, "net.ipv4.ip_forward is 1"),
-        ];
-        for (host, said) in cases {
-            let found = host.readiness();
-            assert!(found.obstacles.len() == 1 && found.obstacles[0].what.contains(said), "{found:?}");
-            assert!(found.notes.is_empty());
-        }
-        let found = Host { timestamps: 1, ..host() }.readiness();
-        assert!(found.obstacles.is_empty() && found.notes[0].contains("net.ipv4.tcp_timestamps is 1"));
-    }
-
-    fn needs(rules: &[(&str, Need)]) -> Needs {
-        Needs { rules: rules.iter().map(|(name, need)| ((*name).to_owned(), *need)).collect() }
-    }
-
-    #[test]
-    fn what_is_in_the_way_is_said_in_a_line_and_warned_of() {
-        let found = Host { cookies: 1, ..host() }.readiness();
-        let (helpful, action) = (needs(&[("default", Need::Helpful)]), needs(&[("smtp", Need::Action)]));
-        assert_eq!(
-            found.line(&helpful, false),
-            "challenges: off, net.ipv4.tcp_syncookies is 1; SYNs alone ban for a short while only \
-             (`--fix-sysctl` of `run` and `attach` sets it)"
-        );
-        assert_eq!(
-            found.line(&action, false),
-            "challenges: off, net.ipv4.tcp_syncookies is 1 (`--fix-sysctl` of `run` and `attach` sets it)"
-        );
-        assert_eq!(
-            found.warning(&action).unwrap(),
-            "no SYN is challenged, what is beyond the limit of rule `smtp` is dropped: net.ipv4.tcp_syncookies is 1: with 2 the \
-             host takes cookies that it has not sent itself"
-        );
-        let all =
-            needs(&[("default", Need::Helpful), ("a", Need::Flood), ("b", Need::Action), ("c", Need::Flood)]);
-        assert!(all.is_asked() && found.warning(&all).unwrap().starts_with(
-            "no SYN is challenged, what is beyond the limit of rule `b` is dropped, floods of rules `a`, `c` are told of and \
-             nothing more: net.ipv4"
-        ));
-        assert!(!helpful.is_asked() && found.warning(&helpful).is_none());
-        assert_eq!((found.beyond_settings(), host().readiness().warning(&all)), (None, None));
-        let both = Host { cookies: 0, forwards: router(), ..host() }.readiness();
-        assert_eq!(
-            both.line(&helpful, false),
-            "challenges: off, net.ipv4.tcp_syncookies is 0, the host forwards packets (net.ipv4.ip_forward is 1); SYNs \
-             alone ban for a short while only"
-        );
-        assert!(
-            both.beyond_settings()
-                .unwrap()
-                .starts_with("the host forwards packets (net.ipv4.ip_forward is 1): ")
-        );
-        assert_eq!(host().readiness().line(&helpful, true), "challenges: on");
-        let note = Host { timestamps: 1, ..host() }.readiness().line(&helpful, true);
-        assert!(note.starts_with("challenges: on; challenged connections have no window scale"), "{note}");
-    }
-
-    #[test]
-    fn status_says_what_is_and_not_what_could_be() {
-        let paths = Paths::new("mail", "/bpf".into(), "/run".into(), "/state".into()).unwrap();
-        let (helpful, action) = (needs(&[("default", Need::Helpful)]), needs(&[("smtp", Need::Action)]));
-        let mut found = host().readiness();
-        found.note_unseen(&paths);
-        assert_eq!(
-            found.line(&helpful, false),
-            "challenges: off, the host could by now, and `dosguard --instance mail attach` of an interface looks again; \
-             SYNs alone ban for a short while only"
-        );
-        assert!(found.warning(&action).unwrap().ends_with("looks again: a daemon does each second"));
-        let found = Host { cookies: 1, ..host() }.readiness();
-        assert_eq!(found.line(&helpful, true), "challenges: on, although net.ipv4.tcp_syncookies is 1");
-    }
-
-    #[test]
-    fn without_all_addresses_nothing_is_answered() {
-        let of = |listed| {
-            let mut found = Readiness::default();
-            (
-                found.note_addresses(&listed).len(),
-                found.obstacles.into_iter().map(|found| found.what).collect::<Vec<_>>(),
-            )
-        };
-        let some = |count| Ok((0..count).map(|n: u32| Address::from_ipv4(n.to_be_bytes())).collect());
-        assert_eq!(of(some(4096)), (4096, vec![]));
-        assert_eq!(of(some(4097)), (0, vec!["the host has more than 4096 addresses".to_owned()]));
-        let failed = of(Err("no buffer".to_owned()));
-        assert_eq!(failed, (0, vec!["the addresses of the host cannot be listed".to_owned()]));
-    }
-
-    #[test]
-    fn what_a_rule_asks_for_is_more_than_what_helps_it() {
-        type Change = fn(&mut RuleSpec);
-        let spec = crate::config::policy::default_spec();
-        let need = |change: Change, mode| {
-            let mut spec = spec;
-            change(&mut spec);
-            Need::of(&Rule::new("r", &spec, 1), mode)
-        };
-        let cases: [(Change, Need); 6] = [
-            (|_| {}, Need::Helpful),
-            (|spec| spec.proof.required = false, Need::None),
-            (|spec| spec.action = Action::Drop, Need::None),
-            (|spec| spec.action = Action::Challenge, Need::Action),
-            (|spec| spec.flood.max = 9, Need::Flood),
-            (|spec| (spec.action, spec.flood.max) = (Action::Drop, 9), Need::Flood),
-        ];
-        for (change, expected) in cases {
-            assert_eq!(need(change, Mode::Enforce), expected);
-            assert_eq!(need(change, Mode::Monitor), expected.min(Need::Helpful));
-        }
-    }
-}
+mod tests;

@@ -28,6 +28,13 @@ pub(super) struct Challenges {
     around: Option<(Surroundings, Instant)>,
 }
 
+/// What came of a look.
+struct Found {
+    warning: Option<String>,
+    /// Whether SYNs can be challenged that a rule has challenged.
+    works: bool,
+}
+
 impl Challenges {
     pub(super) fn new(paths: &Paths, health: &Health) -> Self {
         let (paths, health) = (paths.clone(), health.clone());
@@ -35,16 +42,16 @@ impl Challenges {
     }
 
     /// Brings challenges in line with what the host can do at the moment, and warns of what is in their way where a rule asks for
-    /// them. `is_first` says whether whoever started the daemon has just been told.
+    /// them, or where replies do not arrive. `is_first` says whether whoever started the daemon has just been told.
     pub(super) fn look_after(&mut self, is_first: bool) {
         let found = self.look();
         let health = &self.health;
         match found {
+            Ok(Found { warning: Some(warning), .. }) if is_first => health.warn_of_known(ABOUT, warning),
+            Ok(Found { warning: Some(warning), .. }) => health.warn(ABOUT, warning),
+            Ok(Found { works: true, .. }) => health.recovered(ABOUT),
             // Nobody has to do anything: rules do without. `status` shows it.
-            Ok((needs, _)) if !needs.is_asked() => health.forget(ABOUT),
-            Ok((_, None)) => health.recovered(ABOUT),
-            Ok((_, Some(warning))) if is_first => health.warn_of_known(ABOUT, warning),
-            Ok((_, Some(warning))) => health.warn(ABOUT, warning),
+            Ok(Found { works: false, .. }) => health.forget(ABOUT),
             Err(error) => {
                 (self.opened, self.around) = (None, None);
                 health.warn(ABOUT, format!("challenges are as they were: {error}"));
@@ -52,15 +59,14 @@ impl Challenges {
         }
     }
 
-    /// Who needs them, and what there is to warn of.
-    fn look(&mut self) -> Result<(Needs, Option<String>), DaemonError> {
+    fn look(&mut self) -> Result<Found, DaemonError> {
         let datapath = match &mut self.opened {
             Some(datapath) => datapath,
             opened => opened.insert(Datapath::require(&self.paths)?),
         };
         let needs = Needs::read(datapath)?;
         if needs.is_none() {
-            return Ok((needs, None));
+            return Ok(Found { warning: None, works: false });
         }
         // Heard before it is looked at: what comes meanwhile is heard the next time.
         let has_changed = self.changes.as_ref().is_none_or(Changes::any);
@@ -74,7 +80,6 @@ impl Challenges {
         if differs && let Some(_lock) = StateLock::acquire_within(&self.paths, LOCK)? {
             readiness = challenge::refresh(datapath)?;
         }
-        let warning = readiness.warning(&needs);
-        Ok((needs, warning))
+        Ok(Found { warning: readiness.warning(&needs), works: readiness.obstacles.is_empty() })
     }
 }

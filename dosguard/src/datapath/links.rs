@@ -4,7 +4,7 @@ use std::io;
 
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    InfoPortKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage, LinkXdp, XdpAttached,
+    InfoKind, InfoPortKind, LinkAttribute, LinkInfo, LinkLayerType, LinkMessage, LinkXdp, XdpAttached,
 };
 
 use crate::netlink;
@@ -31,8 +31,45 @@ pub struct Interface {
     pub mtu: u32,
     /// Whether it is a port of a bridge, which hands on frames that are not for this host.
     pub is_bridged: bool,
+    /// The other end, if it is one of a veth pair.
+    pub peer: Option<Peer>,
     /// The program on it.
     pub program: Option<AttachedProgram>,
+}
+
+/// The other end of a veth pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    index: u32,
+    /// The id that this network namespace has for the one that it is in; none if it is in the same one.
+    namespace: Option<i32>,
+}
+
+impl Peer {
+    /// Whether it takes frames that a native program sends (`XDP_TX`): the kernel wakes it for those only where such a
+    /// program is on it, too, whether it has GRO or not (`veth_xdp_flush` in Linux drivers/net/veth.c). None if it cannot
+    /// be seen, as where it is in a network namespace of which this process may know nothing.
+    #[must_use]
+    pub fn takes_replies(self) -> Option<bool> {
+        let mut question = LinkMessage::default();
+        question.header.index = self.index;
+        question.attributes.extend(self.namespace.map(LinkAttribute::IfNetnsId));
+        let mut found = None;
+        let asked = netlink::get(RouteNetlinkMessage::GetLink(question), |answer| {
+            if let RouteNetlinkMessage::NewLink(link) = answer {
+                found = Some(interface(&link));
+            }
+        });
+        asked.ok().and(found).map(|peer| peer.program.is_some_and(AttachedProgram::is_in_driver))
+    }
+}
+
+impl AttachedProgram {
+    /// Whether the driver has one.
+    #[must_use]
+    pub fn is_in_driver(self) -> bool {
+        matches!(self.mode, "native" | "multi")
+    }
 }
 
 /// Every interface of the network namespace.
@@ -49,18 +86,25 @@ pub fn interfaces() -> io::Result<Vec<Interface>> {
 fn interface(link: &LinkMessage) -> Interface {
     let mut name = String::new();
     let (mut mtu, mut is_bridged, mut program) = (0, false, None);
+    let (mut is_veth, mut other, mut namespace) = (false, None, None);
     for attribute in &link.attributes {
         match attribute {
             LinkAttribute::IfName(text) => name.clone_from(text),
             LinkAttribute::Mtu(bytes) => mtu = *bytes,
-            LinkAttribute::LinkInfo(infos) => is_bridged = infos.iter().any(is_of_bridge),
+            LinkAttribute::LinkInfo(infos) => {
+                is_bridged = infos.iter().any(is_of_bridge);
+                is_veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
+            }
+            LinkAttribute::Link(index) => other = Some(*index),
+            LinkAttribute::LinkNetNsId(id) => namespace = Some(*id),
             LinkAttribute::Xdp(xdp) => program = attached_program(xdp),
             _ => {}
         }
     }
     // The loopback interface has the header, too.
     let ethernet = matches!(link.header.link_layer_type, LinkLayerType::Ether | LinkLayerType::Loopback);
-    Interface { index: link.header.index, name, ethernet, mtu, is_bridged, program }
+    let peer = other.filter(|_| is_veth).map(|index| Peer { index, namespace });
+    Interface { index: link.header.index, name, ethernet, mtu, is_bridged, peer, program }
 }
 
 /// What an interface is a port of may be a bridge of the kernel's own or of Open vSwitch.
@@ -100,6 +144,29 @@ mod tests {
         assert!(
             found.iter().any(|interface| interface.name == "lo" && interface.index == 1 && interface.mtu > 0),
             "{found:?}"
+        );
+    }
+
+    #[test]
+    fn the_other_end_of_a_veth_pair_is_known() {
+        let peer = |kind, more: &[LinkAttribute]| {
+            let mut link = LinkMessage::default();
+            link.attributes = [&[LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)])], more].concat();
+            interface(&link).peer
+        };
+        let index = LinkAttribute::Link(7);
+        assert_eq!(
+            peer(InfoKind::Veth, std::slice::from_ref(&index)),
+            Some(Peer { index: 7, namespace: None })
+        );
+        let elsewhere = [index.clone(), LinkAttribute::LinkNetNsId(2)];
+        assert_eq!(peer(InfoKind::Veth, &elsewhere), Some(Peer { index: 7, namespace: Some(2) }));
+        assert_eq!(peer(InfoKind::Vlan, &[index]), None);
+        assert_eq!(Peer { index: 1, namespace: None }.takes_replies(), Some(false), "lo has no program");
+        assert_eq!(
+            Peer { index: 1, namespace: Some(i32::MAX) }.takes_replies(),
+            None,
+            "there is no such one"
         );
     }
 
