@@ -126,9 +126,18 @@ fn who_completes_too_many_connections_is_banned_for_all_of_it(client: IpAddr, se
     // Until the first ban nobody looks who completes what.
     assert!(open(Duration::from_millis(200)).is_err());
     wait_for(&daemon, "unban", 1);
+    let is_explained = |why: &str| {
+        let text = || done(&dosguard, &format!("explain {client} --port {WEB}"));
+        let banned = "banned in full, for 2s or longer, scope all";
+        wait_until(why, PATIENCE, || Ok(text().contains(why) && text().contains(banned))).unwrap();
+        assert!(text().contains("would pass: under-limit"), "{}", text());
+    };
+    is_explained("completed handshakes are counted: who completes more than 20/10s is ");
     for offence in 1..=2 {
         // The last one is one more than the limit.
-        held.extend((0..21).map(|_| open(MOMENT).unwrap()));
+        held.extend((0..20).map(|_| open(MOMENT).unwrap()));
+        is_explained("it has completed as many handshakes as 20/10s allows, and one more SYN passes");
+        held.push(open(MOMENT).unwrap());
         wait_for(&daemon, "ban", 1 + offence);
         assert!(ask(&mut held[0]).is_err(), "every packet is dropped");
         assert!(open(Duration::from_millis(200)).is_err());

@@ -68,6 +68,8 @@ struct ExplainRecord {
     proven: Option<Timestamp>,
     /// Whether more SYNs come to the rule's ports than it expects of all sources.
     flooded: bool,
+    /// Until when completed handshakes are counted, more of which than the limit ban in full; null if they are not.
+    handshakes_until: Option<Timestamp>,
     /// Events that the SYN would bring about.
     brings: Vec<EventRecord>,
 }
@@ -147,6 +149,7 @@ impl Context {
             evidence: explanation.evidence.name(),
             proven: explanation.proof.map(|proof| self.clock.at(proof.at_ns)),
             flooded: explanation.flooded_since_ns.is_some(),
+            handshakes_until: explanation.handshakes_until_ns.map(|until_ns| self.clock.at(until_ns)),
             brings: explanation.events.iter().map(event).collect(),
         }
     }
@@ -247,7 +250,27 @@ impl Context {
             };
             texts.push(format!("the rule has been flooded for {lasts}: {then}"));
         }
-        let rule = self.rule_of(explanation.port).filter(|rule| Rule::new("", &rule.spec, 1).challenges());
+        let rule = self.rule_of(explanation.port);
+        if let (Some(rule), Some(until_ns)) = (rule, explanation.handshakes_until_ns) {
+            let [limit, ban, scope] =
+                [RuleField::Limit, RuleField::Ban, RuleField::Scope].map(|field| field.get(rule));
+            let banned = format!("banned in full, for {ban} or longer, scope {scope}");
+            let is_probe = explanation.reason == Reason::UnderLimit
+                && explanation.standing().is_some_and(|standing| standing.left() == 0);
+            texts.push(if is_probe {
+                format!(
+                    "it has completed as many handshakes as {limit} allows, and one more SYN passes: if it completes that \
+                     one, too, it is {banned}"
+                )
+            } else {
+                let left = Span::from_ns(until_ns.saturating_sub(self.clock.boot_now_ns())).approx();
+                format!(
+                    "for another {left}, since a ban by SYNs alone, completed handshakes are counted: who completes more than \
+                     {limit} is {banned}"
+                )
+            });
+        }
+        let rule = rule.filter(|rule| Rule::new("", &rule.spec, 1).challenges());
         if let Some(rule) = rule.filter(|_| is_challenged) {
             let limit = RuleField::Limit.get(rule);
             texts.push(format!("whoever answers connects; more connections than {limit} ban the source"));

@@ -22,6 +22,7 @@ pub(super) struct Proofs {
     proofs_fd: OwnedFd,
     capacity: u32,
     spent: HashMap<MapData, Wire<SourceKey>, Wire<Spent>>,
+    challenged: Array<MapData, u64>,
     floods: Array<MapData, Wire<Flood>>,
 }
 
@@ -34,6 +35,7 @@ impl Proofs {
             proofs_fd: once_more(&proofs, abi::PROOFS)?,
             proofs: typed(abi::PROOFS, proofs)?,
             spent: typed(abi::SPENT, take(abi::SPENT.name)?)?,
+            challenged: typed(abi::CHALLENGED, take(abi::CHALLENGED.name)?)?,
             floods: typed(abi::FLOODS, take(abi::FLOODS.name)?)?,
         })
     }
@@ -74,6 +76,11 @@ impl Maps {
             Err(MapError::KeyNotFound) => Ok(None),
             Err(error) => Err(Error::map(abi::SPENT.name, "read")(error)),
         }
+    }
+
+    /// Until when it is looked at who completes handshakes, in nanoseconds of boot time; 0 if it never was.
+    pub fn answers_until_ns(&self) -> Result<u64, Error> {
+        self.proofs.challenged.get(&0, 0).map_err(Error::map(abi::CHALLENGED.name, "read"))
     }
 
     /// Forgets who is real.

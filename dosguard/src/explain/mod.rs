@@ -9,13 +9,14 @@ use std::net::IpAddr;
 
 use dosguard_common::address::Address;
 use dosguard_common::ban::Ban;
+use dosguard_common::config::Mode;
 use dosguard_common::engine;
 use dosguard_common::event::Event;
 use dosguard_common::flood::Tide;
 use dosguard_common::key::SourceKey;
 use dosguard_common::proof::{Evidence, Proof};
 use dosguard_common::reason::Reason;
-use dosguard_common::rule::{Rule, RuleIndex};
+use dosguard_common::rule::{Action, Rule, RuleIndex};
 
 use self::tables::LiveTables;
 use crate::config::cidr::{Cidr, to_address};
@@ -61,6 +62,9 @@ pub struct Explanation {
     pub evidence: Evidence,
     /// When the flood of the port's rule began, in nanoseconds of boot time; none if it is not flooded.
     pub flooded_since_ns: Option<u64>,
+    /// Until when completed handshakes are counted, of which more than the limit ban in full, where the port's rule bans for a
+    /// short while by SYNs alone; none if they are not.
+    pub handshakes_until_ns: Option<u64>,
     /// The port.
     pub port: u16,
     /// Why it would get its verdict.
@@ -85,14 +89,35 @@ impl Explanation {
         let reason = engine::decide(syn(address, port).as_slice(), &mut tables, || now_ns);
         let (steps, events) = tables.finish()?;
         let (proof, evidence) = (maps.proof(&source)?, maps.evidence(&source, now_ns)?);
-        let of_rule = steps.iter().find_map(|step| match step {
-            Step::Rule(index, rule) if rule.flood().max != 0 => Some(*index),
+        let of_port = steps.iter().find_map(|step| match step {
+            Step::Rule(index, rule) => Some((*index, *rule)),
             _ => None,
         });
+        let config = maps.config()?;
+        let is_counted = |rule: &Rule| {
+            rule.action() == Action::Ban
+                && rule.proof().required
+                && !config.would_challenge(rule)
+                && config.mode_of(rule) == Mode::Enforce
+        };
+        let until_ns = maps.answers_until_ns()?;
+        let handshakes_until_ns =
+            of_port.filter(|(_, rule)| now_ns < until_ns && is_counted(rule)).map(|_| until_ns);
+        let of_rule = of_port.filter(|(_, rule)| rule.flood().max != 0).map(|(index, _)| index);
         let flood = of_rule.map(|index| maps.flood(index)).transpose()?;
         let flood = flood.filter(|flood| flood.tide(now_ns) != Tide::Out);
         let flooded_since_ns = flood.map(|flood| flood.since_ns);
-        Ok(Self { source, proof, evidence, flooded_since_ns, port, reason, steps, events })
+        Ok(Self {
+            source,
+            proof,
+            evidence,
+            flooded_since_ns,
+            handshakes_until_ns,
+            port,
+            reason,
+            steps,
+            events,
+        })
     }
 
     /// The ban that would drop the SYN, or would in monitor mode.
