@@ -327,6 +327,34 @@ fn bans_by_hand_are_imposed_and_extended_and_both_are_events() {
     assert!(said.err.contains("was banned for longer already"), "{}", said.err);
     done(&dosguard, "bans del 203.0.113.7");
     assert_eq!(listener.next()["kind"], "unban", "what changes nothing is no event");
+    // What is the host's own.
+    let own = [
+        (
+            "bans add 198.51.100.1",
+            "198.51.100.1 is an address of this host itself",
+            "its own connections end",
+        ),
+        (
+            "bans add 2001:db8:a::7",
+            "2001:db8:a::/64 has an address of this host itself, 2001:db8:a::1, and its neighbours",
+            "its own connections end",
+        ),
+        (
+            "bans add 198.51.100.1 --rule default",
+            "198.51.100.1 is an address of this host itself",
+            "its own new connections to these ports do not come in",
+        ),
+    ];
+    for (line, what, then) in own {
+        let said = say(&dosguard, words(line));
+        let warning = format!("warning: {what}: where `lo` is guarded, {then}\n");
+        assert!(said.code == Some(0) && said.err.contains(&warning), "{said:?}");
+    }
+    done(&dosguard, "allow add 198.51.100.1");
+    for line in ["bans add 198.51.100.1", "bans add 203.0.113.9"] {
+        let said = say(&dosguard, words(line));
+        assert!(!said.err.contains("of this host"), "{said:?}");
+    }
     done(&dosguard, "sysctl core.mode=monitor");
     let said = say(&dosguard, words("bans add 203.0.113.8"));
     assert!(said.err.contains("warning: monitor mode: 203.0.113.8 passes all the same"), "{}", said.err);

@@ -1,6 +1,6 @@
 //! Whether a change would cut off the ssh session that it is made in.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use dosguard_common::address::{Address, SourceMask};
@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use thiserror::Error;
 
 use super::{Guard, ssh_peer};
-use crate::config::cidr::{Cidr, to_address};
+use crate::config::cidr::{Cidr, to_address, to_ip};
 use crate::config::policy::Policy;
 use crate::datapath::{self, Datapath, List, Origin, Prefix, covers};
 use crate::paths::Paths;
@@ -240,6 +240,15 @@ fn bans_again(saved: &Saved, peer: Address, mask: SourceMask) -> bool {
     })
 }
 
+/// Which sources have an address of this host's own, and the first one that they have.
+pub fn own_among(sources: &[Address], mask: SourceMask, own: &BTreeSet<Address>) -> Vec<(Address, IpAddr)> {
+    let with_own = |source: &Address| {
+        let address = own.iter().find(|address| mask.source(**address) == *source)?;
+        Some((*source, to_ip(*address)))
+    };
+    sources.iter().filter_map(with_own).collect()
+}
+
 /// What is worth a word before networks are denied, though it may be meant.
 pub fn warnings(denied: &[Cidr]) -> Vec<String> {
     let mut warnings = Vec::new();
@@ -348,6 +357,21 @@ mod tests {
         assert!(after(standing(&allow, &deny, false), Change::Disallow(&both)).is_some());
         assert_eq!(after(standing(&allow, &[], false), Change::Disallow(&both)), None);
         assert_eq!(after(standing(&allow, &[], true), Change::Disallow(&both)), Some(Cut::Banned));
+    }
+
+    #[test]
+    fn sources_with_addresses_of_this_host_are_found() {
+        let addresses = |texts: &[&str]| -> Vec<_> {
+            texts.iter().map(|text| to_address(text.parse().unwrap())).collect()
+        };
+        let own = addresses(&["127.0.0.1", "192.0.2.1", "2001:db8::1", "2001:db8::2"]).into_iter().collect();
+        let found = |texts: &[&str]| own_among(&addresses(texts), SourceMask::new(32, 64), &own);
+        assert_eq!(found(&["192.0.2.2", "2001:db8:1::"]), []);
+        let first = addresses(&["192.0.2.1", "2001:db8::"]);
+        assert_eq!(
+            found(&["192.0.2.1", "192.0.2.2", "2001:db8::"]),
+            [(first[0], "192.0.2.1".parse().unwrap()), (first[1], "2001:db8::1".parse().unwrap())]
+        );
     }
 
     #[test]

@@ -12,7 +12,7 @@ mod session;
 use std::fmt;
 use std::net::IpAddr;
 
-pub use cut::{Change, Cut, Start, refuse_cut, warnings, would_cut};
+pub use cut::{Change, Cut, Start, own_among, refuse_cut, warnings, would_cut};
 pub use port::warn_of_rules;
 pub use session::{Session, ssh_peer, ssh_session};
 

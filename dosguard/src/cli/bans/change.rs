@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::Context as _;
+use dosguard_common::address::Address;
 use dosguard_common::ban::Ban;
 use dosguard_common::config::Mode;
 use dosguard_common::event::Kind;
@@ -17,8 +18,9 @@ use crate::cli::list::refuse_cut;
 use crate::cli::{Answer, talk};
 use crate::config::cidr::to_address;
 use crate::config::units::Span;
+use crate::connections::own_addresses;
 use crate::datapath::{Datapath, Error, List, wait_for_end};
-use crate::guards::{Change, ssh_peer};
+use crate::guards::{Change, own_among, ssh_peer};
 use crate::lock::StateLock;
 use crate::output::{YELLOW, printable, source_text};
 use crate::paths::Paths;
@@ -46,6 +48,7 @@ pub(super) fn add(paths: &Paths, args: &AddArgs) -> anyhow::Result<Answer> {
             "your own ssh session comes from {peer}: it goes on, and new ones to these ports do not come in"
         );
     }
+    warn_of_own(&datapath, &sources, scope)?;
     for source in sources {
         let key = SourceKey::with_scope(source, scope, index);
         let text = source_text(source, mask.into());
@@ -61,6 +64,30 @@ pub(super) fn add(paths: &Paths, args: &AddArgs) -> anyhow::Result<Answer> {
         }
     }
     Ok(Answer::Done)
+}
+
+/// Warns of sources that have addresses of this host, unless those are allowed.
+fn warn_of_own(datapath: &Datapath, sources: &[Address], scope: Scope) -> anyhow::Result<()> {
+    // That they cannot be listed keeps nobody from banning.
+    let own = own_addresses().unwrap_or_default();
+    let mask = datapath.maps().source_mask()?;
+    for (source, address) in own_among(sources, mask, &own) {
+        if datapath.maps().list(List::Allow).covers(&to_address(address))? {
+            continue;
+        }
+        let text = source_text(source, mask.into());
+        let what = if text == address.to_string() {
+            format!("{text} is an address of this host itself")
+        } else {
+            format!("{text} has an address of this host itself, {address}, and its neighbours")
+        };
+        let then = match scope {
+            Scope::All => "its own connections end",
+            Scope::Syn => "its own new connections to these ports do not come in",
+        };
+        log::warn!("{what}: where `lo` is guarded, {then}");
+    }
+    Ok(())
 }
 
 fn is_full(error: &anyhow::Error) -> bool {
