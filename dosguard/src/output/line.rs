@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use dosguard_common::ban::BanReason;
 use dosguard_common::event::Kind;
+use dosguard_common::rule::Scope;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
@@ -108,7 +109,10 @@ impl EventRecord {
             }
             (Some(Kind::Unban), _) => {
                 let lasted = since.zip(*until).map(|(since, until)| approx(since, self.at.min(until)));
-                format!(" after {} ({reason}{noted}, rule {rule})", lasted.unwrap_or_default())
+                // A ban by hand of every packet has no rule that would mean anything.
+                let is_of_rule = reason != BanReason::Admin.name() || scope == Scope::Syn.name();
+                let of_rule = if is_of_rule { format!(", rule {rule}") } else { String::new() };
+                format!(" after {} ({reason}{noted}{of_rule})", lasted.unwrap_or_default())
             }
             (Some(Kind::Limited), measure) => {
                 format!(": {} (rule {rule}, only the excess is dropped)", measure.unwrap_or_default())

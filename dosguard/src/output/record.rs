@@ -277,6 +277,8 @@ mod tests {
         let of = |kind, ban: &Ban, cause: &Cause, at| Event::of_ban(kind, &key, ban, cause, at);
         let (ban, noted) = (imposed(Mode::Enforce), imposed(Mode::Monitor));
         let admin = Ban::by_admin(Scope::All, RuleIndex(0), SECOND, 11 * SECOND, "ticket 4711");
+        let by_hand = Ban::by_admin(Scope::Syn, RuleIndex(1), SECOND, 11 * SECOND, "");
+        let of_rule = SourceKey::for_rule(source(), RuleIndex(1));
         let nobody = Cause::default();
         let packet = "MAC 02:00:00:00:00:0a, eth7 queue 1";
         let cases = [
@@ -295,6 +297,14 @@ mod tests {
                 of(Kind::Unban, &noted, &nobody, 61 * SECOND),
                 "unban 198.51.100.66 after 1m (syn-limit, rule smtp) (monitor: nothing was dropped)"
                     .to_owned(),
+            ),
+            (
+                of(Kind::Unban, &admin, &nobody, 11 * SECOND),
+                "unban 198.51.100.66 after 10s (admin: ticket 4711)".to_owned(),
+            ),
+            (
+                Event::of_ban(Kind::Unban, &of_rule, &by_hand, &nobody, 11 * SECOND),
+                "unban 198.51.100.66 after 10s (admin, rule web)".to_owned(),
             ),
             (
                 of(Kind::Extend, &ban, &cause(25), SECOND),
