@@ -165,7 +165,7 @@ impl Store {
         match store.set_up() {
             Ok(()) => Ok(store),
             Err(error) => {
-                let last_seq = schema::last_seq(&store.connection).unwrap_or(0);
+                let last_seq = schema::salvaged_last_seq(&store.connection);
                 if error.is_damage() {
                     store.leave_as_it_is();
                 }
@@ -182,7 +182,11 @@ impl Store {
             found => return Err(found.refused(path)),
         }
         schema::prepare(connection, CACHE_KIB).map_err(at("prepare", path))?;
-        self.check_tables(&schema::SMALL_TABLES)
+        self.check_tables(&schema::SMALL_TABLES)?;
+        match schema::wrong_last_seq(&self.connection).map_err(at("check", &self.path))? {
+            None => Ok(()),
+            Some(what) => Err(StoreError::Damaged { path: self.path.clone(), what }),
+        }
     }
 
     /// Closing shall not touch the files: they are evidence.

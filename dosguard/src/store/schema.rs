@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension as _, TransactionBehavior};
 
 use super::StoreError;
@@ -128,6 +129,31 @@ pub(super) fn damage(connection: &Connection, tables: &[&str]) -> rusqlite::Resu
         }
     }
     Ok(None)
+}
+
+/// No history comes to a higher number: at a million events a second that takes a hundred thousand years. A file that says so is
+/// damaged, and from there numbers could not go on.
+const HIGHEST_SEQ: i64 = i64::MAX / 2;
+
+/// What is wrong with the number of the last event, if something is.
+pub(super) fn wrong_last_seq(connection: &Connection) -> rusqlite::Result<Option<String>> {
+    let found: Option<Value> = connection
+        .query_row("SELECT value FROM facts WHERE name = 'last_seq'", [], |row| row.get(0))
+        .optional()?;
+    Ok(match found {
+        Some(Value::Integer(0..=HIGHEST_SEQ)) => None,
+        Some(Value::Integer(number)) => Some(format!("its last event has the number {number}")),
+        Some(_) | None => Some("it does not say which number its last event has".to_owned()),
+    })
+}
+
+/// How far numbers had come in a database that may be damaged; 0 if that cannot be read.
+pub(super) fn salvaged_last_seq(connection: &Connection) -> u64 {
+    let number = |question: &str| connection.query_row(question, [], |row| row.get::<_, i64>(0)).ok();
+    let told = number("SELECT value FROM facts WHERE name = 'last_seq'");
+    let of_events = || number(&format!("SELECT max(seq) FROM events WHERE seq <= {HIGHEST_SEQ}"));
+    let found = told.filter(|number| (0..=HIGHEST_SEQ).contains(number)).or_else(of_events);
+    found.and_then(|number| u64::try_from(number).ok()).unwrap_or(0)
 }
 
 /// The number of the last event that was ever written.

@@ -82,6 +82,29 @@ fn a_database_with_pages_written_over_is_set_aside_and_numbers_go_on_if_they_can
     assert_eq!(store.last_seq(), 501);
 }
 
+/// Numbers must go on: what cannot be counted on from is damage, and the events say how far they had come.
+#[test]
+fn a_last_number_that_there_cannot_be_is_damage() {
+    for value in [&i64::MAX.to_string(), &(i64::MAX - 1).to_string(), "-1", "'many'", "NULL"] {
+        let (_folder, paths) = filled();
+        let connection = Connection::open(paths.database()).unwrap();
+        let set = format!("UPDATE facts SET value = {value} WHERE name = 'last_seq'");
+        let set = if value == "NULL" { "DELETE FROM facts".to_owned() } else { set };
+        connection.execute_batch(&set).unwrap();
+        drop(connection);
+        let store = assert_replaced(&paths);
+        assert_eq!(store.last_seq(), 501, "{value}");
+    }
+    // A high one that there can be.
+    let (_folder, paths) = filled();
+    let connection = Connection::open(paths.database()).unwrap();
+    connection.execute_batch("UPDATE facts SET value = 4000000000000000000").unwrap();
+    drop(connection);
+    let Opened { mut store, set_aside } = Store::open(&paths).unwrap();
+    assert_eq!(set_aside, None);
+    assert_eq!(store.append(&[event(0, 0, "192.0.2.7")]).unwrap(), 4_000_000_000_000_000_001);
+}
+
 /// Whoever asks for those behind the last one that he was told would ask for ever.
 #[test]
 fn events_out_of_order_are_damage() {
