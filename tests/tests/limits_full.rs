@@ -32,6 +32,7 @@ const ARRAY: &str = "an array: each place is there from the beginning";
 const SCRATCH: &str = "of no meaning between two packets";
 const MANY: &str = "limits_many.rs";
 const HERE: &str = "limits_full.rs";
+const CONNECTIONS: &str = "limits_connections.rs";
 
 /// Each map, and what fills it: the file of a test and its name, or why it cannot be full.
 const TABLE: [(&str, &str, &str); 38] = [
@@ -70,8 +71,8 @@ const TABLE: [(&str, &str, &str); 38] = [
     ("HELD", "", "whoever finds no slot goes to MORE_HELD"),
     (
         "MORE_HELD",
-        "",
-        "no lab holds connections of half a million sources: `missed` is counted, and warned of",
+        CONNECTIONS,
+        "of_more_sources_than_there_is_room_for_some_are_missed_and_the_others_counted_right",
     ),
     ("WAITING", "", SCRATCH),
     ("SERVED", "", ARRAY),

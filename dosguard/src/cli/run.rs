@@ -16,6 +16,7 @@ use super::survive::{self, History};
 use super::{Answer, bounds, challenge, configured, confirm, hooks, talk, upgrade};
 use crate::config::services::LogFormat;
 use crate::confine::{self, Protection, Ruleset};
+use crate::connections::Sockets;
 use crate::daemon::health::Health;
 use crate::daemon::outlet::{self, starter::Starter};
 use crate::daemon::{
@@ -214,7 +215,10 @@ pub(super) fn run(paths: &Paths, args: &RunArgs, _out: &mut dyn Write) -> anyhow
             kernel_log,
             services: RunningServices::start(&services, paths, Some(starter), &health),
             interfaces: Interfaces::start(paths, wanted, args.mode, &health)?,
-            connections: ConnectionWatch::start(paths, &services.connections, elsewhere, &health)?,
+            connections: {
+                let (of, here) = (&services.connections, Sockets::new(paths, services.connections.by));
+                ConnectionWatch::start(paths, of, here, elsewhere, &health)?
+            },
             health: health.clone(),
             first: ended.unwrap_or_default(),
         };

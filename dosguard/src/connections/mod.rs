@@ -70,6 +70,8 @@ pub enum CountError {
 pub struct Sockets {
     paths: Paths,
     by: CountBy,
+    /// Entries for sources that find no slot.
+    room: u32,
     counter: Option<Counter>,
     closer: Option<Dump>,
     closing: Closing,
@@ -84,10 +86,10 @@ enum Counter {
 
 impl Counter {
     /// Neither way may be there, or the one that is asked for is not. Notes why there is no walk where it would be better.
-    fn open(paths: &Paths, by: CountBy, no_walk: &mut Option<String>) -> Result<Self, CountError> {
+    fn open(paths: &Paths, by: CountBy, room: u32, no_walk: &mut Option<String>) -> Result<Self, CountError> {
         let walk = || {
             let layout = SocketLayout::of_kernel().map_err(|source| datapath::Error::NoLayout { source })?;
-            Walk::load(paths, &layout).map(|walk| Self::Walk(Box::new(walk)))
+            Walk::load(paths, &layout, room).map(|walk| Self::Walk(Box::new(walk)))
         };
         match by {
             CountBy::Iterator => Ok(walk()?),
@@ -136,11 +138,19 @@ impl Sockets {
         Self {
             paths: paths.clone(),
             by,
+            room: abi::MORE_HELD.entries,
             counter: None,
             closer: None,
             closing: Closing::default(),
             no_walk: None,
         }
+    }
+
+    /// With room for fewer sources, or more: so many beside those in the table of slots. Lists of sockets have room for all.
+    #[must_use]
+    pub const fn with_room(mut self, entries: u32) -> Self {
+        self.room = entries;
+        self
     }
 
     /// How it counts; what was asked for before the first look.
@@ -156,7 +166,7 @@ impl Sockets {
     pub fn look(&mut self) -> Result<Found, CountError> {
         let counter = match self.counter.take() {
             Some(counter) => counter,
-            None => Counter::open(&self.paths, self.by, &mut self.no_walk)?,
+            None => Counter::open(&self.paths, self.by, self.room, &mut self.no_walk)?,
         };
         let (own, own_left) = own()?;
         let found = self.counter.insert(counter).look(&own)?;

@@ -58,13 +58,13 @@ fn shared() -> impl Iterator<Item = abi::MapSpec> {
 }
 
 impl Walk {
-    /// Loads the programs. The instance must be there.
+    /// Loads the programs, with so many entries in `MORE_HELD`. The instance must be there.
     ///
     /// # Errors
     ///
     /// The kernel takes no program that walks over sockets (before Linux 5.9, or without BTF), or this process may not load one.
-    pub fn load(paths: &Paths, layout: &SocketLayout) -> Result<Self, Error> {
-        let mut ebpf = load(paths, Some(layout))?;
+    pub fn load(paths: &Paths, layout: &SocketLayout, room: u32) -> Result<Self, Error> {
+        let mut ebpf = load(paths, Some((layout, room)))?;
         let program = ebpf.program_mut(abi::COUNT_PROGRAM).ok_or(ProgramError::UnexpectedProgramType);
         let loaded = program.and_then(|program| {
             let btf = Btf::from_sys_fs().map_err(ProgramError::Btf)?;
@@ -223,7 +223,7 @@ fn program(ebpf: &mut Ebpf) -> Result<&mut Xdp, ProgramError> {
 }
 
 /// Loads the object onto the instance's maps; its programs are to follow.
-fn load(paths: &Paths, layout: Option<&SocketLayout>) -> Result<Ebpf, Error> {
+fn load(paths: &Paths, walk: Option<(&SocketLayout, u32)>) -> Result<Ebpf, Error> {
     if CONNECTIONS.is_empty() {
         return Err(Error::StubObject);
     }
@@ -233,7 +233,7 @@ fn load(paths: &Paths, layout: Option<&SocketLayout>) -> Result<Ebpf, Error> {
     for map in shared() {
         loader.map_pin_path(map.name, paths.map(map.name));
     }
-    let layout = layout.map(|of| {
+    let layout = walk.map(|(of, _)| {
         [
             ("STATE", of.state),
             ("FAMILY", of.family),
@@ -246,8 +246,8 @@ fn load(paths: &Paths, layout: Option<&SocketLayout>) -> Result<Ebpf, Error> {
     });
     // Unpredictable as the keys of the standard library's hash maps are.
     let seed = RandomState::new().hash_one(0);
-    if layout.is_some() {
-        loader.override_global("SEED", &seed, true);
+    if let Some((_, room)) = walk {
+        loader.override_global("SEED", &seed, true).map_max_entries(abi::MORE_HELD.name, room);
     }
     for (name, offset) in layout.iter().flatten() {
         loader.override_global(name, offset, true);

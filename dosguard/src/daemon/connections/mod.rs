@@ -24,7 +24,7 @@ use super::health::Health;
 use super::{DaemonError, io_error};
 use crate::config::services::Connections;
 use crate::confine::Ruleset;
-use crate::connections::{Census, CountError, Limits, Pace, Passed, Place};
+use crate::connections::{Census, CountError, Limits, Pace, Passed, Place, Sockets};
 use crate::datapath::{Bans, Datapath};
 use crate::output::EventRecord;
 use crate::paths::Paths;
@@ -70,10 +70,11 @@ pub struct ConnectionWatch {
 }
 
 impl ConnectionWatch {
-    /// Starts the thread.
+    /// Starts the thread, which looks at these sockets of its network namespace.
     pub fn start(
         paths: &Paths,
         settings: &Connections,
+        here: Sockets,
         elsewhere: Elsewhere,
         health: &Health,
     ) -> Result<Self, DaemonError> {
@@ -89,7 +90,7 @@ impl ConnectionWatch {
             recorder: Recorder::new(&datapath)?,
             datapath,
             bans: None,
-            here: Place::here(paths, settings.by),
+            here: Place::Here(Box::new(here)),
             elsewhere: places,
             pace: Pace::new(settings.interval.duration()),
             settings: settings.clone(),
