@@ -10,16 +10,14 @@ use anyhow::{Context as _, Result};
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
+    setsockopt_impl, sockopt_impl,
     sys::socket::{
         AddressFamily, ControlMessageOwned, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, bind,
         recvmsg, setsockopt, socket, sockopt,
     },
 };
 
-use crate::{
-    netns::Namespace,
-    transmit::{link_address, switch_on},
-};
+use crate::{netns::Namespace, transmit::link_address};
 
 /// Room for what has arrived and was not looked at yet.
 const BUFFER: usize = 8 << 20;
@@ -28,6 +26,15 @@ const LONGEST: usize = 2048;
 
 /// Where a frame's first VLAN tag is.
 const TAG: usize = 12;
+
+sockopt_impl!(
+    /// Whether `struct tpacket_auxdata` comes with each frame.
+    AuxData,
+    SetOnly,
+    libc::SOL_PACKET,
+    libc::PACKET_AUXDATA,
+    bool
+);
 
 /// All that arrives at an interface from now on.
 #[derive(Debug)]
@@ -47,7 +54,7 @@ impl Capture {
         let socket = socket(AddressFamily::Packet, SockType::Raw, flags, SockProtocol::EthAll)
             .context("cannot open a packet socket")?;
         // The kernel takes the first tag out of the frame, and tells it beside.
-        switch_on(&socket, libc::PACKET_AUXDATA)?;
+        setsockopt(&socket, AuxData, &true).context("cannot hear of tags")?;
         setsockopt(&socket, sockopt::RcvBufForce, &BUFFER).context("no room for what arrives")?;
         bind(socket.as_raw_fd(), &address).with_context(|| format!("cannot listen at `{interface}`"))?;
         Ok(Self { socket })

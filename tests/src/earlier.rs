@@ -69,16 +69,11 @@ pub fn set_counter(paths: &Paths, version: u32, place: u32, count: u64) -> Resul
 }
 
 /// The counters of an earlier version, of which the program of such an instance uses none.
-pub type EarlierCounters = PerCpuHashMap<MapData, OfThen<SourceKey>, OfThen<EarlierWindow>>;
+pub type EarlierCounters = PerCpuHashMap<MapData, KeyBytes, WindowBytes>;
 
-/// A type of then in a map.
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-pub struct OfThen<T>(pub T);
-
-#[expect(unsafe_code, reason = "aya's marker trait is unsafe to implement")]
-// SAFETY: `bytemuck::Pod` asks for all that aya's does and more.
-unsafe impl<T: bytemuck::Pod> aya::Pod for OfThen<T> {}
+/// What is in them, as bytes.
+type KeyBytes = [u8; size_of::<SourceKey>()];
+type WindowBytes = [u8; size_of::<EarlierWindow>()];
 
 fn earlier_counters(paths: &Paths, version: u32, map: MapSpec, entries: u32) -> Result<EarlierCounters> {
     let def = bpf_map_def {
@@ -100,8 +95,13 @@ fn copy_counted(live: &Datapath, paths: &Paths, version: u32) -> Result<()> {
     let cpus = nr_cpus().map_err(|(_, error)| error)?;
     for (key, window) in counted {
         let halves = EarlierWindow::halves(&window);
-        let windows = (0..cpus).map(|cpu| OfThen(halves.get(cpu).copied().unwrap_or_else(Zeroable::zeroed)));
-        earlier.insert(OfThen(key), PerCpuValues::try_from(windows.collect::<Vec<_>>())?, 0)?;
+        let half = |cpu: usize| halves.get(cpu).copied().unwrap_or_else(Zeroable::zeroed);
+        let windows = (0..cpus).map(|cpu| bytemuck::cast::<EarlierWindow, WindowBytes>(half(cpu)));
+        earlier.insert(
+            bytemuck::cast::<SourceKey, KeyBytes>(key),
+            PerCpuValues::try_from(windows.collect::<Vec<_>>())?,
+            0,
+        )?;
     }
     Ok(())
 }

@@ -1,18 +1,22 @@
 //! Ctrl-C as a flag, so that everything is put away before the process ends.
 
-#![expect(unsafe_code, reason = "a signal handler is installed")]
-
 use std::{
     fmt,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use signal_hook::{
+    consts::{SIGHUP, SIGINT, SIGTERM},
+    flag, low_level,
+};
 
-static ARRIVED: AtomicBool = AtomicBool::new(false);
+static ARRIVED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
 /// Set once SIGINT, SIGTERM or SIGHUP has arrived. The default one never is.
 #[derive(Clone, Copy, Debug, Default)]
@@ -37,10 +41,10 @@ impl Interrupt {
     ///
     /// A handler, and not a thread that waits for blocked signals: children would inherit that they are blocked.
     pub fn install() -> Result<Self> {
-        let action = SigAction::new(SigHandler::Handler(note), SaFlags::SA_RESTART, SigSet::empty());
-        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-            // SAFETY: the handler only stores to an atomic, which a handler may do at any moment.
-            unsafe { sigaction(signal, &action) }.with_context(|| format!("cannot handle {signal}"))?;
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
+            flag::register(signal, Arc::clone(&ARRIVED)).with_context(|| {
+                format!("cannot handle {}", low_level::signal_name(signal).unwrap_or("a signal"))
+            })?;
         }
         Ok(Self { arrived: Some(&ARRIVED) })
     }
@@ -70,12 +74,10 @@ impl Interrupt {
     }
 }
 
-extern "C" fn note(_: libc::c_int) {
-    ARRIVED.store(true, Ordering::Relaxed);
-}
-
 #[cfg(test)]
 mod tests {
+    use nix::sys::signal::{Signal, raise};
+
     use super::*;
 
     #[test]
@@ -89,5 +91,16 @@ mod tests {
         assert_eq!(interrupt.wait(Duration::from_secs(10)), Err(Interrupted));
         assert!(start.elapsed() < Duration::from_secs(1));
         assert_eq!(Interrupt::default().check(), Ok(()));
+    }
+
+    #[test]
+    fn signals_end_nothing_and_are_noticed() {
+        let interrupt = Interrupt::install().unwrap();
+        assert!(!interrupt.has_arrived());
+        for signal in [Signal::SIGHUP, Signal::SIGTERM, Signal::SIGINT] {
+            raise(signal).unwrap();
+            assert!(interrupt.has_arrived(), "{signal}");
+            ARRIVED.store(false, Ordering::Relaxed);
+        }
     }
 }

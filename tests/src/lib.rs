@@ -4,6 +4,8 @@
 //! Everything happens between namespaces that a [`lab::Lab`] makes and removes itself. Nothing is ever attached to,
 //! sent from or sent into the machine's own interfaces, and all traffic is bounded in count and time.
 
+#![forbid(unsafe_code)]
+
 pub mod addresses;
 pub mod attached;
 pub mod bpffs;

@@ -1,13 +1,12 @@
 //! Sends exactly these frames, in order, through a packet socket.
 
-#![expect(unsafe_code, reason = "nix has no wrapper for options of packet sockets")]
-
 use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::{
     ifaddrs::getifaddrs,
-    sys::socket::{AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, sendto, socket},
+    setsockopt_impl, sockopt_impl,
+    sys::socket::{AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, sendto, setsockopt, socket},
 };
 
 use crate::{cpu, netns::Namespace};
@@ -48,6 +47,15 @@ fn send<F: AsRef<[u8]> + Sync>(
     })?
 }
 
+sockopt_impl!(
+    /// Whether frames go past the interface's queue.
+    QdiscBypass,
+    SetOnly,
+    libc::SOL_PACKET,
+    libc::PACKET_QDISC_BYPASS,
+    bool
+);
+
 /// For frames that are sent now and then: entering a namespace each time may take many milliseconds.
 #[derive(Debug)]
 pub struct Sender {
@@ -67,7 +75,7 @@ impl Sender {
         let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, None)
             .context("cannot open a packet socket")?;
         // Makes the frame take the transmit queue of the processor it is sent from, instead of one chosen by a hash.
-        switch_on(&socket, libc::PACKET_QDISC_BYPASS)?;
+        setsockopt(&socket, QdiscBypass, &true).context("cannot send past the queue of an interface")?;
         Ok(Self { socket, address })
     }
 
@@ -91,20 +99,4 @@ pub(crate) fn link_address(interface: &str) -> Result<LinkAddr> {
         .filter(|entry| entry.interface_name == interface)
         .find_map(|entry| entry.address?.as_link_addr().copied())
         .with_context(|| format!("no interface `{interface}`"))
-}
-
-/// Switches an option of packet sockets on.
-pub(crate) fn switch_on(socket: &OwnedFd, option: libc::c_int) -> Result<()> {
-    let on: libc::c_int = 1;
-    let length = libc::socklen_t::try_from(size_of_val(&on))?;
-    // SAFETY: the descriptor is open, and the option's value is a `c_int` of which pointer and length are given.
-    let result = unsafe {
-        libc::setsockopt(socket.as_raw_fd(), libc::SOL_PACKET, option, std::ptr::from_ref(&on).cast(), length)
-    };
-    ensure!(
-        result == 0,
-        "cannot set option {option} of a packet socket: {}",
-        std::io::Error::last_os_error()
-    );
-    Ok(())
 }

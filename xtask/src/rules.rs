@@ -15,8 +15,19 @@ const MAX_LINES: usize = 450;
 const REASONS: &str = "docs/dependencies.md";
 
 /// Crates that could have no `unsafe` even if somebody said why.
-const SAFE: [&str; 2] = ["dosguard-common/src/lib.rs", "xtask/src/main.rs"];
+const SAFE: [&str; 7] = [
+    "dosguard-common/src/lib.rs",
+    "tests/src/bin/bench/main.rs",
+    "tests/src/bin/demo/main.rs",
+    "tests/src/bin/fuzz-frames.rs",
+    "tests/src/bin/torture/main.rs",
+    "tests/src/lib.rs",
+    "xtask/src/main.rs",
+];
 const FORBID: &str = "#![forbid(unsafe_code)]";
+
+/// Where a line may say why there is `unsafe`: folders, and the one file that makes system calls which no library has.
+const UNSAFE: [&str; 4] = ["dosguard/", "dosguard-ebpf/", "tests/flood-ebpf/", "tests/src/bin/confined.rs"];
 
 /// Checks every rule and fails with all that is wrong.
 pub fn check(root: &Path) -> Result<()> {
@@ -42,16 +53,31 @@ pub fn check(root: &Path) -> Result<()> {
         wrong.extend(broken_rules(&text).iter().map(|rule| format!("{}: {rule}", path.display())));
     }
     for path in rust_files(root)? {
-        let lines = read(&path)?.lines().count();
+        let text = read(&path)?;
+        let (path, lines) = (path.strip_prefix(root).unwrap_or(&path), text.lines().count());
         if lines > MAX_LINES {
-            let path = path.strip_prefix(root).unwrap_or(&path).display();
-            wrong.push(format!("{path}: {lines} lines, split it (at most {MAX_LINES})"));
+            wrong.push(format!("{}: {lines} lines, split it (at most {MAX_LINES})", path.display()));
+        }
+        if !may_be_unsafe(path) && lifts_the_ban(&text) {
+            wrong.push(format!("{}: no `unsafe` here, even with a reason", path.display()));
         }
     }
     if wrong.is_empty() {
         return Ok(());
     }
     bail!("the workspace breaks its own rules\n  {}", wrong.join("\n  "))
+}
+
+fn may_be_unsafe(path: &Path) -> bool {
+    UNSAFE.iter().any(|place| path.starts_with(place))
+}
+
+/// Whether an attribute permits what the workspace's lints deny.
+fn lifts_the_ban(text: &str) -> bool {
+    let attributes = || text.lines().map(str::trim_start).filter(|line| line.starts_with("#"));
+    ["allow(unsafe_code", "expect(unsafe_code", "warn(unsafe_code"]
+        .iter()
+        .any(|lifted| attributes().any(|line| line.contains(lifted)))
 }
 
 /// The names of the workspace's own packages.
@@ -138,6 +164,17 @@ mod tests {
         assert!(
             matches!(&wrong[..], [missing, surplus] if missing.ends_with("for `none`") && surplus.contains("`two` is no"))
         );
+    }
+
+    #[test]
+    fn a_reason_permits_unsafe_in_few_places() {
+        assert!(may_be_unsafe(Path::new("dosguard/src/system.rs")));
+        assert!(may_be_unsafe(Path::new("tests/src/bin/confined.rs")));
+        assert!(!may_be_unsafe(Path::new("dosguard-common/src/lib.rs")));
+        assert!(!may_be_unsafe(Path::new("tests/tests/sock_diag.rs")));
+        assert!(lifts_the_ban("fn a() {\n    #[expect(unsafe_code, reason = \"so\")]\n"));
+        assert!(lifts_the_ban("#![allow(unsafe_code)]"));
+        assert!(!lifts_the_ban("#![forbid(unsafe_code)]\n// #[allow(unsafe_code)]"));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! `cargo xtask fuzz frames`: any frames through the kernel program.
 
+#![forbid(unsafe_code)]
+
 use std::io::Write as _;
 use std::process::ExitCode;
 use std::sync::Mutex;

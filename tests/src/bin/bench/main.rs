@@ -1,5 +1,7 @@
 //! `cargo xtask bench`: measurements in a lab, of dosguard and of what it is measured against.
 
+#![forbid(unsafe_code)]
+
 mod connections;
 mod footprint;
 mod machine;

@@ -1,5 +1,7 @@
 //! `cargo xtask demo`: an attacker, a client and a server in a lab, without dosguard and with it.
 
+#![forbid(unsafe_code)]
+
 /// `println!`, but the demo goes on when nobody reads any more: everything is put away, and its exit status is true.
 macro_rules! say {
     ($($argument:tt)*) => {{

@@ -4,10 +4,10 @@
 
 use std::{
     fs::{self, File},
-    io::Write as _,
+    io::{BufRead as _, BufReader, Write as _},
     os::{
-        fd::{AsFd as _, FromRawFd as _, OwnedFd},
-        unix::{ffi::OsStrExt as _, fs::FileExt as _, net::UnixStream},
+        fd::{AsFd as _, OwnedFd},
+        unix::{fs::FileExt as _, net::UnixStream},
     },
     path::Path,
     process::{Command, Stdio},
@@ -16,7 +16,8 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{Array, IterableMap as _, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuValues};
-use aya_obj::generated::bpf_cmd;
+use aya::programs::{Xdp, links::PinnedLink};
+use aya_obj::programs::XdpAttachType;
 use clap::ValueEnum;
 use dosguard::{datapath::Datapath, paths::Paths, system::boot_now_ns};
 use dosguard_common::{
@@ -42,6 +43,8 @@ const SHORT: Duration = Duration::from_secs(1);
 /// More silent connections and KiB than the bounds leave room for.
 const CONNECTIONS: usize = 24;
 const KIB: u64 = 160 * 1024;
+/// What a stranger says once it holds a link.
+const HELD: &str = "held";
 /// Who is banned, who is banned and of IPv6, who is allowed, and who is nothing.
 const BANNED: usize = 0;
 const BANNED_NETWORK: usize = 3;
@@ -165,10 +168,10 @@ impl Broken {
                 let map = self.map.take().context("there is no map")?;
                 self.strangers.push(stranger(map_file(&map)?)?);
             }
-            Break::ProgramHeld => self.strangers.push(stranger(open_pin(&paths.program())?)?),
+            Break::ProgramHeld => self.strangers.push(stranger(program_file(&paths)?)?),
             Break::LinkHeld => {
                 for link in files(&paths.links())? {
-                    self.strangers.push(stranger(open_pin(&link)?)?);
+                    self.strangers.push(link_holder(&link)?);
                 }
             }
             Break::Files => {
@@ -268,27 +271,32 @@ fn stranger(file: OwnedFd) -> Result<Killed> {
     Ok(Killed(Command::new("sleep").arg("600").stdin(file).spawn().context("cannot run `sleep`")?))
 }
 
+/// A stranger that opens a link itself: aya does not hand out the descriptors of links.
+fn link_holder(pin: &Path) -> Result<Killed> {
+    let mut command = Command::new(std::env::current_exe().context("this program has no name")?);
+    command.arg("--hold").arg(pin).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut holder = Killed(command.spawn().with_context(|| format!("cannot run {command:?}"))?);
+    let mut said = String::new();
+    let output = holder.0.stdout.take().context("a stranger without output")?;
+    BufReader::new(output).read_line(&mut said).context("cannot read what a stranger says")?;
+    ensure!(said.trim() == HELD, "nobody holds `{}`", pin.display());
+    Ok(holder)
+}
+
+/// What such a stranger does until its input ends, which it does with the process that has started it.
+pub(crate) fn hold(pin: &Path) -> Result<()> {
+    let _link = PinnedLink::from_pin(pin)?;
+    say!("{HELD}");
+    std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).map(drop).context("cannot wait")
+}
+
 fn map_file(map: &Array<MapData, u32>) -> Result<OwnedFd> {
     map.map().fd().as_fd().try_clone_to_owned().context("cannot hold the map")
 }
 
-#[expect(unsafe_code, reason = "aya does not hand out the descriptors of links")]
-fn open_pin(path: &Path) -> Result<OwnedFd> {
-    /// The part of `bpf_attr` that the command looks at.
-    #[repr(C)]
-    struct Attr {
-        path: u64,
-        descriptor: u32,
-        flags: u32,
-    }
-    let name = std::ffi::CString::new(path.as_os_str().as_bytes())?;
-    let attr = Attr { path: name.as_ptr() as u64, descriptor: 0, flags: 0 };
-    let command = bpf_cmd::BPF_OBJ_GET as libc::c_long;
-    // SAFETY: the command reads a path, which ends with a zero and lives beyond the call, and so does `attr`.
-    let opened = unsafe { libc::syscall(libc::SYS_bpf, command, &raw const attr, size_of::<Attr>()) };
-    ensure!(opened >= 0, "cannot open `{}`: {}", path.display(), std::io::Error::last_os_error());
-    // SAFETY: a descriptor that was opened just now, and that nobody else has.
-    Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(opened)?) })
+fn program_file(paths: &Paths) -> Result<OwnedFd> {
+    let program = Xdp::from_pin(paths.program(), XdpAttachType::Interface)?;
+    program.fd()?.as_fd().try_clone_to_owned().context("cannot hold the program")
 }
 
 fn files(folder: &Path) -> Result<Vec<std::path::PathBuf>> {

@@ -1,6 +1,8 @@
 //! `cargo xtask torture`: everything that can happen to dosguard, in an order that a seed gives, with a look from outside
 //! after each step.
 
+#![forbid(unsafe_code)]
+
 /// `println!`, but the run goes on when nobody reads any more: everything is put away, and its exit status is true.
 macro_rules! say {
     ($($argument:tt)*) => {{
@@ -25,6 +27,7 @@ use std::{
     collections::BTreeMap,
     io::Write as _,
     net::Ipv6Addr,
+    path::PathBuf,
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -40,7 +43,7 @@ use dosguard_tests::{
 };
 
 use crate::{
-    breaks::{Break, Broken},
+    breaks::{Break, Broken, hold},
     checks::{Checks, warnings},
     plan::{Plan, Settings, Step, room},
     world::World,
@@ -73,10 +76,17 @@ struct Arguments {
     /// Breaks this in the third step of three, which must then be found out: shows that each look can fail.
     #[arg(long = "break", value_name = "WHAT")]
     broken: Option<Break>,
+
+    /// Holds a pinned link and does nothing else: what another run starts where that is what it breaks.
+    #[arg(long, hide = true, value_name = "PIN")]
+    hold: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Some(pin) = &arguments.hold {
+        return if hold(pin).is_ok() { ExitCode::SUCCESS } else { ExitCode::from(2) };
+    }
     let seed = arguments.seed.unwrap_or_else(|| fastrand::u64(0..1_000_000));
     say!("seed {seed}");
     let (status, last_word) = match run(&arguments, seed) {
