@@ -47,7 +47,17 @@ fn auto_falls_back_to_generic_mode_and_says_so() {
     // The last interface takes the instance along.
     done(&dosguard, "detach lo");
     assert_untouched(&lab);
-    assert_ne!(say(&dosguard, ["detach", "lo"]).code, Some(0));
+    // What is not there is no error, whether an instance is or not.
+    for load in [false, true] {
+        if load {
+            done(&dosguard, &format!("attach {GUARD_ATTACKER_SIDE}"));
+        }
+        let said = say(&dosguard, ["detach", GUARD_ATTACKER_SIDE, "lo"]);
+        let first = if load { "lo" } else { GUARD_ATTACKER_SIDE };
+        let expected = format!("instance `lab` is not attached to `{first}`\n");
+        assert_eq!((said.code, said.err), (Some(1), expected));
+    }
+    assert_eq!(programs(lab.guard()).len(), 1, "all are detached, or none");
 }
 
 #[test]

@@ -155,11 +155,17 @@ pub(super) fn detach(paths: &Paths, args: &DetachArgs, _out: &mut dyn Write) -> 
     let waits = waiting_among(&args.interfaces, &waiter)?;
     let interfaces: Vec<_> = args.interfaces.iter().filter(|name| !waits.contains(name)).collect();
     // Before anything is given up.
-    if !interfaces.is_empty()
-        && let Some(name) = not_guarded(&Datapath::require(paths)?, &interfaces)?
-    {
-        say_not_attached(paths, name, &waiter);
-        return Ok(Answer::No);
+    if let Some(first) = interfaces.first() {
+        let missing = match Datapath::require(paths) {
+            Ok(datapath) => not_guarded(&datapath, &interfaces)?,
+            // Nothing is attached to any.
+            Err(datapath::Error::NotLoaded { .. }) => Some(*first),
+            Err(error) => return Err(error.into()),
+        };
+        if let Some(name) = missing {
+            say_not_attached(paths, name, &waiter);
+            return Ok(Answer::No);
+        }
     }
     let cancelled = !waits.is_empty() && confirm::cancel(paths)?;
     let _lock = StateLock::acquire(paths)?;

@@ -292,10 +292,10 @@ fn del(paths: &Paths, args: &DelArgs) -> anyhow::Result<Answer> {
     let before = Names::read(&datapath)?;
     let live = datapath.rules()?;
     let mut wanted = datapath.settings()?;
-    for name in &names {
-        if wanted.rule(name.as_str()).is_none() {
-            return Err(unknown_rule(&wanted, name.clone()).into());
-        }
+    // All of them, or none.
+    if let Some(name) = names.iter().find(|name| wanted.rule(name.as_str()).is_none()) {
+        talk::say(&unknown_rule(&wanted, name.clone()).to_string());
+        return Ok(Answer::No);
     }
     wanted.rules.retain(|rule| !names.contains(&rule.name));
     let bans = datapath.maps().bans()?;
