@@ -111,6 +111,12 @@ pub fn refused(dosguard: &Dosguard<'_>, line: &str, what: &[&str]) {
     say(dosguard, words(line)).assert_refused(what);
 }
 
+/// Attaches to interfaces, with this configuration.
+pub fn attach(dosguard: &Dosguard<'_>, config: &str, interfaces: &str) {
+    let file = dosguard.write_config("c.toml", config).unwrap();
+    done(dosguard, &format!("attach -c {} {interfaces}", file.display()));
+}
+
 /// Starts a daemon with [`CONFIG`] and more options on the attacker's side.
 pub fn start<'a>(dosguard: &Dosguard<'a>, more: &str) -> Daemon<'a> {
     dosguard.start(words(&run_line(dosguard, more))).unwrap()

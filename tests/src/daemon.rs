@@ -21,7 +21,7 @@ use serde_json::Value;
 use crate::{
     directory::{LabDirectory, walk},
     follow::Follower,
-    lab::Lab,
+    lab::{INSTANCE, Lab},
     netns::Namespace,
 };
 
@@ -52,7 +52,7 @@ impl<'a> Dosguard<'a> {
             namespace: lab.guard(),
             directory: lab.directory(),
             binary: find_binary()?,
-            instance: "lab".to_owned(),
+            instance: INSTANCE.to_owned(),
             guards: false,
             patience: PATIENCE,
             launcher: Vec::new(),

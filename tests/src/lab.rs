@@ -12,6 +12,7 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv6Addr};
 
 use anyhow::{Context as _, Result};
+use dosguard::paths::Paths;
 
 use crate::{
     addresses::{
@@ -27,11 +28,15 @@ use crate::{
 /// Each end of a veth pair has that many queues, so that senders on two CPUs reach the receiver on two CPUs.
 pub const QUEUES: usize = 2;
 
+/// The instance that a lab has, unless a test says otherwise.
+pub const INSTANCE: &str = "lab";
+
 /// The lab. Only one exists at a time on a machine; dropping it removes everything it made.
 #[derive(Debug)]
 pub struct Lab {
     // Dropped in this order: pinned programs go before the interfaces that they are attached to, the lock last.
     directory: LabDirectory,
+    paths: Paths,
     guard: Namespace,
     attacker: Namespace,
     client: Namespace,
@@ -60,8 +65,10 @@ impl Lab {
     pub fn new_unless(interrupt: &Interrupt) -> Result<Self> {
         let turn = Turn::wait(interrupt)?;
         reap_stale().context("cannot remove what an earlier run left")?;
+        let directory = LabDirectory::new()?;
         let lab = Self {
-            directory: LabDirectory::new()?,
+            paths: Paths::new(INSTANCE, directory.bpffs(), directory.run_dir(), directory.state_dir())?,
+            directory,
             guard: Namespace::new("guard")?,
             attacker: Namespace::new("attacker")?,
             client: Namespace::new("client")?,
@@ -99,6 +106,12 @@ impl Lab {
     #[must_use]
     pub fn directory(&self) -> &LabDirectory {
         &self.directory
+    }
+
+    /// The paths of the instance [`INSTANCE`].
+    #[must_use]
+    pub fn paths(&self) -> &Paths {
+        &self.paths
     }
 
     /// Makes the guard's interfaces take live frames while no XDP program is attached to them.

@@ -6,7 +6,6 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use dosguard::datapath::Datapath;
-use dosguard::paths::Paths;
 use dosguard_common::address::Address;
 use dosguard_common::ban::Ban;
 use dosguard_common::key::SourceKey;
@@ -14,7 +13,7 @@ use dosguard_common::reason::Reason;
 use dosguard_common::rule::{RuleIndex, Scope};
 
 use crate::addresses::{FORGED_V4, GUARD_ATTACKER_SIDE, GUARD_V4, PEER, SECOND_FORGED_V4};
-use crate::cli::{PATIENCE, done, programs};
+use crate::cli::{self, PATIENCE, programs};
 use crate::counter::StackCounters;
 use crate::daemon::Dosguard;
 use crate::flood::{Flood, MAX_DURATION, RunningFlood};
@@ -35,17 +34,10 @@ pub fn syn(source: Ipv4Addr) -> Frame {
     Packet::eth().ipv4(source, GUARD_V4).tcp(40_000, 80).syn().build()
 }
 
-/// The paths of the instance `lab`.
-#[must_use]
-pub fn paths(lab: &Lab) -> Paths {
-    let directory = lab.directory();
-    Paths::new("lab", directory.bpffs(), directory.run_dir(), directory.state_dir()).unwrap()
-}
-
-/// The instance `lab`, which is live.
+/// The instance of the lab, which is live.
 #[must_use]
 pub fn open(lab: &Lab) -> Datapath {
-    Datapath::require(&paths(lab)).unwrap()
+    Datapath::require(lab.paths()).unwrap()
 }
 
 fn everywhere(source: Ipv4Addr) -> SourceKey {
@@ -142,6 +134,5 @@ pub fn kept(datapath: &Datapath) -> impl PartialEq + std::fmt::Debug + use<> {
 
 /// Attaches to interfaces, with a limit of [`LIMIT`] SYNs in a second.
 pub fn attach(dosguard: &Dosguard<'_>, interfaces: &str) {
-    let config = dosguard.write_config("c.toml", CONFIG).unwrap();
-    done(dosguard, &format!("attach -c {} {interfaces}", config.display()));
+    cli::attach(dosguard, CONFIG, interfaces);
 }

@@ -10,14 +10,13 @@ use dosguard::config::policy::Policy;
 use dosguard::daemon::saver::Saver;
 use dosguard::datapath::{Datapath, LoadOptions};
 use dosguard::output::WallClock;
-use dosguard::paths::Paths;
 use dosguard::store::{Changes, Saved};
 use dosguard::system::boot_now_ns;
 use dosguard_common::ban::Ban;
 use dosguard_common::key::SourceKey;
 use dosguard_common::rule::{RuleIndex, Scope};
 use dosguard_tests::addresses::{FORGED_V4, GUARD_ATTACKER_SIDE, SECOND_FORGED_V4};
-use dosguard_tests::cli::{bans, done, packets, syns, syns_from};
+use dosguard_tests::cli::{self, bans, done, packets, syns, syns_from};
 use dosguard_tests::daemon::Dosguard;
 use dosguard_tests::lab::Lab;
 use jiff::Timestamp;
@@ -40,14 +39,8 @@ require_proof = false
 mode = 'monitor'
 ";
 
-fn paths(lab: &Lab) -> Paths {
-    let directory = lab.directory();
-    Paths::new("lab", directory.bpffs(), directory.run_dir(), directory.state_dir()).unwrap()
-}
-
 fn attach(dosguard: &Dosguard<'_>) {
-    let config = dosguard.write_config("c.toml", CONFIG).unwrap();
-    done(dosguard, &format!("attach -c {} {GUARD_ATTACKER_SIDE}", config.display()));
+    cli::attach(dosguard, CONFIG, GUARD_ATTACKER_SIDE);
 }
 
 fn clock() -> WallClock {
@@ -79,7 +72,7 @@ fn bans_and_offences_go_on_in_an_instance_that_is_made_anew() {
     let before = bans(&dosguard);
     assert_eq!(before.len(), 4);
 
-    let datapath = Datapath::require(&paths(&lab)).unwrap();
+    let datapath = Datapath::require(lab.paths()).unwrap();
     let mut saver = Saver::new(&datapath);
     let look = datapath.look().unwrap();
     let changes = saver.changes(&datapath, &look, &clock()).unwrap().unwrap();
@@ -92,7 +85,7 @@ fn bans_and_offences_go_on_in_an_instance_that_is_made_anew() {
 
     attach(&dosguard);
     assert_eq!(bans(&dosguard).len(), 0);
-    let mut datapath = Datapath::require(&paths(&lab)).unwrap();
+    let mut datapath = Datapath::require(lab.paths()).unwrap();
     let restored = datapath.restore(&saved, Timestamp::now()).unwrap();
     assert_eq!((restored.bans, restored.offenders, restored.dropped), (4, 5, 0), "{restored:?}");
     assert_eq!(restored.warnings, Vec::<String>::new());
@@ -144,11 +137,11 @@ fn bans_and_offences_go_on_in_an_instance_that_is_made_anew() {
 fn with_many_bans_it_is_quick_and_those_that_end_last_are_put_back() {
     const MANY: u32 = 100_000;
     let lab = Lab::new().unwrap();
-    let paths = paths(&lab);
+    let paths = lab.paths();
     let make = |bans| {
         let options =
             LoadOptions { sizes: vec![("BANS", bans), ("OFFENDERS", bans)], ..LoadOptions::default() };
-        Datapath::create(&paths, &Policy::default(), &options).unwrap()
+        Datapath::create(paths, &Policy::default(), &options).unwrap()
     };
     let timed = |what: &str, began: Instant, at_most_ms: u64| {
         let took = began.elapsed();
@@ -175,7 +168,7 @@ fn with_many_bans_it_is_quick_and_those_that_end_last_are_put_back() {
     timed("nothing to be saved", began, 300);
     let saved = saved(changes);
     drop(datapath);
-    Datapath::remove(&paths).unwrap();
+    Datapath::remove(paths).unwrap();
 
     let mut datapath = make(MANY);
     let began = Instant::now();
@@ -183,7 +176,7 @@ fn with_many_bans_it_is_quick_and_those_that_end_last_are_put_back() {
     timed("all of them put back", began, 5_000);
     assert_eq!(restored.bans, MANY as usize);
     drop(datapath);
-    Datapath::remove(&paths).unwrap();
+    Datapath::remove(paths).unwrap();
 
     let mut datapath = make(1_000);
     let restored = datapath.restore(&saved, Timestamp::now()).unwrap();

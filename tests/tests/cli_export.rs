@@ -19,7 +19,8 @@ use dosguard_common::key::SourceKey;
 use dosguard_common::rule::{RuleIndex, Scope};
 use dosguard_tests::addresses::{FORGED_V4, GUARD_ATTACKER_SIDE};
 use dosguard_tests::cli::{
-    CONFIG, Lines, Listener, PATIENCE, Said, assert_same_moment, bans, done, packets, say, start, syns, words,
+    self, CONFIG, Lines, Listener, PATIENCE, Said, assert_same_moment, bans, done, packets, say, start, syns,
+    words,
 };
 use dosguard_tests::daemon::Dosguard;
 use dosguard_tests::lab::Lab;
@@ -32,19 +33,13 @@ use serde_json::Value;
 /// What no other program may ever obey. It fits into a note.
 const HOSTILE: &str = "\"};\nflush ruleset\n#$(id)";
 
-fn paths(lab: &Lab) -> Paths {
-    let directory = lab.directory();
-    Paths::new("lab", directory.bpffs(), directory.run_dir(), directory.state_dir()).unwrap()
-}
-
 fn attach(dosguard: &Dosguard<'_>) {
-    let config = dosguard.write_config("c.toml", CONFIG).unwrap();
-    done(dosguard, &format!("attach -c {} {GUARD_ATTACKER_SIDE}", config.display()));
+    cli::attach(dosguard, CONFIG, GUARD_ATTACKER_SIDE);
 }
 
 /// A ban with a note that no command line would take.
 fn ban_with_note(lab: &Lab, note: &str) {
-    let mut datapath = Datapath::require(&paths(lab)).unwrap();
+    let mut datapath = Datapath::require(lab.paths()).unwrap();
     let now_ns = dosguard::system::boot_now_ns().unwrap();
     let until_ns = now_ns + 600_000_000_000;
     let ban = Ban::by_admin(Scope::All, RuleIndex::DEFAULT, now_ns, until_ns, note);
@@ -258,7 +253,7 @@ fn a_list_bans_all_of_its_sources_or_none() {
 /// Makes an instance with room for more bans than usual.
 fn with_room_for(lab: &Lab, bans: u32) -> Datapath {
     let options = LoadOptions { sizes: vec![("BANS", bans)], ..LoadOptions::default() };
-    Datapath::create(&paths(lab), &Policy::default(), &options).unwrap()
+    Datapath::create(lab.paths(), &Policy::default(), &options).unwrap()
 }
 
 fn sources(count: u32) -> impl Iterator<Item = Ipv4Addr> {

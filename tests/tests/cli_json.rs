@@ -6,7 +6,6 @@ use std::net::Ipv4Addr;
 
 use dosguard::config::cidr::to_address;
 use dosguard::datapath::Datapath;
-use dosguard::paths::Paths;
 use dosguard_common::ban::Ban;
 use dosguard_common::key::SourceKey;
 use dosguard_common::rule::{RuleIndex, Scope};
@@ -37,9 +36,8 @@ action = 'drop'
 
 /// Bans as many sources as there is room for.
 fn fill_bans(lab: &Lab) {
-    let directory = lab.directory();
-    let paths = Paths::new("lab", directory.bpffs(), directory.run_dir(), directory.state_dir()).unwrap();
-    let mut datapath = Datapath::require(&paths).unwrap();
+    let paths = lab.paths();
+    let mut datapath = Datapath::require(paths).unwrap();
     let first = Ipv4Addr::new(20, 0, 0, 0).to_bits();
     let ban = Ban::by_admin(Scope::All, RuleIndex::DEFAULT, 1, u64::MAX, "");
     for number in 0.. {

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use dosguard::config::cidr::to_address;
 use dosguard::datapath::{Datapath, List, wait_for_end};
-use dosguard::paths::Paths;
 use dosguard::system::boot_now_ns;
 use dosguard_common::ban::Ban;
 use dosguard_common::key::SourceKey;
@@ -97,9 +96,8 @@ fn a_ban_that_is_taken_back_drops_nothing_any_more_once_that_is_waited_for() {
     let lab = Lab::new().unwrap();
     let dosguard = Dosguard::new(&lab).unwrap();
     done(&dosguard, &format!("attach {GUARD_ATTACKER_SIDE}"));
-    let directory = lab.directory();
-    let paths = Paths::new("lab", directory.bpffs(), directory.run_dir(), directory.state_dir()).unwrap();
-    let mut datapath = Datapath::require(&paths).unwrap();
+    let paths = lab.paths();
+    let mut datapath = Datapath::require(paths).unwrap();
     let segment = Packet::eth().ipv4(FORGED_V4, GUARD_V4).tcp(1, 80).ack().build();
     let key = SourceKey::everywhere(to_address(FORGED_V4.into()));
     let stop = AtomicBool::new(false);
@@ -210,9 +208,8 @@ fn there_is_no_moment_in_which_an_address_of_the_old_and_the_new_list_is_on_neit
     let apply = |config: &str| done(&dosguard, &format!("attach -c {config} {GUARD_ATTACKER_SIDE}"));
     apply(&configs[0]);
 
-    let directory = lab.directory();
-    let paths = Paths::new("lab", directory.bpffs(), directory.run_dir(), directory.state_dir()).unwrap();
-    let datapath = Datapath::require(&paths).unwrap();
+    let paths = lab.paths();
+    let datapath = Datapath::require(paths).unwrap();
     let address = to_address("203.0.113.66".parse().unwrap());
     let stop = AtomicBool::new(false);
     let looks = thread::scope(|scope| {

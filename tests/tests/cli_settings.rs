@@ -5,7 +5,6 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use dosguard::lock::StateLock;
-use dosguard::paths::Paths;
 use dosguard_tests::addresses::GUARD_ATTACKER_SIDE;
 use dosguard_tests::cli::{CONFIG, Said, assert_same_moment, bans, done, packets, refused, say, syns, words};
 use dosguard_tests::daemon::Dosguard;
@@ -97,10 +96,9 @@ fn whoever_waits_for_another_command_says_so_once() {
     let lab = Lab::new().unwrap();
     let dosguard = Dosguard::new(&lab).unwrap();
     done(&dosguard, &format!("attach {GUARD_ATTACKER_SIDE}"));
-    let directory = lab.directory();
-    let paths = Paths::new("lab", directory.bpffs(), directory.run_dir(), directory.state_dir()).unwrap();
+    let paths = lab.paths();
     let change = |held: Duration| {
-        let lock = StateLock::acquire(&paths).unwrap();
+        let lock = StateLock::acquire(paths).unwrap();
         let mut command = dosguard.command(["sysctl", "rule.default.limit=9/1s"]);
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         sleep(held);

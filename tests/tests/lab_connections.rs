@@ -21,7 +21,6 @@ use dosguard_tests::held::Held;
 use dosguard_tests::holding::HoldingServer;
 use dosguard_tests::lab::Lab;
 use dosguard_tests::nginx::Nginx;
-use dosguard_tests::siege::paths;
 use dosguard_tests::sources::{many_v4, many_v6};
 use dosguard_tests::wait::wait_until;
 use serde_json::Value;
@@ -149,7 +148,7 @@ fn what_is_counted_is_what_ss_counts_by_either_method() {
         Held::open(lab.guard(), &["127.0.0.1".parse().unwrap()], to("127.0.0.1".parse().unwrap(), port), 8)
             .unwrap();
     for by in [CountBy::Iterator, CountBy::SockDiag] {
-        let mut sockets = Sockets::new(&paths(&lab), by);
+        let mut sockets = Sockets::new(lab.paths(), by);
         let mut last = None;
         let all = wait_until("both count the same", PATIENCE, || {
             let mut expected = by_ss(&lab, port);
@@ -167,7 +166,7 @@ fn what_is_counted_is_what_ss_counts_by_either_method() {
     // Who is allowed is counted apart.
     done(&dosguard, "allow add 198.18.0.0/15");
     for by in [CountBy::Iterator, CountBy::SockDiag] {
-        let (counted, look) = by_look(&mut Sockets::new(&paths(&lab), by), &lab);
+        let (counted, look) = by_look(&mut Sockets::new(lab.paths(), by), &lab);
         assert_eq!(look.allowed.established, 1_060, "{by:?}");
         assert!(counted.keys().all(IpAddr::is_ipv6), "{by:?}");
     }
@@ -181,7 +180,7 @@ fn connections_count_on_when_their_listener_is_gone() {
     let listener = lab.guard().run_in(|| TcpListener::bind((GUARD_CLIENT_V4, 7_000)).unwrap()).unwrap();
     let _held = Held::open(lab.client(), &[CLIENT_V4.into()], (GUARD_CLIENT_V4, 7_000).into(), 20).unwrap();
     let accepted: Vec<_> = (0..20).map(|_| listener.accept().unwrap().0).collect();
-    let mut looks = [CountBy::Iterator, CountBy::SockDiag].map(|by| Sockets::new(&paths(&lab), by));
+    let mut looks = [CountBy::Iterator, CountBy::SockDiag].map(|by| Sockets::new(lab.paths(), by));
     let expected = BTreeMap::from([(IpAddr::from(CLIENT_V4), 20)]);
     for sockets in &mut looks {
         assert_eq!(by_look(sockets, &lab).0, expected);
@@ -193,7 +192,7 @@ fn connections_count_on_when_their_listener_is_gone() {
         }
     }
     // Who has not seen the listener cannot tell which end has opened them.
-    assert!(by_look(&mut Sockets::new(&paths(&lab), CountBy::Iterator), &lab).0.is_empty());
+    assert!(by_look(&mut Sockets::new(lab.paths(), CountBy::Iterator), &lab).0.is_empty());
     drop(accepted);
 }
 
@@ -208,7 +207,7 @@ fn half_open_connections_are_counted_apart() {
     let forged = std::net::Ipv4Addr::new(198, 51, 100, 0x66);
     syns_from(&lab, &dosguard, forged, 80, 30);
     for by in [CountBy::Iterator, CountBy::SockDiag] {
-        let mut sockets = Sockets::new(&paths(&lab), by);
+        let mut sockets = Sockets::new(lab.paths(), by);
         let found = lab.guard().run_in(|| sockets.look()).unwrap().unwrap();
         let (key, held) = found.held[0];
         assert_eq!(

@@ -18,7 +18,6 @@ use dosguard_tests::holding::HoldingServer;
 use dosguard_tests::lab::Lab;
 use dosguard_tests::netns::run;
 use dosguard_tests::nginx::Nginx;
-use dosguard_tests::siege::paths;
 use dosguard_tests::wait::wait_until;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
@@ -87,7 +86,7 @@ fn where_connections_may_not_be_closed_that_is_found_out_once() {
     let held = Held::open(lab.attacker(), &[ATTACKER_V4.into()], (GUARD_V4, 80).into(), 30).unwrap();
     for by in [CountBy::Iterator, CountBy::SockDiag] {
         let refused = lab.guard().run_in(|| {
-            let mut sockets = Sockets::new(&paths(&lab), by);
+            let mut sockets = Sockets::new(lab.paths(), by);
             let look = |sockets: &mut Sockets| sockets.look().unwrap().held;
             wait_until("they are there", PATIENCE, || {
                 Ok(look(&mut sockets).iter().any(|(_, held)| held.established == 30))

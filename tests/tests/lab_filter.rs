@@ -8,7 +8,6 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use dosguard::datapath::Datapath;
-use dosguard::paths::Paths;
 use dosguard::system::boot_now_ns;
 use dosguard_common::address::Address;
 use dosguard_common::key::SourceKey;
@@ -17,13 +16,14 @@ use dosguard_common::rule::RuleIndex;
 use dosguard_tests::addresses::{
     ATTACKER_V4, FORGED_V4, GUARD_ATTACKER_SIDE, GUARD_V4, PEER, SECOND_FORGED_V4,
 };
-use dosguard_tests::cli::{PATIENCE, done};
+use dosguard_tests::cli::{self, PATIENCE, done};
 use dosguard_tests::counter::StackCounters;
 use dosguard_tests::cpu;
 use dosguard_tests::daemon::Dosguard;
 use dosguard_tests::flood::Flood;
 use dosguard_tests::lab::Lab;
 use dosguard_tests::packet::{Frame, Packet};
+use dosguard_tests::siege::open;
 use dosguard_tests::transmit::{send_frames, send_frames_from_cpu};
 use dosguard_tests::wait::wait_until;
 
@@ -37,14 +37,7 @@ fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
 
 /// Attaches on the attacker's side with this configuration.
 fn attach(dosguard: &Dosguard<'_>, config: &str) {
-    let config = dosguard.write_config("c.toml", config).unwrap();
-    done(dosguard, &format!("attach -c {} {GUARD_ATTACKER_SIDE}", config.display()));
-}
-
-fn open(lab: &Lab) -> Datapath {
-    let directory = lab.directory();
-    let paths = Paths::new("lab", directory.bpffs(), directory.run_dir(), directory.state_dir());
-    Datapath::require(&paths.unwrap()).unwrap()
+    cli::attach(dosguard, config, GUARD_ATTACKER_SIDE);
 }
 
 fn packets(datapath: &Datapath, reason: Reason) -> u64 {

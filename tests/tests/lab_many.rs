@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 use dosguard::config::cidr::to_address;
 use dosguard::daemon::ask_status;
 use dosguard::datapath::Datapath;
-use dosguard::paths::Paths;
 use dosguard::system::boot_now_ns;
 use dosguard_common::ban::Ban;
 use dosguard_common::key::SourceKey;
@@ -60,10 +59,9 @@ fn with_very_many_bans_nobody_waits_and_a_power_cut_costs_the_last_second() {
     let dosguard = Dosguard::new(&lab).unwrap();
     let config = dosguard.write_config("c.toml", CONFIG).unwrap();
     done(&dosguard, &format!("attach -c {} {GUARD_ATTACKER_SIDE}", config.display()));
-    let directory = lab.directory();
-    let paths = Paths::new("lab", directory.bpffs(), directory.run_dir(), directory.state_dir()).unwrap();
-    let mut datapath = Datapath::require(&paths).unwrap();
-    let looking = Datapath::require(&paths).unwrap();
+    let paths = lab.paths();
+    let mut datapath = Datapath::require(paths).unwrap();
+    let looking = Datapath::require(paths).unwrap();
     let mut ban_many = |numbers: Range<u32>, lasts_s: u64| {
         let now_ns = boot_now_ns().unwrap();
         for number in numbers {
@@ -95,7 +93,7 @@ fn with_very_many_bans_nobody_waits_and_a_power_cut_costs_the_last_second() {
             let (mut slowest, mut answers) = (Duration::ZERO, 0);
             while !ended.load(Ordering::Relaxed) {
                 let began = Instant::now();
-                ask_status(&paths).unwrap();
+                ask_status(paths).unwrap();
                 slowest = slowest.max(began.elapsed());
                 answers += 1;
                 thread::sleep(Duration::from_millis(20));

@@ -17,11 +17,11 @@ use dosguard_tests::daemon::Dosguard;
 use dosguard_tests::earlier::{become_abi_2, become_abi_5, become_abi_6, challenges_of, set_counter};
 use dosguard_tests::killed::{changing_calls, kill_before};
 use dosguard_tests::lab::Lab;
-use dosguard_tests::siege::{LIMIT, Siege, attach, kept, one_program, open, paths};
+use dosguard_tests::siege::{LIMIT, Siege, attach, kept, one_program, open};
 
 /// The names in the instance's folder.
 fn folders(lab: &Lab) -> Vec<String> {
-    let entries = fs::read_dir(paths(lab).instance_pins()).unwrap();
+    let entries = fs::read_dir(lab.paths().instance_pins()).unwrap();
     let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
@@ -42,7 +42,7 @@ fn an_instance_of_abi_2_goes_on_with_all_that_it_had() {
     let dosguard = Dosguard::new(&lab).unwrap();
     let siege = begin(&lab, &dosguard);
     let before = kept(&open(&lab));
-    become_abi_2(&paths(&lab)).unwrap();
+    become_abi_2(lab.paths()).unwrap();
     let (old, pinned) = (one_program(&[lab.guard()]), pins(&lab));
 
     let plan = [
@@ -63,7 +63,7 @@ fn an_instance_of_abi_2_goes_on_with_all_that_it_had() {
     {
         assert!(shown.contains(line), "{shown}");
     }
-    let daemon = DaemonLock::acquire(&paths(&lab)).unwrap();
+    let daemon = DaemonLock::acquire(lab.paths()).unwrap();
     refused(&dosguard, "upgrade --migrate", &["the daemon of instance `lab` runs", "stop it first"]);
     drop(daemon);
     assert_eq!((one_program(&[lab.guard()]), pins(&lab)), (old, pinned));
@@ -79,7 +79,7 @@ fn an_instance_of_abi_2_goes_on_with_all_that_it_had() {
     assert_eq!(say(&dosguard, words("upgrade --migrate")).code, Some(1), "once is enough");
 
     // The same by `run`, with an interface more.
-    become_abi_2(&paths(&lab)).unwrap();
+    become_abi_2(lab.paths()).unwrap();
     let daemon = dosguard.start(words("run --migrate lo")).unwrap();
     let said = daemon.stderr().unwrap();
     assert!(said.contains("carried over from ABI version 2") && said.contains("guarding lo"), "{said}");
@@ -145,13 +145,13 @@ fn what_the_old_program_counts_until_it_is_replaced_is_not_lost() {
     let lab = Lab::new().unwrap();
     let dosguard = Dosguard::new(&lab).unwrap();
     attach(&dosguard, GUARD_ATTACKER_SIDE);
-    let paths = paths(&lab);
-    become_abi_5(&paths).unwrap();
+    let paths = lab.paths();
+    become_abi_5(paths).unwrap();
     let old = one_program(&[lab.guard()]);
     let mut migration = dosguard.command(words("upgrade --migrate")).spawn().unwrap();
     // Counts on in place of the old program, for as long as that is the one.
     let mut counted = 10;
-    while set_counter(&paths, 5, 0, counted + 1).is_ok() && one_program(&[lab.guard()]) == old {
+    while set_counter(paths, 5, 0, counted + 1).is_ok() && one_program(&[lab.guard()]) == old {
         counted += 1;
     }
     assert!(migration.wait().unwrap().success());
@@ -164,15 +164,15 @@ fn what_the_old_program_counts_until_it_is_replaced_is_not_lost() {
 /// Makes the live instance one of an earlier version.
 fn become_abi(lab: &Lab, version: u32) {
     match version {
-        2 => become_abi_2(&paths(lab)).unwrap(),
-        5 => become_abi_5(&paths(lab)).unwrap(),
-        _ => become_abi_6(&paths(lab)).unwrap(),
+        2 => become_abi_2(lab.paths()).unwrap(),
+        5 => become_abi_5(lab.paths()).unwrap(),
+        _ => become_abi_6(lab.paths()).unwrap(),
     }
 }
 
 /// With what an instance of that version goes on, if that has such.
 fn steps_of(lab: &Lab, version: u32) -> Option<([u32; 2], SynAck)> {
-    (version >= 5).then(|| challenges_of(&paths(lab), version).unwrap())
+    (version >= 5).then(|| challenges_of(lab.paths(), version).unwrap())
 }
 
 fn a_migration_that_a_link_refuses_leaves_the_old_instance_whole(version: u32) {
@@ -182,7 +182,7 @@ fn a_migration_that_a_link_refuses_leaves_the_old_instance_whole(version: u32) {
     let before = kept(&open(&lab));
     become_abi(&lab, version);
     // To aya it is an XDP link, since the types have the same number; the kernel refuses to give it a program.
-    let old_pins = paths(&lab).pins_of(version);
+    let old_pins = lab.paths().pins_of(version);
     let odd = old_pins.join("links").join(format!("{}-1", u64::MAX));
     MapData::from_pin(old_pins.join(abi::COUNTERS.name)).unwrap().pin(&odd).unwrap();
     let (old, pinned, challenges) = (one_program(&[lab.guard()]), pins(&lab), steps_of(&lab, version));
@@ -281,13 +281,13 @@ fn what_a_migration_left_behind_is_in_nobodys_way() {
     let dosguard = Dosguard::new(&lab).unwrap();
     let siege = begin(&lab, &dosguard);
     // Killed after the new instance was whole: the old one is still there, or a part of it.
-    let v2 = paths(&lab).pins_of(2);
+    let v2 = lab.paths().pins_of(2);
     fs::create_dir_all(v2.join("links")).unwrap();
-    MapData::from_pin(paths(&lab).map(abi::BANS.name)).unwrap().pin(v2.join(abi::BANS.name)).unwrap();
+    MapData::from_pin(lab.paths().map(abi::BANS.name)).unwrap().pin(v2.join(abi::BANS.name)).unwrap();
     assert_eq!(dosguard.status().unwrap()["bans"]["used"], 51);
     assert!(v2.exists(), "looking changes nothing");
     done(&dosguard, "attach lo");
     assert_eq!(folders(&lab), [now()]);
-    assert!(Datapath::open(&paths(&lab)).unwrap().is_some());
+    assert!(Datapath::open(lab.paths()).unwrap().is_some());
     siege.end();
 }

@@ -7,7 +7,6 @@ use dosguard_tests::cli::{CONFIG, bans, boot, done, say, words};
 use dosguard_tests::daemon::Dosguard;
 use dosguard_tests::killed::{changing_calls, kill_before};
 use dosguard_tests::lab::Lab;
-use dosguard_tests::siege::paths;
 
 /// A gateway on the attacker's side.
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 254);
@@ -31,7 +30,7 @@ fn a_start_that_is_killed_at_any_step_leaves_an_instance_with_guards_and_bans_or
     for step in &steps {
         boot(&lab);
         kill_before(&dosguard, &attach, step).unwrap();
-        loaded += u32::from(paths(&lab).pins().exists());
+        loaded += u32::from(lab.paths().pins().exists());
         let said = say(&dosguard, words(&attach));
         assert_eq!(said.code, Some(0), "{step:?}: {said:?}");
         let allowed = done(&dosguard, "allow list");

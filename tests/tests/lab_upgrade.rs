@@ -23,7 +23,7 @@ use dosguard_tests::killed::{changing_calls, kill_before};
 use dosguard_tests::lab::Lab;
 use dosguard_tests::objects::FLOOD_OBJECT;
 use dosguard_tests::server::TcpServer;
-use dosguard_tests::siege::{LIMIT, Siege, attach, ids, kept, one_program, open, paths, syn};
+use dosguard_tests::siege::{LIMIT, Siege, attach, ids, kept, one_program, open, syn};
 use dosguard_tests::transmit::send_frames;
 use dosguard_tests::wait::wait_until;
 
@@ -71,8 +71,8 @@ fn all_interfaces_of_all_namespaces_change_or_none() {
     assert_eq!(programs(lab.guard()).len() + programs(lab.client()).len(), 3);
 
     // To aya it is an XDP link, since the types have the same number; the kernel refuses to give it a program.
-    let odd = paths(&lab).links().join(format!("{}-1", u64::MAX));
-    MapData::from_pin(paths(&lab).map(abi::COUNTERS.name)).unwrap().pin(&odd).unwrap();
+    let odd = lab.paths().links().join(format!("{}-1", u64::MAX));
+    MapData::from_pin(lab.paths().map(abi::COUNTERS.name)).unwrap().pin(&odd).unwrap();
     let (pinned, build) = (pins(&lab), open(&lab).build().unwrap());
     refused(
         &dosguard,
@@ -101,8 +101,8 @@ fn all_interfaces_of_all_namespaces_change_or_none() {
     assert_eq!(one_program(&everywhere), second);
     std::fs::remove_file(odd).unwrap();
     // What is no link at all guards nothing, and an interface may be gone.
-    let other = paths(&lab).links().join("1-1");
-    MapData::from_pin(paths(&lab).map(abi::CONFIG.name)).unwrap().pin(&other).unwrap();
+    let other = lab.paths().links().join("1-1");
+    MapData::from_pin(lab.paths().map(abi::CONFIG.name)).unwrap().pin(&other).unwrap();
     lab.guard().run("ip", words("link add gone0 type veth peer name gone1")).unwrap();
     done(&dosguard, "attach gone0");
     lab.guard().run("ip", words("link del gone0")).unwrap();
@@ -151,12 +151,12 @@ fn a_killed_replacement_is_put_in_order_by_the_next_start() {
     // Killed between two links: the new program is pinned, and on one of two.
     let mut datapath = open(&lab);
     let config = datapath.maps().config().unwrap();
-    let maps: Vec<_> = abi::MAPS.iter().map(|map| (map.name, paths(&lab).map(map.name))).collect();
+    let maps: Vec<_> = abi::MAPS.iter().map(|map| (map.name, lab.paths().map(map.name))).collect();
     let mut next = Loaded::onto(SHIPPED, &LoadOptions::default(), &maps).unwrap();
-    next.program().unwrap().pin(paths(&lab).next_program()).unwrap();
+    next.program().unwrap().pin(lab.paths().next_program()).unwrap();
     datapath.maps_mut().set_config(config.with_build(0)).unwrap();
     let link = datapath.guarded().unwrap()[0].link;
-    give(&paths(&lab).link(link), &paths(&lab).next_program());
+    give(&lab.paths().link(link), &lab.paths().next_program());
     assert_eq!(ids(lab.guard()).len(), 2);
     let status = dosguard.status().unwrap();
     let modes: Vec<_> =
@@ -169,7 +169,7 @@ fn a_killed_replacement_is_put_in_order_by_the_next_start() {
     assert!(said.contains("program replaced on up0, up1: counters and bans go on"), "{said}");
     assert!(!ids(lab.guard()).contains(&old));
     one_program(&[lab.guard()]);
-    assert!(!paths(&lab).next_program().exists());
+    assert!(!lab.paths().next_program().exists());
     daemon.terminate().unwrap();
     let daemon = dosguard.start(["run"]).unwrap();
     let said = daemon.stderr().unwrap();
@@ -195,7 +195,7 @@ fn replacements_that_are_killed_at_any_step_let_not_one_packet_through() {
         siege.go_on();
         kill_before(&dosguard, "upgrade --force", step).unwrap();
         in_between += u32::from(ids(lab.guard()).len() == 2);
-        let interrupted = paths(&lab).next_program().exists();
+        let interrupted = lab.paths().next_program().exists();
         let current = open(&lab).is_current(&LoadOptions::default()).unwrap();
 
         let said = say(&dosguard, words("upgrade"));
@@ -203,7 +203,7 @@ fn replacements_that_are_killed_at_any_step_let_not_one_packet_through() {
         assert_eq!(said.err.contains("an upgrade was interrupted"), interrupted, "{step:?}: {said:?}");
         one_program(&[lab.guard()]);
         assert_eq!(programs(lab.guard()).len(), 2, "{step:?}");
-        assert!(!paths(&lab).next_program().exists());
+        assert!(!lab.paths().next_program().exists());
         assert!(open(&lab).is_current(&LoadOptions::default()).unwrap());
         assert_eq!(siege.reached(), LIMIT, "{step:?}");
     }

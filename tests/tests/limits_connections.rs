@@ -13,13 +13,12 @@ use dosguard::daemon::{ConnectionWatch, Elsewhere};
 use dosguard_common::abi;
 use dosguard_common::connection::Held as Counted;
 use dosguard_tests::addresses::{GUARD_ATTACKER_SIDE, GUARD_CLIENT_V4, GUARD_V4, PEER};
-use dosguard_tests::cli::{PATIENCE, bans, done};
+use dosguard_tests::cli::{PATIENCE, attach, bans, done};
 use dosguard_tests::daemon::Dosguard;
 use dosguard_tests::flood::Flood;
 use dosguard_tests::held::Held;
 use dosguard_tests::lab::Lab;
 use dosguard_tests::packet::Packet;
-use dosguard_tests::siege::paths;
 use dosguard_tests::sources::many_v4;
 use dosguard_tests::wait::wait_until;
 use nix::sys::socket::{Backlog, listen};
@@ -54,8 +53,7 @@ fn of_more_sources_than_there_is_room_for_some_are_missed_and_the_others_counted
     let dosguard = Dosguard::new(&lab).unwrap();
     lab.many_sources().unwrap();
     let _listener = half_open_server(&lab);
-    let config = dosguard.write_config("c.toml", RULE).unwrap();
-    done(&dosguard, &format!("attach -c {} {GUARD_ATTACKER_SIDE}", config.display()));
+    attach(&dosguard, RULE, GUARD_ATTACKER_SIDE);
     let syn = Packet::eth().ipv4(Ipv4Addr::new(20, 0, 0, 1), GUARD_V4).tcp(1_024, PORT).syn().build();
     let flood = Flood::new(syn).sources(SOURCES).frames(SOURCES.into()).rate(100_000).cpu(0);
     flood.run(lab.attacker(), PEER).unwrap();
@@ -64,7 +62,7 @@ fn of_more_sources_than_there_is_room_for_some_are_missed_and_the_others_counted
     let count = usize::try_from(HOLDERS * EACH).unwrap();
     let held = Held::open(lab.client(), &holders, (GUARD_CLIENT_V4, PORT).into(), count).unwrap();
 
-    let sockets = || Sockets::new(&paths(&lab), CountBy::Iterator).with_room(MORE);
+    let sockets = || Sockets::new(lab.paths(), CountBy::Iterator).with_room(MORE);
     let found = lab.guard().run_in(|| sockets().look()).unwrap().unwrap();
     println!("{} sources were found, {} connections missed", found.held.len(), found.look.missed);
     let mut total = Counted::default();
@@ -85,7 +83,7 @@ fn of_more_sources_than_there_is_room_for_some_are_missed_and_the_others_counted
     let settings =
         Connections { interval: "200ms".parse().unwrap(), namespaces: Vec::new(), by: CountBy::Iterator };
     let health = Health::default();
-    let start = || ConnectionWatch::start(&paths(&lab), &settings, sockets(), Elsewhere::default(), &health);
+    let start = || ConnectionWatch::start(lab.paths(), &settings, sockets(), Elsewhere::default(), &health);
     let watch = lab.guard().run_in(start).unwrap().unwrap();
     let report = || health.report().connections;
     wait_until("there was a look", PATIENCE, || Ok(report().is_some())).unwrap();

@@ -18,13 +18,13 @@ use dosguard_common::proof::Evidence;
 use dosguard_common::reason::Tally;
 use dosguard_tests::addresses::{GUARD_ATTACKER_SIDE, GUARD_V4, PEER};
 use dosguard_tests::challenges::{PORT, Wire, make_possible, sequence, tallied};
-use dosguard_tests::cli::{PATIENCE, bans, done, packets, refused, words};
+use dosguard_tests::cli::{PATIENCE, attach, bans, done, packets, refused, words};
 use dosguard_tests::daemon::Dosguard;
 use dosguard_tests::flood::Flood;
 use dosguard_tests::lab::Lab;
 use dosguard_tests::packet::{Frame, Packet};
 use dosguard_tests::server::TcpServer;
-use dosguard_tests::siege::{open, paths};
+use dosguard_tests::siege::open;
 use dosguard_tests::transmit::Sender;
 use dosguard_tests::wait::wait_until;
 
@@ -100,14 +100,13 @@ fn each_map_is_filled_by_a_test() {
 /// An instance whose tables are of these sizes, with this configuration.
 fn small(lab: &Lab, dosguard: &Dosguard<'_>, sizes: &[(&'static str, u32)], config: &str) {
     let options = LoadOptions { sizes: sizes.to_vec(), ..LoadOptions::default() };
-    drop(Datapath::create(&paths(lab), &Policy::default(), &options).unwrap());
-    let file = dosguard.write_config("c.toml", config).unwrap();
-    done(dosguard, &format!("attach -c {} {GUARD_ATTACKER_SIDE}", file.display()));
+    drop(Datapath::create(lab.paths(), &Policy::default(), &options).unwrap());
+    attach(dosguard, config, GUARD_ATTACKER_SIDE);
 }
 
 /// How many entries a map has.
 fn entries(lab: &Lab, map: &str) -> usize {
-    let path = paths(lab).map(map);
+    let path = lab.paths().map(map);
     let (keys, values) = {
         let info = MapInfo::from_pin(&path).unwrap();
         (info.key_size(), info.value_size())
@@ -129,7 +128,7 @@ fn entries(lab: &Lab, map: &str) -> usize {
 
 /// Has handshakes counted in as many places as are for so many sources: the table itself has a size of its own.
 fn few_handshakes(lab: &Lab, room: u32) {
-    let path = paths(lab).map(abi::HASHING.name);
+    let path = lab.paths().map(abi::HASHING.name);
     let data = aya::maps::Map::from_map_data(MapData::from_pin(path).unwrap()).unwrap();
     let mut map = aya::maps::Array::<_, [u8; size_of::<Hashing>()]>::try_from(data).unwrap();
     let mut hashing: Hashing = bytemuck::pod_read_unaligned(&map.get(&0, 0).unwrap());

@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use dosguard_tests::addresses::{GUARD_ATTACKER_SIDE, GUARD_MAC, GUARD_V4, PEER};
-use dosguard_tests::cli::{PATIENCE, done, pins, programs, refused, say, syns_from, words};
+use dosguard_tests::cli::{PATIENCE, attach, done, packets, pins, programs, refused, say, syns_from, words};
 use dosguard_tests::daemon::Dosguard;
 use dosguard_tests::flood::Flood;
 use dosguard_tests::lab::Lab;
@@ -28,11 +28,6 @@ fn number(dosguard: &Dosguard<'_>, tally: &str) -> u64 {
 
 fn used(dosguard: &Dosguard<'_>) -> u64 {
     dosguard.status().unwrap()["bans"]["used"].as_u64().unwrap()
-}
-
-fn attach(dosguard: &Dosguard<'_>, config: &str, interfaces: &str) {
-    let file = dosguard.write_config("c.toml", config).unwrap();
-    done(dosguard, &format!("attach -c {} {interfaces}", file.display()));
 }
 
 /// All 65,536 ports, in as many rules as there may be beside `default`, which has none left but port 0.
@@ -105,11 +100,7 @@ fn sixty_four_interfaces_are_guarded_by_one_instance() {
     let senders: Vec<_> =
         (0..64).map(|number| Sender::new(lab.attacker(), &format!("m{number}")).unwrap()).collect();
     senders.iter().for_each(|sender| sender.send(&[&syn]).unwrap());
-    let judged = |reason: &str| {
-        let status = dosguard.status().unwrap();
-        let counters = status["counters"].as_array().unwrap();
-        counters.iter().find(|counter| counter["reason"] == reason).unwrap()["packets"].as_u64().unwrap()
-    };
+    let judged = |reason| packets(&dosguard, &[reason]);
     wait_until("all of them pass", PATIENCE, || Ok(judged("under-limit") == 64)).unwrap();
     assert_eq!(used(&dosguard), 0);
     senders.iter().for_each(|sender| sender.send(&[&syn]).unwrap());
@@ -289,11 +280,7 @@ fn each_map_that_is_full_says_so_and_breaks_nothing_else() {
     }
     syns_from(&lab, &dosguard, Ipv4Addr::new(20, 1, 0, 7), 80, 3);
     syns_from(&lab, &dosguard, Ipv4Addr::new(20, 2, 0, 7), 80, 3);
-    let judged = |reason: &str| {
-        let status = dosguard.status().unwrap();
-        let counters = status["counters"].as_array().unwrap();
-        counters.iter().find(|counter| counter["reason"] == reason).unwrap()["packets"].as_u64().unwrap()
-    };
+    let judged = |reason| packets(&dosguard, &[reason]);
     assert_eq!((judged("denied"), judged("allowed")), (3, 3));
 
     // Counters of sources: the least recently seen give way.

@@ -9,7 +9,6 @@ use std::process::{Command, Stdio};
 
 use dosguard::daemon::health::{Health, Loss};
 use dosguard::daemon::metrics::Exporter;
-use dosguard::paths::Paths;
 use dosguard_tests::addresses::GUARD_ATTACKER_SIDE;
 use dosguard_tests::cli::{PATIENCE, done, start, syns};
 use dosguard_tests::daemon::Dosguard;
@@ -63,12 +62,11 @@ fn prometheus_is_told_what_status_says() {
     done(&dosguard, "bans add 203.0.113.9 --for 10m");
     done(&dosguard, "bans add 203.0.113.10 --for 10m --scope syn");
     done(&dosguard, "deny add 203.0.113.128/25");
-    let directory = lab.directory();
-    let paths = Paths::new("lab", directory.bpffs(), directory.run_dir(), directory.state_dir()).unwrap();
+    let paths = lab.paths();
     let health = Health::default();
     health.lost(Loss::Syslog, 3);
     let serve = || {
-        let start = || Exporter::start("127.0.0.1:0".parse().unwrap(), &paths, &health);
+        let start = || Exporter::start("127.0.0.1:0".parse().unwrap(), paths, &health);
         let exporter = lab.guard().run_in(start).unwrap().unwrap();
         (scrape(&lab, exporter.address()), exporter)
     };

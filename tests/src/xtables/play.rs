@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use dosguard::{datapath::Datapath, paths::Paths};
+use dosguard::datapath::Datapath;
 use dosguard_common::reason::Reason;
 
 use super::{
@@ -201,7 +201,5 @@ fn start_dosguard(lab: &Lab) -> Result<Datapath> {
     let mut attach = dosguard.command(["attach", "-c"]);
     crate::netns::run(attach.arg(file).arg(GUARD_ATTACKER_SIDE))?;
 
-    let directory = lab.directory();
-    let paths = Paths::new("lab", directory.bpffs(), directory.run_dir(), directory.state_dir())?;
-    Ok(Datapath::require(&paths)?)
+    Ok(Datapath::require(lab.paths())?)
 }

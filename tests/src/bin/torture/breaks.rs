@@ -135,7 +135,7 @@ impl Broken {
 
     /// Breaks it.
     pub(crate) fn strike(&mut self, world: &mut World<'_>) -> Result<()> {
-        let paths = paths(world)?;
+        let paths = world.lab.paths().clone();
         world.patience = SHORT;
         match self.what {
             Break::Nothing => {}
@@ -190,11 +190,6 @@ impl Broken {
         }
         Ok(())
     }
-}
-
-fn paths(world: &World<'_>) -> Result<Paths> {
-    let directory = world.lab.directory();
-    Ok(Paths::new("lab", directory.bpffs(), directory.run_dir(), directory.state_dir())?)
 }
 
 fn key(source: usize) -> SourceKey {

@@ -18,7 +18,6 @@ use dosguard_tests::{
     holders::Holders,
     interrupt::Interrupt,
     lab::Lab,
-    siege::paths,
 };
 
 use self::contender::{Contender, Count, Look};
@@ -51,7 +50,7 @@ pub(crate) fn run(arguments: &ConnectionsArguments, interrupt: &Interrupt) -> Re
     let config = dosguard.write_config("bench.toml", CONFIG)?;
     let line = format!("run -c {} {GUARD_ATTACKER_SIDE} {GUARD_CLIENT_SIDE}", config.display());
     let daemon = dosguard.start(words(&line)).context("the daemon does not start")?;
-    let contenders = contender::all(&paths(&lab));
+    let contenders = contender::all(lab.paths());
     // Without a sample: what is read from the disk is read now.
     look_around(&lab, interrupt, &contenders, expected)?;
     let mut samples = vec![Vec::new(); contenders.len()];
@@ -60,7 +59,7 @@ pub(crate) fn run(arguments: &ConnectionsArguments, interrupt: &Interrupt) -> Re
         let looks = look_around(&lab, interrupt, &contenders, expected)?;
         samples.iter_mut().zip(looks).for_each(|(samples, look)| samples.push(look));
     }
-    let daemon = Daemon::of(&daemon, &paths(&lab))?;
+    let daemon = Daemon::of(&daemon, lab.paths())?;
     drop(holders);
 
     let outcomes = contenders.iter().zip(samples);

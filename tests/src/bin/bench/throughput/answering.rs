@@ -13,7 +13,6 @@ use dosguard_tests::{
     lab::Lab,
     pair::Pair,
     server::TcpServer,
-    siege::paths,
 };
 
 use super::traffic::PORT;
@@ -41,7 +40,7 @@ impl Answering {
         let config = dosguard.write_config("answering.toml", CONFIG)?;
         let detach = dosguard.command(["detach", "--all"]);
         // From here on there is something to detach.
-        let answering = Self { paths: paths(lab), detach, _server: server };
+        let answering = Self { paths: lab.paths().clone(), detach, _server: server };
         let line = format!("{LINE} -c {} {GUARD_ATTACKER_SIDE}", config.display());
         let output = dosguard.cli(words(&line))?;
         let said = String::from_utf8_lossy(&output.stderr);

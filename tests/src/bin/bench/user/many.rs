@@ -109,9 +109,9 @@ pub(super) fn sweep(bench: &Bench<'_>) -> Result<Vec<Row>> {
     let length = Duration::from_nanos(LENGTH_NS);
     ensure!(began.elapsed() < length / 2, "it took {:?} to put the bans in", began.elapsed());
 
-    let paths = bench.paths();
+    let paths = bench.lab.paths();
     let filter = EventFilter { kinds: vec![kind_named("ban")?], ..EventFilter::default() };
-    let events = subscribe(&paths, Wanted { follow: true, filter })?;
+    let events = subscribe(paths, Wanted { follow: true, filter })?;
     let reader = thread::spawn(move || -> Result<Vec<(Timestamp, f64)>> {
         let mut told = Vec::new();
         for record in events {
@@ -136,7 +136,7 @@ pub(super) fn sweep(bench: &Bench<'_>) -> Result<Vec<Row>> {
         thread::sleep(PROBE_INTERVAL);
         if probes.is_multiple_of(10) {
             let asked = Instant::now();
-            let report = ask_status(&paths)?;
+            let report = ask_status(paths)?;
             slowest = slowest.max(asked.elapsed().as_secs_f64());
             // Each end, and each probe.
             if report.events >= u64::from(BANS + probes) {

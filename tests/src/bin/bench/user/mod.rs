@@ -10,10 +10,8 @@ use std::fs::File;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use dosguard::{datapath::Datapath, paths::Paths};
-use dosguard_tests::{
-    cli::words, daemon::Dosguard, directory::walk, interrupt::Interrupt, lab::Lab, siege::paths,
-};
+use dosguard::datapath::Datapath;
+use dosguard_tests::{cli::words, daemon::Dosguard, directory::walk, interrupt::Interrupt, lab::Lab};
 use serde_json::json;
 
 use self::row::Row;
@@ -87,13 +85,9 @@ pub(crate) fn run(arguments: &Common, interrupt: &Interrupt) -> Result<Report> {
 }
 
 impl Bench<'_> {
-    fn paths(&self) -> Paths {
-        paths(self.lab)
-    }
-
     /// The instance, which is loaded.
     fn datapath(&self) -> Result<Datapath> {
-        Ok(Datapath::require(&self.paths())?)
+        Ok(Datapath::require(self.lab.paths())?)
     }
 
     /// Runs a command that must succeed, prints into a file, and returns how many seconds it took and how many lines it printed.
