@@ -71,8 +71,12 @@ pub const BANS: MapSpec = map("BANS", 65_536, "bans", 2);
 /// (source, everywhere or rule) to [`Offender`](crate::offender::Offender). LRU: when full, the oldest offenders are forgotten.
 pub const OFFENDERS: MapSpec = map("OFFENDERS", 65_536, "offences", 2);
 /// [Marks](crate::mark) of the sources that are in `BANS`, in `OFFENDERS` or in `PROOFS`. Written by both, byte by byte.
-pub const MARKS: MapSpec =
-    map("MARKS", mark_lines(BANS.entries, OFFENDERS.entries), "of which sources something is known", 7);
+pub const MARKS: MapSpec = map(
+    "MARKS",
+    mark_lines(BANS.entries, OFFENDERS.entries, PROOFS.entries),
+    "of which sources something is known",
+    7,
+);
 /// Claims to something that one CPU of several may do, such as to replace an expired ban. LRU: when full, the oldest
 /// claims go, which are over.
 pub const CLAIMS: MapSpec = map("CLAIMS", 4_096, "work in progress", 2);

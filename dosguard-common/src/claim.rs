@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::address::Address;
 use crate::ban::Ban;
-use crate::challenge::Segment;
+use crate::challenge::{ANSWERED_WITHIN_NS, Segment};
 use crate::key::SourceKey;
 use crate::rule::RuleIndex;
 
@@ -32,14 +32,23 @@ impl Claim {
         Self { key: SourceKey::for_rule(source, rule), kind: 1, number: window }
     }
 
-    /// To count what a cookie has completed, once. By the peer's own number: whoever uses a port again within a minute is sent what
-    /// is as far from its new one as the last cookie was from the old one (`secure_tcp_syn_cookie` in Linux
-    /// net/ipv4/syncookies.c).
+    /// To count what a cookie has completed, once. By the peer's own number, and not by how far what it acknowledges is from that:
+    /// whoever uses a port again within a minute is sent what is as far from its new number as the last cookie was from the old
+    /// one (`secure_tcp_syn_cookie` in Linux net/ipv4/syncookies.c). Numbers that lie close together are of one connection: its
+    /// last has the same distance as its first if both ends have sent as much. Linux has them grow by 15,625 in a millisecond
+    /// (`seq_scale` in net/core/secure_seq.c).
     #[inline(always)]
     pub fn answer(segment: &Segment, rule: RuleIndex) -> Self {
+        const CLOSE_BITS: u32 = 8;
         let ports = u64::from(segment.source_port()) << 16 | u64::from(segment.port());
-        let number = u64::from(segment.number()) | ports << 32;
+        let number = u64::from(segment.number() >> CLOSE_BITS) | ports << 32;
         Self { key: SourceKey::for_rule(segment.source(), rule), kind: 3, number }
+    }
+
+    /// Whether what was completed at `at_ns` is of no meaning to what is completed now: no cookie is taken for as long.
+    #[inline(always)]
+    pub const fn has_run_out(at_ns: u64, now_ns: u64) -> bool {
+        now_ns.saturating_sub(at_ns) >= ANSWERED_WITHIN_NS
     }
 
     /// To count a handshake that the host remembers, once.

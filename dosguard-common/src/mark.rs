@@ -19,11 +19,13 @@ pub const MARKS_IN_LINE: u32 = 64;
 /// Value of `MARKS`.
 pub type MarkLine = [u8; MARKS_IN_LINE as usize];
 
-/// How many values `MARKS` has for so many bans and offenders: four marks for each, so that of sources of which nothing is known
-/// some 22 in 100 are taken for others when all there is room for is there (1 - e^-1/4), and 31 if there are as many proofs as
-/// fit, too (1 - e^-3/8).
-pub const fn mark_lines(bans: u32, offenders: u32) -> u32 {
-    bans.saturating_add(offenders).div_ceil(MARKS_IN_LINE / 4)
+/// How many values `MARKS` has for so many bans, offenders and proofs: four marks for each of the bans and offenders, so that of sources of
+/// which nothing is known some 22 in 100 are taken for others when all there is room for is there (1 - e^-1/4), and two for each of
+/// the proofs at least, which come to as many unless configured: 31 in 100 then (1 - e^-3/8).
+pub const fn mark_lines(bans: u32, offenders: u32, proofs: u32) -> u32 {
+    let (known, proven) = (bans.saturating_add(offenders), proofs.saturating_mul(2));
+    let most = if known > proven { known } else { proven };
+    most.div_ceil(MARKS_IN_LINE / 4)
 }
 
 /// The periods.
@@ -93,7 +95,7 @@ mod tests {
         assert_eq!(period.steps().map(|step| step.is_marked(0)), [false; 3]);
         assert_eq!(period.steps().map(|step| step.is_marked(1)), [true; 3]);
         assert_eq!(
-            [mark_lines(65_536, 65_536), mark_lines(1, 0), mark_lines(u32::MAX, 1)],
+            [mark_lines(65_536, 65_536, 65_536), mark_lines(1, 0, 8), mark_lines(u32::MAX, 1, 1)],
             [8_192, 1, 1 << 28]
         );
     }

@@ -239,7 +239,7 @@ impl Tables for MemoryTables {
     }
 
     fn claim_answer(&mut self, claim: &Claim, now_ns: u64) -> Option<u64> {
-        if let Some(at_ns) = self.answers.get(claim) {
+        if let Some(at_ns) = self.answers.get(claim).filter(|at_ns| !Claim::has_run_out(**at_ns, now_ns)) {
             return Some(*at_ns);
         }
         if self.answers.len() >= abi::ANSWERS.entries as usize {

@@ -94,6 +94,9 @@ pub trait Tables {
     fn may_be_proven(&self, _sum: u64) -> bool {
         true
     }
+    /// Marks a source of which there is a proof, so that it may be so.
+    #[inline(always)]
+    fn mark_proven(&mut self, _source: &Address) {}
     /// When a source was last seen to be real.
     fn proof(&self, source: &Address) -> Option<Proof>;
     /// Keeps that; false if there was no room.
@@ -115,8 +118,8 @@ pub trait Tables {
     }
     /// How many CPUs there may be.
     fn cpus(&self) -> u32;
-    /// Claims a completed handshake; none if it was not claimed before, or that could not be kept, otherwise when it was (boot
-    /// time, nanoseconds).
+    /// Claims a completed handshake; none if it was not claimed before, or so long ago that it [has run out](Claim::has_run_out),
+    /// or that could not be kept, otherwise when it was (boot time, nanoseconds).
     fn claim_answer(&mut self, claim: &Claim, now_ns: u64) -> Option<u64>;
     /// Where a source's counters are, or would be; none if there is no table. Asked for early, so that memory that is far away
     /// is on its way meanwhile. The sum is that of the source's mark.

@@ -9,6 +9,7 @@ pub mod challenge;
 pub mod clock;
 pub mod context;
 pub mod maps;
+mod marks;
 mod met;
 #[cfg(target_arch = "bpf")]
 pub mod opaque;

@@ -11,7 +11,6 @@ use dosguard_common::event::{Event, Gate, Kind};
 use dosguard_common::flood::{Flood, Load};
 use dosguard_common::hashing::{Hashing, Spot};
 use dosguard_common::key::SourceKey;
-use dosguard_common::mark::MARKS_IN_LINE;
 use dosguard_common::offender::Offender;
 use dosguard_common::proof::{Proof, Spent, look_until_ns};
 use dosguard_common::reason::{Place, Reason, Tally};
@@ -21,7 +20,7 @@ use dosguard_common::tables::{Refused, Scratch, Tables};
 use dosguard_common::window::Window;
 
 use crate::opaque::opaque;
-use crate::{maps, met};
+use crate::{maps, marks, met};
 
 const EEXIST: i32 = -17;
 
@@ -90,31 +89,6 @@ fn bump(place: Place, bytes: u64) {
     }
 }
 
-/// The mark with this number.
-#[inline(always)]
-fn mark(number: u32) -> Option<*mut u8> {
-    let line = maps::MARKS.get_ptr_mut(number / MARKS_IN_LINE)?;
-    // SAFETY: a byte of the value.
-    Some(unsafe { line.cast::<u8>().add((number % MARKS_IN_LINE) as usize) })
-}
-
-/// Whether the mark with this number counts; if there is none, all do.
-#[inline(always)]
-fn is_marked(hashing: &Hashing, number: u32) -> bool {
-    // SAFETY: as in `set_mark`.
-    mark(number).is_none_or(|mark| hashing.period.is_marked(unsafe { mark.read_volatile() }))
-}
-
-/// Marks a source of which there is about to be something, by the number of its mark.
-#[inline(always)]
-fn set_mark(source: &Address, number: impl FnOnce(&Hashing, u64) -> u32) {
-    let Some(hashing) = maps::HASHING.get(0) else { return };
-    if let Some(mark) = mark(number(hashing, hashing.sum(source))) {
-        // SAFETY: a byte is never torn, and whoever else writes it writes this mark or the next.
-        unsafe { mark.write_volatile(hashing.period.now) };
-    }
-}
-
 /// A function of its own, with a stack of its own: that of the program has no room.
 #[inline(never)]
 fn count_drop() {
@@ -179,7 +153,7 @@ impl<const OF_ANSWERS: bool> Tables for KernelTables<OF_ANSWERS> {
     fn mark(&self, source: &Address) -> (u64, bool) {
         let Some(hashing) = maps::HASHING.get(0) else { return (0, true) };
         let sum = hashing.sum(source);
-        (sum, is_marked(hashing, hashing.mark_by(sum)))
+        (sum, marks::counts(hashing, hashing.mark_by(sum)))
     }
 
     #[inline(always)]
@@ -202,7 +176,7 @@ impl<const OF_ANSWERS: bool> Tables for KernelTables<OF_ANSWERS> {
 
     #[inline(always)]
     fn add_ban(&mut self, key: &SourceKey, ban: &Ban) -> Result<(), Refused> {
-        set_mark(key.source_here(), Hashing::mark_by);
+        marks::set(key.source_here(), Hashing::mark_by);
         added(maps::BANS.insert(key, ban, u64::from(BPF_NOEXIST)))
     }
 
@@ -215,7 +189,14 @@ impl<const OF_ANSWERS: bool> Tables for KernelTables<OF_ANSWERS> {
     fn claim_answer(&mut self, claim: &Claim, now_ns: u64) -> Option<u64> {
         match maps::ANSWERS.insert(claim, now_ns, u64::from(BPF_NOEXIST)) {
             // SAFETY: as for bans; a preallocated entry may be reused meanwhile, and then another's time is read.
-            Err(EEXIST) => unsafe { maps::ANSWERS.get(claim) }.copied(),
+            Err(EEXIST) => match unsafe { maps::ANSWERS.get(claim) }.copied() {
+                Some(at_ns) if Claim::has_run_out(at_ns, now_ns) => {
+                    // Of two CPUs that do so at a time both count it.
+                    let _ = maps::ANSWERS.insert(claim, now_ns, u64::from(BPF_ANY));
+                    None
+                }
+                at_ns => at_ns,
+            },
             _ => None,
         }
     }
@@ -228,7 +209,7 @@ impl<const OF_ANSWERS: bool> Tables for KernelTables<OF_ANSWERS> {
 
     #[inline(always)]
     fn replace_ban(&mut self, key: &SourceKey, ban: &Ban) -> Result<(), Refused> {
-        set_mark(key.source_here(), Hashing::mark_by);
+        marks::set(key.source_here(), Hashing::mark_by);
         added(maps::BANS.insert(key, ban, u64::from(BPF_ANY)))
     }
 
@@ -254,13 +235,18 @@ impl<const OF_ANSWERS: bool> Tables for KernelTables<OF_ANSWERS> {
 
     #[inline(always)]
     fn remember(&mut self, key: &SourceKey, offender: &Offender) -> bool {
-        set_mark(key.source_here(), Hashing::mark_by);
+        marks::set(key.source_here(), Hashing::mark_by);
         maps::OFFENDERS.insert(key, offender, u64::from(BPF_ANY)).is_ok()
     }
 
     #[inline(always)]
     fn may_be_proven(&self, sum: u64) -> bool {
-        maps::HASHING.get(0).is_none_or(|hashing| is_marked(hashing, hashing.proof_mark_by(sum)))
+        maps::HASHING.get(0).is_none_or(|hashing| marks::counts(hashing, hashing.proof_mark_by(sum)))
+    }
+
+    #[inline(always)]
+    fn mark_proven(&mut self, source: &Address) {
+        marks::set(source, Hashing::proof_mark_by);
     }
 
     #[inline(always)]
@@ -271,7 +257,7 @@ impl<const OF_ANSWERS: bool> Tables for KernelTables<OF_ANSWERS> {
 
     #[inline(always)]
     fn keep_proof(&mut self, source: &Address, proof: Proof) -> bool {
-        set_mark(source, Hashing::proof_mark_by);
+        self.mark_proven(source);
         maps::PROOFS.insert(source, proof, u64::from(BPF_ANY)).is_ok()
     }
 

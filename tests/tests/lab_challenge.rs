@@ -14,9 +14,7 @@ use dosguard_tests::addresses::{
     GUARD_CLIENT_V6, GUARD_V4, PEER,
 };
 use dosguard_tests::challenges::{connect, make_possible, set_host, take_replies, tallied};
-use dosguard_tests::cli::{
-    PATIENCE, bans, done, events, packets, say, start_telling as start, syns, syns_from, words,
-};
+use dosguard_tests::cli::{PATIENCE, bans, done, events, packets, say, start_telling as start, syns, words};
 use dosguard_tests::client::Client;
 use dosguard_tests::daemon::{Daemon, Dosguard};
 use dosguard_tests::flood::{Flood, RunningFlood};
@@ -402,30 +400,6 @@ fn a_listener_goes_on_to_take_cookies() {
     assert!(left >= 1, "{left}");
     assert!(bans(&dosguard).is_empty());
     flood.stop().unwrap();
-    daemon.terminate().unwrap();
-}
-
-#[test]
-fn a_client_that_uses_a_port_again_connects_again() {
-    const LIMIT: u16 = 40;
-    let lab = Lab::new().unwrap();
-    let dosguard = Dosguard::new(&lab).unwrap();
-    let server = TcpServer::start(lab.guard(), (Ipv6Addr::UNSPECIFIED, MAIL)).unwrap();
-    let _replies = make_possible(&lab);
-    let daemon = start(&dosguard, &config(&format!("{LIMIT}/60s"), "challenge"));
-    syns_from(&lab, &dosguard, ATTACKER_V4, MAIL, LIMIT.into());
-    // As many ports as there are for connections that follow each other in no time.
-    lab.attacker().sysctl("net.ipv4.ip_local_port_range", "40000 40003").unwrap();
-    let client = Client::new((GUARD_V4, MAIL)).per_second(20).duration(Duration::from_secs(2));
-    let report = client.clone().run(lab.attacker()).unwrap();
-    assert_eq!((report.successes(), report.failures()), (LIMIT.into(), 0), "{:?}", report.reasons());
-    assert_eq!((server.accepted(), tallied(&lab, Tally::AnswerDropped)), (LIMIT.into(), 0));
-    assert_eq!(tallied(&lab, Tally::ChallengeAnswered), u64::from(LIMIT));
-    assert!(bans(&dosguard).is_empty());
-    // Each counts: one more is too many.
-    let last = client.timeout(MOMENT).per_second(1).duration(MOMENT).run(lab.attacker()).unwrap();
-    assert_eq!((last.successes(), last.failures()), (0, 1), "{:?}", last.reasons());
-    wait_until("it is banned", PATIENCE, || Ok(!bans(&dosguard).is_empty())).unwrap();
     daemon.terminate().unwrap();
 }
 

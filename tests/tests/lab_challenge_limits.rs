@@ -1,18 +1,22 @@
-//! What is completed beyond a limit, and what a server that is too busy makes of it. Needs root.
+//! What is completed within a limit and beyond, and what a server that is too busy makes of it. Needs root.
 
+use std::io::Read as _;
 use std::net::Ipv6Addr;
 use std::os::fd::AsRawFd as _;
+use std::time::Duration;
 
 use dosguard_common::reason::Tally;
-use dosguard_tests::addresses::GUARD_V4;
-use dosguard_tests::challenges::{PORT, Wire, answer, ip, make_possible, pair, tallied};
-use dosguard_tests::cli::{PATIENCE, bans, packets, start_telling as start};
+use dosguard_tests::addresses::{ATTACKER_V4, GUARD_V4};
+use dosguard_tests::challenges::{PORT, Wire, answer, connect, ip, make_possible, pair, tallied};
+use dosguard_tests::cli::{PATIENCE, bans, packets, start_telling as start, syns_from};
 use dosguard_tests::daemon::Dosguard;
 use dosguard_tests::lab::Lab;
 use dosguard_tests::packet::{Frame, Packet};
 use dosguard_tests::server::TcpServer;
 use dosguard_tests::wait::wait_until;
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, listen, socket};
+
+const MOMENT: Duration = Duration::from_millis(700);
 
 fn config(limit: u32, scope: &str) -> String {
     format!(
@@ -86,5 +90,30 @@ fn a_client_of_a_server_that_takes_no_more_is_not_banned_for_trying() {
     assert_eq!((tallied(&lab, Tally::ChallengeAnswered), tallied(&lab, Tally::AnswerDropped)), (2, 0));
     assert!(bans(&dosguard).is_empty());
     drop(listener);
+    daemon.terminate().unwrap();
+}
+
+#[test]
+fn a_client_that_uses_a_port_again_connects_again() {
+    const LIMIT: u16 = 40;
+    let lab = Lab::new().unwrap();
+    let dosguard = Dosguard::new(&lab).unwrap();
+    let server = TcpServer::start(lab.guard(), (Ipv6Addr::UNSPECIFIED, PORT)).unwrap();
+    let _replies = make_possible(&lab);
+    let daemon = start(&dosguard, &config(LIMIT.into(), "all"));
+    syns_from(&lab, &dosguard, ATTACKER_V4, PORT, LIMIT.into());
+    lab.attacker().sysctl("net.ipv4.ip_local_port_range", "40000 40003").unwrap();
+    let greeted = || {
+        let mut one = connect(lab.attacker(), (GUARD_V4, PORT), MOMENT)?;
+        one.set_read_timeout(Some(MOMENT))?;
+        one.read_exact(&mut [0])
+    };
+    (0..LIMIT).for_each(|_| greeted().unwrap());
+    assert_eq!((server.accepted(), tallied(&lab, Tally::AnswerDropped)), (LIMIT.into(), 0));
+    assert_eq!(tallied(&lab, Tally::ChallengeAnswered), u64::from(LIMIT));
+    assert!(bans(&dosguard).is_empty());
+    // Each counts: one more is too many.
+    assert!(greeted().is_err());
+    wait_until("it is banned", PATIENCE, || Ok(!bans(&dosguard).is_empty())).unwrap();
     daemon.terminate().unwrap();
 }

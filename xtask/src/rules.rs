@@ -74,10 +74,22 @@ fn may_be_unsafe(path: &Path) -> bool {
 
 /// Whether an attribute permits what the workspace's lints deny.
 fn lifts_the_ban(text: &str) -> bool {
-    let attributes = || text.lines().map(str::trim_start).filter(|line| line.starts_with("#"));
-    ["allow(unsafe_code", "expect(unsafe_code", "warn(unsafe_code"]
-        .iter()
-        .any(|lifted| attributes().any(|line| line.contains(lifted)))
+    let mut lines = text.lines().map(str::trim);
+    while let Some(line) = lines.next() {
+        if !line.starts_with("#[") && !line.starts_with("#![") {
+            continue;
+        }
+        let mut attribute = line.to_owned();
+        let is_open = |text: &str| text.matches('[').count() > text.matches(']').count();
+        while is_open(&attribute) {
+            let Some(next) = lines.next() else { break };
+            attribute.push_str(next);
+        }
+        if attribute.contains("unsafe_code") && !attribute.starts_with("#![forbid(") {
+            return true;
+        }
+    }
+    false
 }
 
 /// The names of the workspace's own packages.
@@ -174,6 +186,11 @@ mod tests {
         assert!(!may_be_unsafe(Path::new("tests/tests/sock_diag.rs")));
         assert!(lifts_the_ban("fn a() {\n    #[expect(unsafe_code, reason = \"so\")]\n"));
         assert!(lifts_the_ban("#![allow(unsafe_code)]"));
+        assert!(lifts_the_ban(
+            "    #[expect(\n        unsafe_code,\n        reason = \"as it is wrapped\"\n    )]\n"
+        ));
+        assert!(lifts_the_ban("#[allow(dead_code, unsafe_code)]"));
+        assert!(lifts_the_ban("#[cfg_attr(test, allow(unsafe_code))]"));
         assert!(!lifts_the_ban("#![forbid(unsafe_code)]\n// #[allow(unsafe_code)]"));
     }
 

@@ -71,6 +71,16 @@ fn judge<T: Tables>(
     // Said anew each time: to the verifier each way to a known answer is another one on which to look at all CPUs.
     let unknown = low_half(now_ns);
     let is_watched = || opaque(u32::from(config.mode_of(rule) == Mode::Monitor), unknown) != 0;
+    // In a flood SYNs are challenged, and not counted, whatever happens beyond the limit.
+    let is_counted = rule.challenges() || (rule.flood().max != 0 && config.challenges_flood(rule));
+    let is_counted = is_counted && !(is_watched() && config.would_challenge(rule));
+    let source = config.mask().source(segment.source());
+    let key = SourceKey::for_rule(source, index);
+    // Before it is claimed: whoever is banned pushes out nobody's claims.
+    let bans = |ban: &Ban| ban.is_active(now_ns) && !ban.is_unproven() && !ban.is_monitored();
+    if is_counted && !is_watched() && tables.with_ban(&key, bans) == Some(true) {
+        return false;
+    }
     let claim = match completed {
         Completed::Challenge => Claim::answer(segment, index),
         Completed::Handshake => Claim::handshake(segment, index),
@@ -84,17 +94,9 @@ fn judge<T: Tables>(
     if completed == Completed::Challenge && config.can_challenge() {
         tables.tally(Tally::ChallengeAnswered);
     }
-    let source = config.mask().source(segment.source());
     prove(tables, config, &source, now_ns);
-    // In a flood SYNs are challenged, and not counted, whatever happens beyond the limit.
-    let is_counted = rule.challenges() || (rule.flood().max != 0 && config.challenges_flood(rule));
-    if !is_counted || (is_watched() && config.would_challenge(rule)) {
+    if !is_counted {
         return true;
-    }
-    let key = SourceKey::for_rule(source, index);
-    let bans = |ban: &Ban| ban.is_active(now_ns) && !ban.is_unproven() && !ban.is_monitored();
-    if !is_watched() && tables.with_ban(&key, bans) == Some(true) {
-        return false;
     }
     let era = opaque(era_of(tables, config, &key, rule), unknown);
     let generation = opaque(rule.counting_generation(era), unknown);

@@ -58,6 +58,9 @@ fn a_cookie_makes_one_connection_and_counts_once() {
     assert!(at(&mut tables, 0) && at(&mut tables, 1) && at(&mut tables, HUNDREDTH - 1), "of one connection");
     assert!(![HUNDREDTH, SECOND / 2, 100 * SECOND].iter().any(|ns| at(&mut tables, *ns)), "made again");
     assert_eq!((tables.tallied(Tally::ChallengeAnswered), tables.bans.len()), (1, 0));
+    // Where a client begins with the same numbers each time, a cookie of then is not one of now.
+    assert!(at(&mut tables, 180 * SECOND) && !at(&mut tables, 181 * SECOND));
+    assert_eq!(tables.tallied(Tally::ChallengeAnswered), 2);
     // What the host remembers may be sent again until it is taken.
     assert!((0..100).all(|n| connected(&mut tables, 2, START + n * SECOND)));
     assert!(tables.bans.is_empty());
@@ -73,9 +76,13 @@ fn a_port_that_is_used_again_makes_another_connection() {
     // Its cookie differs from the first one as its own number does, and no more.
     let mut tables = tables(proving(3), 1);
     can_challenge(&mut tables);
-    let passed: Vec<_> =
-        (0..4).map(|n| answered_anew(&mut tables, 1, n, START + u64::from(n) * SECOND / 50)).collect();
-    assert_eq!(passed, [true, true, true, false], "each counts");
+    let anew = |tables: &mut MemoryTables, number, hundredths| {
+        answered_anew(tables, 1, number, START + hundredths * SECOND / 100)
+    };
+    assert!(anew(&mut tables, 0, 0));
+    assert!(!anew(&mut tables, 2, 2), "what ends a connection has the distance of what began it");
+    let passed = [1, 2, 3].map(|n| anew(&mut tables, n << 8, 2 * u64::from(n)));
+    assert_eq!(passed, [true, true, false], "each counts");
     assert_eq!((tables.tallied(Tally::ChallengeAnswered), tables.bans.len()), (4, 1));
 }
 

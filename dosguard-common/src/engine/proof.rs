@@ -24,6 +24,8 @@ pub(super) fn prove<T: Tables>(tables: &mut T, config: &Config, source: &Address
     let age_ns = config.proof_age_ns();
     let before = tables.proof(source);
     if before.is_some_and(|proof| !proof.is_worn(age_ns, now_ns)) {
+        // An earlier daemon that goes on lets its mark run out.
+        tables.mark_proven(source);
         return;
     }
     if !tables.keep_proof(source, Proof { at_ns: now_ns }) {

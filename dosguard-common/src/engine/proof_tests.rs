@@ -21,11 +21,12 @@ pub(super) fn under_rule(tables: &MemoryTables) -> Ban {
 }
 
 /// A TCP segment of the attacker's, with the right cookie or of a connection: that is for the caller to know.
-fn answer(port: u16, ports: u8, number: u8) -> Segment {
+fn answer(port: u16, ports: u8, number: u32) -> Segment {
     let mut frame = segment(ATTACKER, port, 0x10);
     frame[35] = ports;
     // What it acknowledges is as far from its own number as ever.
-    (frame[41], frame[45]) = (number, number);
+    frame[38..42].copy_from_slice(&number.to_be_bytes());
+    frame[42..46].copy_from_slice(&number.to_be_bytes());
     let mut read: Segment = bytemuck::Zeroable::zeroed();
     assert!(read.read(frame.as_slice()));
     read
@@ -37,7 +38,7 @@ fn complete(tables: &mut MemoryTables, completed: Completed, ports: u8, now_ns: 
 }
 
 /// The same from a port that was used before, which begins with another number.
-pub(super) fn answered_anew(tables: &mut MemoryTables, ports: u8, number: u8, now_ns: u64) -> bool {
+pub(super) fn answered_anew(tables: &mut MemoryTables, ports: u8, number: u32, now_ns: u64) -> bool {
     let answer = answer(80, ports, number);
     judge_answer(tables, &answer, Completed::Challenge, [0; 6], crate::frame::Arrival::default(), now_ns)
 }

@@ -265,7 +265,7 @@ impl Context {
             } else {
                 let left = Span::from_ns(until_ns.saturating_sub(self.clock.boot_now_ns())).approx();
                 format!(
-                    "for another {left}, since a ban by SYNs alone, completed handshakes are counted: who completes more than \
+                    "for another {left}, since somebody was banned by SYNs alone, completed handshakes are counted: who completes more than \
                      {limit} is {banned}"
                 )
             });

@@ -76,7 +76,7 @@ pub(super) fn is_hashed(map: &str) -> bool {
 /// The sizes of the maps that are hashed into, by name: those that are made for so many sources, bans and offenders.
 pub(super) fn hashed_sizes(sizes: &[(&'static str, u32)]) -> [(&'static str, u32); 2] {
     let [sources, bans, offenders] = [abi::SYNS, abi::BANS, abi::OFFENDERS].map(|spec| chosen(sizes, spec));
-    [(abi::SYNS.name, sets_for(sources)), (abi::MARKS.name, mark_lines(bans, offenders))]
+    [(abi::SYNS.name, sets_for(sources)), (abi::MARKS.name, mark_lines(bans, offenders, abi::PROOFS.entries))]
 }
 
 /// The size that was chosen for a map.

@@ -18,6 +18,7 @@ use super::counted::is_hashed;
 use super::switch::{give_back, names, switch};
 use super::{Build, Datapath, Error, LoadOptions, Loaded, SHIPPED, exists, pin_error, remove_pins, versions};
 use crate::paths::{NEXT_PROGRAM, PROGRAM, Paths};
+use crate::system;
 
 /// A program that took the place of another one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,7 +72,8 @@ impl Datapath {
                 if let Err(error) = challenges::install(&self.paths.pins(), &mut self.maps, &options) {
                     log::warn!("there are no challenges: {error}");
                 }
-                // An earlier program did not: who is real would be challenged in a flood.
+                // An earlier program did not: who is real would be challenged in a flood. Those that it is judging yet come first.
+                system::wait_for_running_programs();
                 if let Err(error) = self.maps.mark_proven() {
                     log::warn!("sources that are known to be real were not marked: {error}");
                 }

@@ -100,9 +100,14 @@ impl Explanation {
                 && !config.would_challenge(rule)
                 && config.mode_of(rule) == Mode::Enforce
         };
+        // Of whom is banned already, those are dropped.
+        let is_banned = steps.iter().any(|step| match step {
+            Step::Ban(_, Some(ban)) => ban.is_active(now_ns) && !ban.is_unproven() && !ban.is_monitored(),
+            _ => false,
+        });
         let until_ns = maps.answers_until_ns()?;
         let handshakes_until_ns =
-            of_port.filter(|(_, rule)| now_ns < until_ns && is_counted(rule)).map(|_| until_ns);
+            of_port.filter(|(_, rule)| now_ns < until_ns && !is_banned && is_counted(rule)).map(|_| until_ns);
         let of_rule = of_port.filter(|(_, rule)| rule.flood().max != 0).map(|(index, _)| index);
         let flood = of_rule.map(|index| maps.flood(index)).transpose()?;
         let flood = flood.filter(|flood| flood.tide(now_ns) != Tide::Out);

@@ -152,14 +152,19 @@ pub(super) fn salvaged_last_seq(connection: &Connection) -> u64 {
     let number = |question: &str| connection.query_row(question, [], |row| row.get::<_, i64>(0)).ok();
     let told = number("SELECT value FROM facts WHERE name = 'last_seq'");
     let of_events = || number(&format!("SELECT max(seq) FROM events WHERE seq <= {HIGHEST_SEQ}"));
-    let found = told.filter(|number| (0..=HIGHEST_SEQ).contains(number)).or_else(of_events);
+    let told = told.filter(|number| (0..=HIGHEST_SEQ).contains(number));
+    let found = told.max(of_events());
     found.and_then(|number| u64::try_from(number).ok()).unwrap_or(0)
 }
 
 /// The number of the last event that was ever written.
 pub(super) fn last_seq(connection: &Connection) -> rusqlite::Result<u64> {
-    let seq: i64 =
-        connection.query_row("SELECT value FROM facts WHERE name = 'last_seq'", [], |row| row.get(0))?;
+    // Whatever it says of itself, nothing is written over what is there.
+    let question = format!(
+        "SELECT max(value, ifnull((SELECT max(seq) FROM events WHERE seq <= {HIGHEST_SEQ}), 0)) \
+         FROM facts WHERE name = 'last_seq'"
+    );
+    let seq: i64 = connection.query_row(&question, [], |row| row.get(0))?;
     Ok(u64::try_from(seq).unwrap_or(0))
 }
 

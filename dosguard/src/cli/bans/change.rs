@@ -69,12 +69,19 @@ pub(super) fn add(paths: &Paths, args: &AddArgs) -> anyhow::Result<Answer> {
 /// Warns of sources that have addresses of this host, unless those are allowed.
 fn warn_of_own(datapath: &Datapath, sources: &[Address], scope: Scope) -> anyhow::Result<()> {
     // That they cannot be listed keeps nobody from banning.
-    let own = own_addresses().unwrap_or_default();
+    let mut own = own_addresses().unwrap_or_default();
     let mask = datapath.maps().source_mask()?;
-    for (source, address) in own_among(sources, mask, &own) {
-        if datapath.maps().list(List::Allow).covers(&to_address(address))? {
-            continue;
+    let allowed = datapath.maps().list(List::Allow);
+    let mut failed = Ok(());
+    own.retain(|address| match allowed.covers(address) {
+        Ok(is_allowed) => !is_allowed,
+        Err(error) => {
+            failed = Err(error);
+            false
         }
+    });
+    failed?;
+    for (source, address) in own_among(sources, mask, &own) {
         let text = source_text(source, mask.into());
         let what = if text == address.to_string() {
             format!("{text} is an address of this host itself")
