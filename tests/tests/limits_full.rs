@@ -237,6 +237,8 @@ fn drops_of_more_sources_than_there_is_room_for_are_counted_all_the_same() {
 fn who_completes_connections_is_served_though_what_is_kept_of_it_is_full() {
     const ROOM: u32 = 1_024;
     const SOURCES: u32 = 2_500;
+    // Five times as many come as there are places, so that hardly any set keeps the first (4 in 10,000, by the Poisson distribution).
+    const COUNTED: u32 = 512;
     let lab = Lab::new().unwrap();
     let dosguard = Dosguard::new(&lab).unwrap();
     let server = TcpServer::start(lab.guard(), (Ipv6Addr::UNSPECIFIED, PORT)).unwrap();
@@ -246,7 +248,7 @@ fn who_completes_connections_is_served_though_what_is_kept_of_it_is_full() {
     let rule =
         format!("[rule.web]\nports = ['tcp/{PORT}']\nlimit = '1/10m'\naction = 'challenge'\nban = '10m'\n");
     small(&lab, &dosguard, &full, &rule);
-    few_handshakes(&lab, ROOM);
+    few_handshakes(&lab, COUNTED);
     let wire = Wire::of(&lab);
     // The first SYN is within the limit, and goes to the host. The second is answered, and that answer completed.
     let complete = |from: Ipv4Addr, port: u16| {
@@ -281,19 +283,19 @@ fn who_completes_connections_is_served_though_what_is_kept_of_it_is_full() {
     let evicted = tallied(&lab, Tally::SourceEvicted);
     println!("{evicted} sources lost their counters of handshakes");
     // Seven places for four sources.
-    assert!(evicted >= u64::from(SOURCES - ROOM * 7 / 4) && evicted < SOURCES.into(), "{evicted}");
+    assert!(evicted >= u64::from(SOURCES - COUNTED * 7 / 4) && evicted < SOURCES.into(), "{evicted}");
     let fill = &dosguard.status().unwrap()["remembered"]["proofs"];
     let proofs = entries(&lab, "PROOFS") as u64;
     assert_eq!((fill["used"].as_u64(), fill["capacity"].as_u64()), (Some(proofs), Some(ROOM.into())));
-    // The last is known to be real. The first is not any more, and nothing but that: once it completes one again, it is.
+    // The last is known to be real. The first is not any more (or the one after it, where the kernel keeps a few longer that came on
+    // another CPU), and nothing but that: once it completes one again, it is.
     assert_eq!(evidence(&lab, source(SOURCES - 1)), Evidence::Handshake);
-    assert_eq!(evidence(&lab, source(0)), Evidence::None);
-    let reply = wire.reply(&syn(source(0), 1_000));
-    let answer =
-        segment(source(0)).tcp(1_000, PORT).sequence(2).acknowledge(sequence(&reply).wrapping_add(1));
+    let first = (0..200).map(source).find(|source| evidence(&lab, *source) == Evidence::None).unwrap();
+    let reply = wire.reply(&syn(first, 1_000));
+    let answer = segment(first).tcp(1_000, PORT).sequence(2).acknowledge(sequence(&reply).wrapping_add(1));
     wire.send(&answer.build());
     all(u64::from(SOURCES) + 1);
-    assert_eq!(evidence(&lab, source(0)), Evidence::Handshake);
+    assert_eq!(evidence(&lab, first), Evidence::Handshake);
 }
 
 #[test]
@@ -368,7 +370,7 @@ fn bans_that_have_ended_are_told_of_and_give_way_without_a_daemon() {
     let fill = |ended: u32| {
         done(&dosguard, &import(&list(0, ROOM - ended), "1h"));
         done(&dosguard, &import(&list(ROOM - ended, ended), "200ms"));
-        refused(&dosguard, "bans add 192.0.2.1", &["has room for 1024 entries"]);
+        refused(&dosguard, "bans add 192.0.2.77", &["has room for 1024 entries"]);
         let ended_in = || dosguard.status().unwrap()["bans_ended"].as_u64().unwrap();
         wait_until("they have ended", PATIENCE, || Ok(ended_in() == u64::from(ended))).unwrap();
         let status = dosguard.status().unwrap();
@@ -386,7 +388,7 @@ fn bans_that_have_ended_are_told_of_and_give_way_without_a_daemon() {
     wait_until("two are over", PATIENCE, || Ok(packets(&dosguard, &["over-limit"]) == over + 2)).unwrap();
     assert_eq!(tallied(&lab, Tally::BanTableFull), before + 2);
     // Whoever bans by hand finds the room.
-    done(&dosguard, "bans add 192.0.2.1");
+    done(&dosguard, "bans add 192.0.2.77");
     assert_eq!(entries(&lab, abi::BANS.name), (ROOM - 100 + 1) as usize);
     done(&dosguard, "bans flush");
 
