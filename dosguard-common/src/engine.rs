@@ -204,6 +204,7 @@ fn syn<T: Tables, C: Clock>(
 ) -> Reason {
     let Asked { source, sum, is_marked, .. } = *asked;
     let key = SourceKey::for_rule(source, index);
+    let spot = tables.spot(sum, &key);
     let hold = if is_marked { hold(tables, &key, clock) } else { None };
     let rule = tables.rule(index);
     let rule = rule.as_ref().map(Borrow::borrow);
@@ -232,7 +233,6 @@ fn syn<T: Tables, C: Clock>(
     {
         return Reason::Challenged;
     }
-    let spot = tables.spot(sum, &key);
     // After a ban the source starts with a clean window: counters belong to an era, and a ban ends it.
     let era = if is_marked { era_of(tables, config, &key, rule) } else { 0 };
     let ((slot, now_ns), limit) = (rule.slot_at(clock), rule.limit());
