@@ -81,7 +81,7 @@ pub struct MemoryTables {
     /// Claims that were made lately.
     claims: Claims,
     /// Completed handshakes that were claimed, and when.
-    answers: HashMap<Claim, u64>,
+    pub(crate) answers: HashMap<Claim, u64>,
     /// The gates for events, one for each CPU and kind.
     gates: Vec<[Gate; Kind::GATED as usize]>,
     /// When bans end, the earliest first. One that ends later than it once should is met too early.

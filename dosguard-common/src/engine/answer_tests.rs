@@ -23,6 +23,7 @@ fn what_is_completed_over_the_limit_does_not_pass() {
     assert!(passed[..3].iter().all(|passes| *passes));
     assert_eq!((under_rule(&tables).reason(), under_rule(&tables).offence), (Some(BanReason::Handshakes), 1));
     assert_eq!(tables.tallied(Tally::AnswerDropped), 97);
+    assert_eq!(tables.answers.len(), 4, "whoever is banned pushes out nobody's claims");
     // Where there is no room for the ban, either.
     let mut tables = self::tables(proving(3), 1);
     can_challenge(&mut tables);
