@@ -6,6 +6,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::PerCpuArray;
 use dosguard_common::address::Address;
 use dosguard_common::ban::Hold;
+use dosguard_common::reason::Reason;
 
 use crate::maps;
 
@@ -83,4 +84,23 @@ pub fn is_answered_for(address: &Address, tick: u64) -> bool {
         (&raw mut (*last).tick).write_volatile(tick);
     }
     true
+}
+
+/// Whether what was counted under a rule last is a SYN that was challenged. As [`MET`].
+#[map]
+static LAST: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
+
+/// Whether the last SYN on this CPU was challenged: in a flood the next one is, too.
+#[inline(always)]
+pub fn was_challenged() -> bool {
+    LAST.get(0).is_some_and(|last| *last != 0)
+}
+
+/// Notes what was counted under a rule last.
+#[inline(always)]
+pub fn note(reason: Reason) {
+    if let Some(last) = LAST.get_ptr_mut(0) {
+        // SAFETY: a word of this CPU's own, of which any value will do.
+        unsafe { last.write_volatile(u32::from(reason == Reason::Challenged)) };
+    }
 }

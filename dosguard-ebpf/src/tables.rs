@@ -308,11 +308,14 @@ impl<const OF_ANSWERS: bool> Tables for KernelTables<OF_ANSWERS> {
     fn spot(&self, sum: u64, key: &SourceKey) -> Option<Self::Spot> {
         let (set, spot) = Self::set(sum, key)?;
         // Whoever takes the lock waits for all memory that was asked for before, and what is asked for afterwards waits for the
-        // lock: so both lines that are most likely needed are asked for now, while the mark is, too.
-        // SAFETY: words of the value that the pointer is to; what they are does not matter.
-        unsafe {
-            set.byte_add(Set::HEADER_OFFSET).cast::<u32>().read_volatile();
-            set.byte_add(spot.likely_offset()).cast::<u32>().read_volatile();
+        // lock: so both lines that are most likely needed are asked for now, while the mark is, too. Nobody needs them if this
+        // one is challenged like the last.
+        if !met::was_challenged() {
+            // SAFETY: words of the value that the pointer is to; what they are does not matter.
+            unsafe {
+                set.byte_add(Set::HEADER_OFFSET).cast::<u32>().read_volatile();
+                set.byte_add(spot.likely_offset()).cast::<u32>().read_volatile();
+            }
         }
         Some((set, spot))
     }
@@ -349,6 +352,7 @@ impl<const OF_ANSWERS: bool> Tables for KernelTables<OF_ANSWERS> {
     fn count(&mut self, reason: Reason, rule: Option<RuleIndex>, bytes: u64) {
         bump(reason.place(), bytes);
         let Some(rule) = rule else { return };
+        met::note(reason);
         let count = match reason.place_under(rule) {
             Place::First(index) => maps::RULE_COUNTERS.get_ptr_mut(index),
             Place::More(index) => maps::MORE_RULE_COUNTERS.get_ptr_mut(index),

@@ -12,6 +12,7 @@ use nix::mount::MsFlags;
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Group;
+use rustix::process::nice;
 use thiserror::Error;
 
 /// What the machine does not give.
@@ -269,6 +270,10 @@ pub fn group() -> Option<u32> {
 /// Where the kernel lists the CPUs that it may use.
 pub const POSSIBLE_CPUS: &str = "/sys/devices/system/cpu/possible";
 
+/// What threads that stand back add to their niceness: beside one that does not they get a tenth of a processor (Linux 6.18,
+/// `sched_prio_to_weight` in kernel/sched/core.c: 110 to 1,024).
+const STANDS_BACK: i32 = 10;
+
 /// Has large blocks of memory given back when they are no longer used, for a process that lives long: else the allocator keeps
 /// as much as the largest there ever was, for each thread. To be called before any thread begins.
 pub fn keep_no_large_blocks() {
@@ -284,6 +289,13 @@ pub fn give_back_memory() {
     #[expect(unsafe_code, reason = "a call that is not in the standard library")]
     // SAFETY: it takes no memory that is in use.
     let _ = unsafe { libc::malloc_trim(0) };
+}
+
+/// Lets this thread stand back behind others that want a processor at the same time, and so behind the one that takes events
+/// from the kernel, which has no room for more than a moment's.
+pub fn stand_back() {
+    // What cannot be had changes only who goes first.
+    let _ = nice(STANDS_BACK);
 }
 
 /// One more than the highest number of a CPU that the kernel may use, online or not. Numbers may have gaps.

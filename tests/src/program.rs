@@ -2,13 +2,14 @@
 //!
 //! Each [`Program`] has maps of its own and pins nothing, so tests that use it run side by side.
 
+use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use aya::maps::{Array, Map, MapData, RingBuf};
+use aya::maps::{Array, Map, MapData};
 use aya::{TestRun as _, TestRunOptions};
 use dosguard::config::cidr::Cidr;
-use dosguard::datapath::{List, LoadOptions, Loaded, Maps, Origin, list_add};
+use dosguard::datapath::{EventRing, List, LoadOptions, Loaded, Maps, Origin, list_add};
 use dosguard_common::abi;
 use dosguard_common::address::SourceMask;
 use dosguard_common::config::{Config, Mode};
@@ -65,7 +66,8 @@ pub struct Program {
     loaded: Loaded,
     maps: Maps,
     clock: Array<MapData, u64>,
-    events: RingBuf<MapData>,
+    events: EventRing,
+    ring: MapData,
 }
 
 impl Program {
@@ -83,9 +85,10 @@ impl Program {
     pub fn with_options(spec: RuleSpec, options: &LoadOptions) -> Result<Self> {
         let mut loaded = Loaded::new(real(TEST_CLOCK_OBJECT)?, options)?;
         let clock = Map::from_map_data(loaded.take_map("CLOCK")?)?.try_into()?;
-        let events = Map::from_map_data(loaded.take_map(abi::EVENTS.name)?)?.try_into()?;
+        let ring = loaded.take_map(abi::EVENTS.name)?;
+        let events = EventRing::open(once_more(&ring)?)?;
         let maps = loaded.take_maps()?;
-        let mut program = Self { loaded, maps, clock, events };
+        let mut program = Self { loaded, maps, clock, events, ring };
         program.maps.set_config(Config::new(SourceMask::new(32, 64)))?;
         program.set_rule(RuleIndex::DEFAULT, "default", spec, 1)?;
         program.set_clock(START)?;
@@ -167,10 +170,15 @@ impl Program {
     /// Takes the events that were reported since the last call.
     pub fn events(&mut self) -> Result<Vec<Event>> {
         let mut events = Vec::new();
-        while let Some(record) = self.events.next() {
-            events.push(Event::from_bytes(&record).context("a record is no event")?);
-        }
-        Ok(events)
+        let mut take = |record: &[u8]| events.push(Event::from_bytes(record).context("a record is no event"));
+        // Until there are none: then all room is given back.
+        while self.events.take(usize::MAX, &mut take) > 0 {}
+        events.into_iter().collect()
+    }
+
+    /// A reader of events in the place of the one that [`Self::events`] has.
+    pub fn other_reader(&self) -> Result<EventRing> {
+        Ok(EventRing::open(once_more(&self.ring)?)?)
     }
 
     /// How many instructions the verifier looked at; none where the kernel does not tell (before Linux 5.16).
@@ -181,6 +189,10 @@ impl Program {
     fn counters(&self) -> Result<Vec<Count>> {
         Reason::ALL.iter().map(|reason| Ok(self.maps.packets(*reason)?)).collect()
     }
+}
+
+fn once_more(map: &MapData) -> Result<MapData> {
+    Ok(MapData::from_fd(map.fd().as_fd().try_clone_to_owned()?)?)
 }
 
 /// The XDP action that goes with a reason.

@@ -83,6 +83,42 @@ fn every_thread_has_given_up_what_it_does_not_need() {
     wait_until("hooks have no starter", PATIENCE, || Ok(!fs::exists(format!("/proc/{ended}"))?)).unwrap();
 }
 
+/// Names of a process's threads, with how far each stands back.
+fn niceness(pid: u32) -> Vec<(String, i32)> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let mut found: Vec<_> = tasks
+        .map(|task| {
+            let stat = fs::read_to_string(task.unwrap().path().join("stat")).unwrap();
+            let (name, rest) = stat.split_once('(').unwrap().1.rsplit_once(") ").unwrap();
+            (name.to_owned(), rest.split(' ').nth(16).unwrap().parse().unwrap())
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+#[test]
+fn what_may_wait_stands_back_behind_the_event_loop_and_those_who_listen() {
+    let lab = Lab::new().unwrap();
+    let dosguard = Dosguard::new(&lab).unwrap();
+    let daemon = start(&dosguard, "");
+    let is_there = |name: &str| niceness(daemon.pid()).iter().any(|(thread, _)| thread == name);
+    wait_until("it has its threads", PATIENCE, || {
+        Ok(["sweep", "outlet", "clients"].into_iter().all(is_there))
+    })
+    .unwrap();
+    let found = niceness(daemon.pid());
+    let of = |name: &str| -> Vec<i32> {
+        found.iter().filter(|(thread, _)| thread == name).map(|(_, niceness)| *niceness).collect()
+    };
+    let own = niceness(std::process::id()).iter().map(|(_, niceness)| *niceness).min().unwrap();
+    let back = own + 10;
+    assert_eq!((of("sweep"), of("outlet"), of("clients")), (vec![back], vec![back], vec![own]), "{found:?}");
+    // The event loop, and the history.
+    assert_eq!(of("dosguard"), [own, back], "{found:?}");
+    assert!(niceness(starter(daemon.pid())).iter().all(|(_, niceness)| *niceness == own));
+}
+
 #[test]
 fn hooks_that_a_reload_brings_run_and_may_do_what_they_may() {
     let lab = Lab::new().unwrap();
@@ -229,6 +265,8 @@ fn what_is_given_up_cannot_be_done() {
         "fchmod to set-user-ID",
         "fchmod to others",
         "limits of another",
+        "priority of another",
+        "priority of a user",
         "a signal to another",
         "signals by files",
         "other signals by files",

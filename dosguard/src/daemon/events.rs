@@ -14,7 +14,7 @@ use crate::output::{EventRecord, WallClock};
 use crate::system;
 
 /// Events on their way to one slow listener before it misses some.
-const QUEUE: usize = 32_768;
+const QUEUE: usize = 65_536;
 
 /// Makes records of what the kernel reports.
 pub struct Recorder {
@@ -74,7 +74,9 @@ pub struct EventHub {
 struct State {
     last_seq: u64,
     backlog: VecDeque<Arc<EventRecord>>,
+    /// The queue of those who listen: some megabytes, which are given back with the first event that nobody listens for.
     sender: Option<broadcast::Sender<Arc<EventRecord>>>,
+    is_closed: bool,
 }
 
 /// What a new listener gets: the latest events, and all that follow, with nothing between lost or told twice.
@@ -97,9 +99,8 @@ impl Listener {
 impl EventHub {
     /// A hub that goes on after the event `last_seq`, of which `backlog` are the latest before.
     pub fn new(last_seq: u64, backlog: Vec<EventRecord>) -> Self {
-        let (sender, _) = broadcast::channel(QUEUE);
         let backlog = backlog.into_iter().map(Arc::new).collect();
-        Self { state: Arc::new(Mutex::new(State { last_seq, backlog, sender: Some(sender) })) }
+        Self { state: Arc::new(Mutex::new(State { last_seq, backlog, sender: None, is_closed: false })) }
     }
 
     /// Hands a record out. One without a number gets the next.
@@ -112,17 +113,25 @@ impl EventHub {
             state.backlog.pop_front();
         }
         state.backlog.push_back(Arc::clone(&record));
-        if let Some(sender) = &state.sender {
-            // Nobody listening is no failure.
-            let _ = sender.send(Arc::clone(&record));
-        }
+        let unheard = state.sender.take_if(|sender| sender.send(Arc::clone(&record)).is_err());
+        drop(state);
+        // It is not kept for nobody, and takes a while to be given back.
+        drop(unheard);
         record
     }
 
     /// A new listener; none once the hub is closed.
     pub fn subscribe(&self) -> Option<Listener> {
-        let state = self.state();
-        let following = state.sender.as_ref()?.subscribe();
+        // Made without the lock, for which the event loop waits.
+        let is_missing = self.state().sender.is_none();
+        let mut made = is_missing.then(|| broadcast::channel(QUEUE).0);
+        let mut state = self.state();
+        if state.is_closed {
+            return None;
+        }
+        let following =
+            state.sender.get_or_insert_with(|| made.take().unwrap_or_else(|| broadcast::channel(QUEUE).0));
+        let following = following.subscribe();
         let backlog = state.backlog.iter().cloned().collect();
         Some(Listener { backlog, last_seq: state.last_seq, following })
     }
@@ -139,7 +148,8 @@ impl EventHub {
 
     /// Ends: listeners read what is in their queues, and are done.
     pub fn close(&self) {
-        self.state().sender = None;
+        let mut state = self.state();
+        (state.sender, state.is_closed) = (None, true);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -173,6 +183,24 @@ mod tests {
         hub.close();
         assert!(listener.following.try_recv().is_err());
         assert!(hub.subscribe().is_none());
+    }
+
+    #[test]
+    fn the_queue_is_there_while_somebody_listens() {
+        let hub = EventHub::new(0, Vec::new());
+        let has_queue = || hub.state().sender.is_some();
+        for _ in 0..2 {
+            hub.publish(record());
+            assert!(!has_queue());
+            let mut listeners = [hub.subscribe().unwrap(), hub.subscribe().unwrap()].map(|one| one.following);
+            for listener in &mut listeners {
+                assert!(listener.try_recv().is_err());
+            }
+            let last = hub.publish(record()).seq;
+            for listener in &mut listeners {
+                assert_eq!(listener.try_recv().unwrap().seq, last);
+            }
+        }
     }
 
     #[test]

@@ -3,9 +3,11 @@
 //! The filter does not need it. What it does not do while it is down it does when it comes back: events wait in the
 //! ring buffer, and expired bans no longer hold anyway.
 
+mod beside;
 mod catch_up;
 mod challenges;
 mod client;
+mod clients;
 mod connections;
 mod events;
 mod export;
@@ -30,7 +32,6 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use aya::maps::{MapData, RingBuf};
 use aya_log::EbpfLogger;
 use thiserror::Error;
 use tokio::io::unix::AsyncFd;
@@ -41,6 +42,7 @@ use tokio::time::{sleep_until, timeout};
 
 pub use catch_up::Known;
 pub use client::{Subscription, SubscriptionError, ask_status, report, subscribe};
+use clients::Clients;
 pub use connections::{ConnectionWatch, Elsewhere};
 pub use events::EventHub;
 use health::Health;
@@ -55,7 +57,7 @@ pub use socket::Server;
 use sweeper::Sweeper;
 
 use crate::config::services::Services;
-use crate::datapath::{self, Datapath};
+use crate::datapath::{self, Datapath, EventRing};
 use crate::lock::LockError;
 use crate::output::EventRecord;
 use crate::paths::Paths;
@@ -69,11 +71,10 @@ pub const BACKLOG: usize = 1_000;
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 /// Events handed out in one go. Between such batches everybody else gets a turn; a listener's queue holds several.
 const BATCH: usize = 512;
+/// After fewer the next ones are looked for so much later: meanwhile the kernel wakes nobody for an event.
+const TAKE_PAUSE: Duration = Duration::from_millis(1);
 /// How long after so many ends of bans as are handed out in one go the next ones come.
 const REMOVE_PAUSE: Duration = Duration::from_millis(20);
-/// How many may listen at once; and with those of root.
-const MAX_CLIENTS: usize = 64;
-const MAX_ROOT_CLIENTS: usize = 256;
 /// How long after a failure it is tried again to accept a listener.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A client that does not ask, or does not read, within this is dropped.
@@ -173,7 +174,7 @@ pub async fn serve(paths: &Paths, parts: Parts) -> Result<(), DaemonError> {
     let pump = Pump::new(datapath, hub.clone(), services, parts.writer, health.clone())?;
     let (reports, reported) = mpsc::channel(BATCH);
     let desk = Desk { hub: hub.clone(), past, reports, health };
-    let (clients, reloads) = (JoinSet::new(), JoinSet::new());
+    let (clients, reloads) = (Clients::new().map_err(io_error("start a thread"))?, JoinSet::new());
     let mut daemon = Daemon {
         paths,
         pump,
@@ -191,6 +192,8 @@ pub async fn serve(paths: &Paths, parts: Parts) -> Result<(), DaemonError> {
     };
     let mut served = daemon.begin(first, parts.known.as_ref()).await;
     let began = served.is_ok();
+    // Starting takes more than what follows.
+    system::give_back_memory();
     if began {
         served = daemon.run(&server).await;
     }
@@ -208,12 +211,12 @@ struct Daemon<'a> {
     sweeper: Sweeper,
     interfaces: Interfaces,
     connections: ConnectionWatch,
-    ring: AsyncFd<RingBuf<MapData>>,
+    ring: AsyncFd<EventRing>,
     kernel_log: Option<AsyncFd<KernelLog>>,
     signals: Signals,
     reload: Reload,
     desk: Desk,
-    clients: JoinSet<()>,
+    clients: Clients,
     reported: mpsc::Receiver<EventRecord>,
     reloads: JoinSet<Result<Reloaded, String>>,
 }
@@ -231,7 +234,8 @@ impl Daemon<'_> {
         let health = self.desk.health.clone();
         let (mut reload_wanted, mut refused) = (false, false);
         let now = tokio::time::Instant::now();
-        let (mut sample_at, mut alive_at, mut accept_at, mut remove_at) = (now, now, now, now);
+        let (mut take_at, mut sample_at, mut alive_at, mut accept_at, mut remove_at) =
+            (now, now, now, now, now);
         let alive_every = notify::interval();
         notify::ready();
         loop {
@@ -243,10 +247,12 @@ impl Daemon<'_> {
                         reload_wanted = true;
                     }
                 },
-                ready = self.ring.readable_mut() => {
+                ready = async { sleep_until(take_at).await; self.ring.readable_mut().await } => {
                     let mut ready = ready.map_err(io_error("wait for events"))?;
-                    if self.pump.take_batch(ready.get_inner_mut())? < BATCH {
-                        ready.clear_ready();
+                    match self.pump.take_batch(ready.get_inner_mut())? {
+                        0 => ready.clear_ready(),
+                        few if few < BATCH => take_at = tokio::time::Instant::now() + TAKE_PAUSE,
+                        _ => {}
                     }
                     self.sweeper.imposed(self.pump.take_imposed());
                     yield_now().await;
@@ -282,7 +288,7 @@ impl Daemon<'_> {
                         accept_at = tokio::time::Instant::now() + ACCEPT_PAUSE;
                     }
                 },
-                Some(_) = self.clients.join_next() => {}
+                Some(()) = self.clients.gone() => {}
                 Some(record) = self.reported.recv() => {
                     self.pump.publish(record);
                     self.sweeper.changed();
@@ -309,19 +315,15 @@ impl Daemon<'_> {
         }
     }
 
-    /// Serves a client, unless too many are served. Root always is: who may only read must not keep a change from being
-    /// told. Returns whether it is; said once in a row.
+    /// Serves a client, unless too many are served. Returns whether it is; said once in a row, whose last one was `refused`.
     fn admit(&mut self, stream: UnixStream, refused: bool) -> bool {
-        let root = stream.peer_cred().is_ok_and(|peer| peer.uid() == 0);
-        let room = if root { MAX_ROOT_CLIENTS } else { MAX_CLIENTS };
-        if self.clients.len() >= room {
-            if !refused {
-                log::warn!("more than {room} want to listen; some were turned away");
-            }
-            return false;
+        let admitted = self.clients.admit(stream, self.desk.clone());
+        if let Err(room) = admitted
+            && !refused
+        {
+            log::warn!("more than {room} want to listen; some were turned away");
         }
-        self.clients.spawn(socket::serve_one(stream, self.desk.clone(), root));
-        true
+        admitted.is_ok()
     }
 
     fn take_over(&mut self, reloaded: Result<Result<Reloaded, String>, JoinError>) {
@@ -354,10 +356,7 @@ impl Daemon<'_> {
             );
         }
         hub.close();
-        let clients = &mut self.clients;
-        let farewell = async { while clients.join_next().await.is_some() {} };
-        let _ = timeout(FAREWELL, farewell).await;
-        self.clients.shutdown().await;
+        self.clients.finish(FAREWELL).await;
         while let Ok(record) = self.reported.try_recv() {
             self.pump.publish(record);
         }
@@ -401,7 +400,7 @@ const ACCEPT: &str = "accepting listeners";
 /// A ring buffer, to be waited for.
 #[expect(unsafe_code, reason = "tokio takes the caller's word that a descriptor stays what it is")]
 fn watch<T: AsRawFd>(ring: T) -> io::Result<AsyncFd<T>> {
-    // SAFETY: called with `RingBuf` and `EbpfLogger` only, which own the descriptor of their map, keep it open as long as
+    // SAFETY: called with `EventRing` and `EbpfLogger` only, which own the descriptor of their map, keep it open as long as
     // they live and never exchange it.
     Ok(unsafe { AsyncFd::register(ring) }?)
 }

@@ -14,8 +14,8 @@ use crate::store::{EventFilter, Flusher, Store};
 /// Events that are read at once.
 const CHUNK: usize = 1_000;
 
-/// How many may begin to be told the past at once, and how long each turn is. Whoever asks over and over must not take the event
-/// loop's time.
+/// How many may begin to be told the past at once, and how long each turn is. Whoever asks over and over must not take
+/// the others' time.
 const TURNS: usize = 4;
 const TURN: Duration = Duration::from_millis(50);
 

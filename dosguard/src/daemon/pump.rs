@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use aya::maps::{MapData, RingBuf};
 use dosguard_common::event::{Cause, Event, Kind};
 use dosguard_common::key::SourceKey;
 use dosguard_common::reason::Tally;
@@ -15,7 +14,7 @@ use super::health::Health;
 use super::report::{Sampler, Totals};
 use super::services::RunningServices;
 use super::{BATCH, DaemonError, Known, Reloaded, catch_up};
-use crate::datapath::{Datapath, Look, Sweep};
+use crate::datapath::{Datapath, EventRing, Look, Sweep};
 use crate::lock::StateLock;
 use crate::output::EventRecord;
 use crate::paths::Paths;
@@ -78,25 +77,18 @@ impl Pump {
         })
     }
 
-    /// Publishes up to [`BATCH`] events and returns how many.
-    pub(super) fn take_batch(&mut self, ring: &mut RingBuf<MapData>) -> Result<usize, DaemonError> {
+    /// Publishes up to [`BATCH`] events and returns how many. After none the ring buffer tells of the next one; after some it is to
+    /// be looked at again soon.
+    pub(super) fn take_batch(&mut self, ring: &mut EventRing) -> Result<usize, DaemonError> {
         self.recorder.refresh(&self.datapath)?;
-        let mut taken = 0;
-        while taken < BATCH {
-            let Some(bytes) = ring.next() else { break };
-            taken += 1;
-            let Some(event) = Event::from_bytes(&bytes) else {
-                log::warn!("an event of {} bytes is of no known kind", bytes.len());
-                continue;
-            };
-            drop(bytes);
-            self.publish_event(&event);
-        }
-        Ok(taken)
+        Ok(ring.take(BATCH, |bytes| match Event::from_bytes(bytes) {
+            Some(event) => self.publish_event(&event),
+            None => log::warn!("an event of {} bytes is of no known kind", bytes.len()),
+        }))
     }
 
     /// Publishes what the ring buffer holds, and not what comes meanwhile without end.
-    pub(super) async fn drain(&mut self, ring: &mut RingBuf<MapData>) -> Result<(), DaemonError> {
+    pub(super) async fn drain(&mut self, ring: &mut EventRing) -> Result<(), DaemonError> {
         for _ in 0..DRAIN_BATCHES {
             if self.take_batch(ring)? < BATCH {
                 break;
@@ -135,11 +127,7 @@ impl Pump {
 
     /// Publishes what the ring buffer holds, and with it every ban that a walk has seen. Those that have ended are for
     /// [`Self::remove_some`].
-    pub(super) async fn settle(
-        &mut self,
-        look: &Look,
-        ring: &mut RingBuf<MapData>,
-    ) -> Result<(), DaemonError> {
+    pub(super) async fn settle(&mut self, look: &Look, ring: &mut EventRing) -> Result<(), DaemonError> {
         self.drain(ring).await?;
         self.bans = look.bans.len();
         self.services.show(&look.bans, self.datapath.maps().source_mask()?.into());
@@ -164,7 +152,7 @@ impl Pump {
     pub(super) async fn remove_some(
         &mut self,
         paths: &Paths,
-        ring: &mut RingBuf<MapData>,
+        ring: &mut EventRing,
     ) -> Result<(), DaemonError> {
         let removed = self.remove_next(paths, ring).await;
         if removed.is_err() {
@@ -176,7 +164,7 @@ impl Pump {
         removed
     }
 
-    async fn remove_next(&mut self, paths: &Paths, ring: &mut RingBuf<MapData>) -> Result<(), DaemonError> {
+    async fn remove_next(&mut self, paths: &Paths, ring: &mut EventRing) -> Result<(), DaemonError> {
         if self.sweep.is_none() && !self.expired.is_empty() {
             // Whoever changes the instance now may take long; expired bans can wait, events cannot.
             let Some(lock) = StateLock::try_acquire(paths)? else {

@@ -131,7 +131,7 @@ async fn answer(
             Ok(Request::Report(_)) => return refuse(writer, "only root may change anything").await,
             Ok(Request::Status) => {
                 send(writer, &[desk.health.report()]).await?;
-                // Whoever asks over and over must not take the pump's time.
+                // Whoever asks over and over must not take the others' time.
                 sleep(STATUS_PAUSE).await;
             }
             Ok(Request::Events(wanted)) => {

@@ -24,6 +24,7 @@ use super::{DaemonError, EventHub, io_error};
 use crate::datapath::{Datapath, Look};
 use crate::paths::Paths;
 use crate::store::Saves;
+use crate::system;
 
 /// How often expired bans are looked for.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -50,11 +51,15 @@ const MARKS: &str = "marking sources";
 /// The event loop's end of it.
 pub(super) struct Sweeper {
     looks: mpsc::Receiver<Look>,
+    settled: SyncSender<Settled>,
     news: SyncSender<News>,
     /// Whether what has changed is saved at the end.
     saves_last: Arc<AtomicBool>,
     thread: JoinHandle<Result<(), DaemonError>>,
 }
+
+/// A walk, given back when everything that it has seen is told, or that failed.
+type Settled = (Look, Result<(), DaemonError>);
 
 /// What the thread is told.
 enum News {
@@ -62,8 +67,6 @@ enum News {
     Imposed(Vec<SourceKey>),
     /// Somebody else has changed something.
     Changed,
-    /// A walk, given back when everything that it has seen is told, or that failed.
-    Settled(Look, Result<(), DaemonError>),
 }
 
 impl Sweeper {
@@ -75,6 +78,8 @@ impl Sweeper {
         health: Health,
     ) -> Result<Self, DaemonError> {
         let (looked, looks) = mpsc::channel(1);
+        // There is one walk at a time: whoever gives it back does not wait.
+        let (settled, given_back) = sync_channel(1);
         let (news, heard) = sync_channel(QUEUE);
         let datapath = Datapath::require(paths)?;
         let saver = Saver::new(&datapath);
@@ -86,6 +91,7 @@ impl Sweeper {
             saves,
             hub,
             health,
+            given_back,
             heard,
             saves_last: Arc::clone(&saves_last),
             imposed: Vec::new(),
@@ -94,8 +100,11 @@ impl Sweeper {
             marked_at: Instant::now(),
         };
         let thread = thread::Builder::new().name("sweep".to_owned());
-        let thread = thread.spawn(move || work.run(&looked));
-        Ok(Self { looks, news, saves_last, thread: thread.map_err(io_error("start a thread"))? })
+        let thread = thread.spawn(move || {
+            system::stand_back();
+            work.run(&looked)
+        });
+        Ok(Self { looks, settled, news, saves_last, thread: thread.map_err(io_error("start a thread"))? })
     }
 
     /// The next walk, to be settled. None if the thread has ended, which it does not by itself.
@@ -106,7 +115,7 @@ impl Sweeper {
     /// Gives a walk back: everything that it has seen is told. The thread waits for that, and for nothing else.
     pub(super) fn settle(&self, look: Look, told: Result<(), DaemonError>) {
         // A thread that is gone saves nothing.
-        let _ = self.news.send(News::Settled(look, told));
+        let _ = self.settled.try_send((look, told));
     }
 
     /// Bans were told that may be found at these keys. Never waits: those that find no room are found by the next walk.
@@ -124,9 +133,9 @@ impl Sweeper {
 
     /// Ends the thread, which then saves what has changed until now, if that is told.
     pub(super) fn finish(self, told: bool) -> Result<(), DaemonError> {
-        let Self { looks, news, saves_last, thread } = self;
+        let Self { looks, settled, news, saves_last, thread } = self;
         saves_last.store(told, Ordering::Relaxed);
-        drop((looks, news));
+        drop((looks, settled, news));
         // A panic was told when it happened.
         thread.join().unwrap_or(Ok(()))
     }
@@ -139,6 +148,7 @@ struct Work {
     saves: Saves,
     hub: EventHub,
     health: Health,
+    given_back: Receiver<Settled>,
     heard: Receiver<News>,
     saves_last: Arc<AtomicBool>,
     /// Where bans are that were told and may not be saved yet.
@@ -188,14 +198,8 @@ impl Work {
         self.quiet_since = (look.bans.is_empty() && look.expired.is_empty()).then_some(imposed);
         let walked = began.elapsed();
         looked.blocking_send(look).ok()?;
-        let (look, told) = loop {
-            match self.heard.recv().ok()? {
-                // The walk may not have seen them: they wait until what it has seen is saved.
-                News::Imposed(keys) => self.keep(keys),
-                News::Changed => self.quiet_since = None,
-                News::Settled(look, told) => break (look, told),
-            }
-        };
+        // What is told meanwhile may not be seen by the walk: it waits until what it has seen is saved.
+        let (look, told) = self.given_back.recv().ok()?;
         let began = Instant::now();
         let saved = told.and_then(|()| self.save(&look, STAMP_INTERVAL));
         // What has failed is tried again soon, and told.
@@ -248,8 +252,7 @@ impl Work {
                     self.keep(keys);
                     save_at.get_or_insert(now + GATHER);
                 }
-                // No walk is under way.
-                Ok(News::Settled(..)) | Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return None,
             }
         }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd as _, OwnedFd};
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError, RingBuf};
+use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use dosguard_common::abi::{self, MapSpec};
 use dosguard_common::address::{Address, SourceMask};
 use dosguard_common::ban::Ban;
@@ -202,7 +202,7 @@ impl Maps {
 
     /// Adds or replaces a ban.
     pub fn set_ban(&mut self, key: &SourceKey, ban: &Ban) -> Result<(), Error> {
-        let result = self.marked(key.source_here(), |maps| maps.bans.insert(Wire(*key), Wire(*ban), 0));
+        let result = self.marked(key.source_here(), |maps| maps.bans.insert(Wire(*key), Wire(*ban), 0))?;
         result.map_err(full_or(abi::BANS, self.bans_capacity))
     }
 
@@ -211,7 +211,7 @@ impl Maps {
     pub fn lengthen_ban(&mut self, key: &SourceKey, ban: &Ban, now_ns: u64) -> Result<bool, Error> {
         const BPF_NOEXIST: u64 = 1;
         let added =
-            self.marked(key.source_here(), |maps| maps.bans.insert(Wire(*key), Wire(*ban), BPF_NOEXIST));
+            self.marked(key.source_here(), |maps| maps.bans.insert(Wire(*key), Wire(*ban), BPF_NOEXIST))?;
         match added {
             Ok(()) => return Ok(true),
             Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EEXIST) => {}
@@ -253,7 +253,7 @@ impl Maps {
     /// Remembers something of a source.
     pub fn remember(&mut self, key: &SourceKey, offender: &Offender) -> Result<(), Error> {
         let result =
-            self.marked(key.source_here(), |maps| maps.offenders.insert(Wire(*key), Wire(*offender), 0));
+            self.marked(key.source_here(), |maps| maps.offenders.insert(Wire(*key), Wire(*offender), 0))?;
         result.map_err(Error::map(abi::OFFENDERS.name, "write"))
     }
 
@@ -342,11 +342,6 @@ pub(super) fn keys<T>(
         }
     }
     Ok(found)
-}
-
-/// The ring buffer of events.
-pub(super) fn events(data: MapData) -> Result<RingBuf<MapData>, Error> {
-    typed(abi::EVENTS, data)
 }
 
 pub(super) fn capacity(map: &MapData, spec: MapSpec) -> Result<u32, Error> {

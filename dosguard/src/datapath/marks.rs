@@ -1,11 +1,13 @@
 //! The marks of the sources that something is known of.
 //!
 //! Both maps are in this process's memory: the kernel program marks sources while userspace does, and whoever wrote a value as a
-//! whole would write its neighbours as they were.
+//! whole would write its neighbours as they were. They are once somebody asks for a mark: half a megabyte each time an instance is
+//! opened, which a daemon does in several threads, most of which never ask.
 
 use std::io;
 use std::mem::offset_of;
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use aya::maps::{Array, MapData};
@@ -15,37 +17,58 @@ use dosguard_common::hashing::Hashing;
 use dosguard_common::mark::{MARKS_IN_LINE, MarkLine, Period};
 use memmap2::{MmapOptions, MmapRaw};
 
-use super::maps::{capacity, typed};
+use super::maps::{capacity, once_more, typed};
 use super::wire::Wire;
 use super::{Error, Maps};
 
-/// The marks, and which of them count.
+/// The marks, and which of them count, to be mapped.
 pub(super) struct Marks {
     hashing: Hashing,
-    shared: MmapRaw,
-    marks: MmapRaw,
+    maps: [OwnedFd; 2],
+    lines: u32,
+    mapped: OnceLock<Mapped>,
 }
 
 impl Marks {
     pub(super) fn open(marks: MapData, hashing: MapData, known: Hashing) -> Result<Self, Error> {
-        let lines = capacity(&marks, abi::MARKS)?;
-        let map = |data: &MapData, bytes: usize, name| {
-            MmapOptions::new()
-                .len(bytes)
-                .map_raw(data.fd().as_fd().as_raw_fd())
-                .map_err(|error: io::Error| Error::map(name, "map")(error.into()))
-        };
-        let opened = Self {
-            hashing: known,
-            shared: map(&hashing, size_of::<Hashing>(), abi::HASHING.name)?,
-            marks: map(&marks, lines as usize * MARKS_IN_LINE as usize, abi::MARKS.name)?,
-        };
+        let maps = [once_more(&hashing, abi::HASHING)?, once_more(&marks, abi::MARKS)?];
+        let opened =
+            Self { hashing: known, maps, lines: capacity(&marks, abi::MARKS)?, mapped: OnceLock::new() };
         // Types and sizes are checked, on which the rest relies.
         typed::<Array<MapData, Wire<Hashing>>>(abi::HASHING, hashing)?;
         typed::<Array<MapData, Wire<MarkLine>>>(abi::MARKS, marks)?;
         Ok(opened)
     }
 
+    fn mapped(&self) -> Result<&Mapped, Error> {
+        if let Some(mapped) = self.mapped.get() {
+            return Ok(mapped);
+        }
+        let map = |map: &OwnedFd, bytes: usize, name| {
+            MmapOptions::new()
+                .len(bytes)
+                .map_raw(map.as_raw_fd())
+                .map_err(|error: io::Error| Error::map(name, "map")(error.into()))
+        };
+        let [hashing, marks] = &self.maps;
+        let mapped = Mapped {
+            hashing: self.hashing,
+            shared: map(hashing, size_of::<Hashing>(), abi::HASHING.name)?,
+            marks: map(marks, self.lines as usize * MARKS_IN_LINE as usize, abi::MARKS.name)?,
+        };
+        // Of two who do so at a time one is dropped.
+        Ok(self.mapped.get_or_init(|| mapped))
+    }
+}
+
+/// The marks, and which of them count.
+struct Mapped {
+    hashing: Hashing,
+    shared: MmapRaw,
+    marks: MmapRaw,
+}
+
+impl Mapped {
     fn period(&self) -> Period {
         let [now, before, counts] =
             [offset_of!(Period, now), offset_of!(Period, before), offset_of!(Period, counts)]
@@ -97,39 +120,44 @@ fn byte(map: &MmapRaw, at: usize) -> &AtomicU8 {
 
 impl Maps {
     /// Whether there may be a ban or an offence of a source, as the kernel program sees it.
-    pub fn is_marked(&self, source: &Address) -> bool {
-        self.marks.is_set(source, Hashing::mark_by)
+    pub fn is_marked(&self, source: &Address) -> Result<bool, Error> {
+        Ok(self.marks.mapped()?.is_set(source, Hashing::mark_by))
     }
 
     /// Whether there may be a proof that a source is real, as the kernel program sees it.
-    pub fn may_be_proven(&self, source: &Address) -> bool {
-        self.marks.is_set(source, Hashing::proof_mark_by)
+    pub fn may_be_proven(&self, source: &Address) -> Result<bool, Error> {
+        Ok(self.marks.mapped()?.is_set(source, Hashing::proof_mark_by))
     }
 
     /// Lets `write` write something that is known of a source, and marks the source: before, so that no packet misses it, and
     /// after, should periods have passed meanwhile.
-    pub(super) fn marked<T>(&mut self, source: &Address, write: impl FnOnce(&mut Self) -> T) -> T {
-        self.marks.set(source, Hashing::mark_by);
+    pub(super) fn marked<T>(
+        &mut self,
+        source: &Address,
+        write: impl FnOnce(&mut Self) -> T,
+    ) -> Result<T, Error> {
+        self.marks.mapped()?.set(source, Hashing::mark_by);
         let written = write(self);
-        self.marks.set(source, Hashing::mark_by);
-        written
+        self.marks.mapped()?.set(source, Hashing::mark_by);
+        Ok(written)
     }
 
     /// Marks all sources that something is known of, and begins a new period of marks: of what is gone since the last time none
     /// count any more. To be called by one process at a time, as long after the last time as a command may take.
     pub fn renew_marks(&self) -> Result<(), Error> {
-        self.bans()?.keys().for_each(|key| self.marks.set(key.source_here(), Hashing::mark_by));
+        let marks = self.marks.mapped()?;
+        self.bans()?.keys().for_each(|key| marks.set(key.source_here(), Hashing::mark_by));
         let offenders = self.all_offenders()?;
-        offenders.iter().for_each(|(key, _)| self.marks.set(key.source_here(), Hashing::mark_by));
+        offenders.iter().for_each(|(key, _)| marks.set(key.source_here(), Hashing::mark_by));
         self.mark_proven()?;
-        self.marks.begin_period();
+        marks.begin_period();
         Ok(())
     }
 
     /// Marks all sources that have proved that they are real.
     pub(super) fn mark_proven(&self) -> Result<(), Error> {
-        let proofs = self.all_proofs()?;
-        proofs.iter().for_each(|(source, _)| self.marks.set(source, Hashing::proof_mark_by));
+        let (marks, proofs) = (self.marks.mapped()?, self.all_proofs()?);
+        proofs.iter().for_each(|(source, _)| marks.set(source, Hashing::proof_mark_by));
         Ok(())
     }
 }

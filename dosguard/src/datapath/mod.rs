@@ -20,6 +20,7 @@ mod migrate;
 mod object;
 mod policy;
 mod proofs;
+mod ring;
 mod sources;
 mod start;
 mod sweep;
@@ -35,7 +36,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 
-use aya::maps::{MapData, RingBuf};
+use aya::maps::MapData;
 use aya::programs::ProgramInfo;
 use dosguard_common::abi::{self, ABI_VERSION};
 use dosguard_common::config::Config;
@@ -52,6 +53,7 @@ pub use migrate::{Fate, Migrated, Plan, migrate, plan, try_plan};
 pub use object::{LoadOptions, Loaded, SHIPPED, looks_at_segments};
 use policy::is_default_alone;
 pub use policy::{Ended, wait_for_end};
+pub use ring::EventRing;
 pub use start::{Request, Started, check, start};
 pub use sweep::{Look, Sweep};
 pub use upgrade::{Replaced, finish_interrupted, is_interrupted};
@@ -135,8 +137,8 @@ impl Datapath {
     }
 
     /// The ring buffer of events, for the one process that drains it.
-    pub fn events(&self) -> Result<RingBuf<MapData>, Error> {
-        maps::events(pinned_map(&self.paths.map(abi::EVENTS.name), abi::EVENTS.name)?)
+    pub fn events(&self) -> Result<EventRing, Error> {
+        EventRing::open(pinned_map(&self.paths.map(abi::EVENTS.name), abi::EVENTS.name)?)
     }
 
     /// The pinned program's id and how many instructions the verifier looked at, where the kernel tells.

@@ -164,11 +164,12 @@ impl Tables for LiveTables<'_> {
     }
 
     fn mark(&self, source: &Address) -> (u64, bool) {
-        (0, self.maps.is_marked(source))
+        (0, self.seen.borrow_mut().read(self.maps.is_marked(source)))
     }
 
     fn may_be_proven(&self, _sum: u64) -> bool {
-        self.maps.may_be_proven(&self.config.mask().source(self.address))
+        let source = self.config.mask().source(self.address);
+        self.seen.borrow_mut().read(self.maps.may_be_proven(&source))
     }
 
     fn with_ban<R>(&self, key: &SourceKey, look: impl FnOnce(&Ban) -> R) -> Option<R> {

@@ -19,7 +19,7 @@ pub(crate) use causes::{in_brief, in_full, message_and_hints};
 pub use columns::Columns;
 pub(crate) use line::printable;
 pub use parts::in_parts;
-pub use record::{BanFields, BanRecord, EventRecord, PacketRecord};
+pub use record::{BanFields, BanRecord, EventRecord, PacketRecord, mac_text};
 
 use crate::config::cidr::{Cidr, to_ip};
 use crate::config::policy::SourcePrefixes;

@@ -179,7 +179,7 @@ impl EventRecord {
     ) -> Self {
         let packet = event.cause().map(|cause| PacketRecord {
             port: cause.port,
-            mac: cause.mac.map(|byte| format!("{byte:02x}")).join(":"),
+            mac: mac_text(cause.mac),
             interface: interface(cause.arrival.ifindex),
             ifindex: cause.arrival.ifindex,
             queue: cause.arrival.queue,
@@ -194,6 +194,11 @@ impl EventRecord {
             packet,
         }
     }
+}
+
+/// A MAC address as people write it.
+pub fn mac_text([a, b, c, d, e, f]: [u8; 6]) -> String {
+    format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
 }
 
 #[cfg(test)]

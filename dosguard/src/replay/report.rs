@@ -13,7 +13,7 @@ use crate::config::field::RuleField;
 use crate::config::limit::Limit;
 use crate::config::policy::NamedRule;
 use crate::config::units::Span;
-use crate::output::{BanFields, EventRecord, SCHEMA, WallClock};
+use crate::output::{BanFields, EventRecord, SCHEMA, WallClock, mac_text};
 
 /// All of it.
 #[derive(Debug, Serialize)]
@@ -250,7 +250,7 @@ impl Report {
                 furthest_back_s: seconds(judge.clock.furthest_back_ns),
                 missing: judge.clock.unstamped,
             },
-            both_ways: judge.ways.found().map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":")),
+            both_ways: judge.ways.found().map(mac_text),
             counters: Reason::ALL.iter().map(counter).collect(),
             tallies: Tally::ALL.iter().map(tally).collect(),
             forgotten_idle_s: judge.tables.forgotten_idle_ns().map(seconds),

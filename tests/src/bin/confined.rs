@@ -16,7 +16,7 @@ use std::thread;
 use dosguard::confine::{self, Extras, Folders, Ruleset};
 
 /// System calls that the daemon has no use for, by name.
-const CALLS: [(&str, libc::c_long, [libc::c_long; 2]); 24] = [
+const CALLS: [(&str, libc::c_long, [libc::c_long; 2]); 26] = [
     ("ptrace", libc::SYS_ptrace, [3, 0]),
     ("mount", libc::SYS_mount, [1, 1]),
     ("init_module", libc::SYS_init_module, [1, 1]),
@@ -40,6 +40,8 @@ const CALLS: [(&str, libc::c_long, [libc::c_long; 2]); 24] = [
     ("fchmod to set-user-ID", libc::SYS_fchmod, [-1, 0o4755]),
     ("fchmod to others", libc::SYS_fchmod, [-1, 0o602]),
     ("limits of another", libc::SYS_prlimit64, [1, -1]),
+    ("priority of another", libc::SYS_setpriority, [0, -1]),
+    ("priority of a user", libc::SYS_setpriority, [2, -1]),
     ("a signal to another", libc::SYS_tgkill, [1, -1]),
     ("signals by files", libc::SYS_fcntl, [-1, libc::F_SETOWN as libc::c_long]),
     ("other signals by files", libc::SYS_fcntl, [-1, 10]),

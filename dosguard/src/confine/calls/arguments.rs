@@ -59,6 +59,8 @@ pub(super) fn rules(extras: Extras) -> Result<BTreeMap<c_long, Vec<SeccompRule>>
         (libc::SYS_sendmmsg, no_fast_open(3)?),
         // Itself alone: limits of others could end them.
         (libc::SYS_prlimit64, one_of(0, &[0])?),
+        // Of the thread that asks (`PRIO_PROCESS` of nobody else).
+        (libc::SYS_setpriority, vec![all([is(0, 0)?, is(1, 0)?])?]),
         (libc::SYS_tgkill, one_of(0, &[u64::from(std::process::id())])?),
     ]);
     #[cfg(target_arch = "x86_64")]

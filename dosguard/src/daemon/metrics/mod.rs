@@ -8,12 +8,12 @@ mod serve;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::thread;
 
 use thiserror::Error;
-use tokio::runtime::Builder;
+use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 
+use super::beside::beside;
 use super::health::Health;
 use crate::paths::Paths;
 use read::Reader;
@@ -61,10 +61,9 @@ impl Exporter {
         let listener = TcpListener::bind(address).map_err(failed)?;
         listener.set_nonblocking(true).map_err(failed)?;
         let local = listener.local_addr().map_err(failed)?;
-        let runtime = Builder::new_current_thread().enable_all().build().map_err(MetricsError::Thread)?;
         let (stop, stopped) = oneshot::channel();
-        let work = move || runtime.block_on(serve::until(listener, source, stopped));
-        thread::Builder::new().name("metrics".to_owned()).spawn(work).map_err(MetricsError::Thread)?;
+        let work = move |runtime: Runtime| runtime.block_on(serve::until(listener, source, stopped));
+        beside("metrics", work).map_err(MetricsError::Thread)?;
         Ok(Self { wanted: address, local, _stop: stop })
     }
 

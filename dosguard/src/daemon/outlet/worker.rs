@@ -12,6 +12,7 @@ use super::super::health::{Health, Loss};
 use super::Outlet;
 use super::behind::Behind;
 use crate::output::EventRecord;
+use crate::system;
 
 /// Events that wait to be written.
 const QUEUE: usize = 4_096;
@@ -60,6 +61,7 @@ impl Worker {
         let (finish, finished) = channel::<()>();
         let (name, counted) = (sink.name(), health.clone());
         let started = thread::Builder::new().name("outlet".to_owned()).spawn(move || {
+            system::stand_back();
             write_all(sink, &queue, loss, &counted);
             drop(finish);
         });

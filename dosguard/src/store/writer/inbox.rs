@@ -272,9 +272,12 @@ impl Shared {
     pub(super) fn written(&self, events: usize, last_seq: u64) {
         self.opened(last_seq);
         let mut inbox = self.inbox();
-        inbox.in_flight.clear();
+        let in_flight = std::mem::take(&mut inbox.in_flight);
         inbox.written += events as u64;
         inbox.answer(true);
+        drop(inbox);
+        // Whoever tells events does not wait for these to be put away.
+        drop(in_flight);
     }
 
     /// A batch could not be written, and waits again.

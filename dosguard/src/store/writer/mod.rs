@@ -23,6 +23,7 @@ use crate::config::services::History;
 use crate::daemon::health::{Health, Loss};
 use crate::output::{EventRecord, in_full};
 use crate::paths::Paths;
+use crate::system;
 use inbox::{BATCH, Shared, Task};
 
 /// What warnings are about.
@@ -84,6 +85,7 @@ impl Writer {
             thread.failed(&error, &Pending::default());
         }
         thread::spawn(move || {
+            system::stand_back();
             thread.run();
             // Closed before it is said.
             drop(thread);

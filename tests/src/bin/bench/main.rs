@@ -50,7 +50,7 @@ enum Benchmark {
     /// Judge a packet of each kind over and over: what the program itself costs
     Paths(Common),
     /// Run commands and the daemon with very many bans and events: what users notice
-    User(Common),
+    User(UserArguments),
     /// Attack a server harder and harder: what clients get, without protection and with several
     Work(WorkArguments),
     /// Count the connections of each source, as recipes do, while very many are held
@@ -116,6 +116,17 @@ struct ThroughputArguments {
     chart: Option<PathBuf>,
 }
 
+/// What is done, and what becomes of the results.
+#[derive(Clone, Debug, Default, Args)]
+struct UserArguments {
+    #[command(flatten)]
+    common: Common,
+
+    /// Only what has this in its name
+    #[arg(long, value_name = "PART")]
+    only: Option<String>,
+}
+
 /// What becomes of the results.
 #[derive(Clone, Debug, Default, Args)]
 struct WorkArguments {
@@ -156,7 +167,7 @@ impl Benchmark {
         match self {
             Self::Throughput(arguments) => throughput::run(arguments, interrupt),
             Self::Paths(arguments) => paths::run(arguments.quick, interrupt),
-            Self::User(common) => user::run(common, interrupt),
+            Self::User(arguments) => user::run(arguments, interrupt),
             Self::Work(arguments) => work::run(arguments, interrupt),
             Self::Connections(arguments) => connections::run(arguments, interrupt),
             Self::Hold(_) => anyhow::bail!("`hold` measures nothing"),
@@ -166,7 +177,8 @@ impl Benchmark {
     fn common(&self) -> &Common {
         match self {
             Self::Throughput(arguments) => &arguments.common,
-            Self::Paths(common) | Self::User(common) => common,
+            Self::Paths(common) => common,
+            Self::User(arguments) => &arguments.common,
             Self::Work(arguments) => &arguments.common,
             Self::Connections(arguments) => &arguments.common,
             Self::Hold(_) => const { &Common { quick: false, json: None } },
@@ -189,7 +201,7 @@ fn everything(arguments: &Arguments, interrupt: &Interrupt) -> Result<()> {
             only: None,
         }),
         Benchmark::Paths(common_to_all.clone()),
-        Benchmark::User(common_to_all.clone()),
+        Benchmark::User(UserArguments { common: common_to_all.clone(), only: None }),
         Benchmark::Work(WorkArguments { common: common_to_all.clone(), chart: chart("useful-work.svg") }),
         Benchmark::Connections(ConnectionsArguments {
             common: common_to_all.clone(),

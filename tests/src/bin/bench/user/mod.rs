@@ -16,7 +16,7 @@ use serde_json::json;
 
 use self::row::Row;
 use crate::{
-    Common,
+    UserArguments,
     machine::Machine,
     progress,
     report::{Report, columns},
@@ -55,19 +55,26 @@ struct Bench<'a> {
 }
 
 /// Measures.
-pub(crate) fn run(arguments: &Common, interrupt: &Interrupt) -> Result<Report> {
+pub(crate) fn run(arguments: &UserArguments, interrupt: &Interrupt) -> Result<Report> {
     let machine = Machine::this()?;
-    let extent = if arguments.quick { QUICK } else { WHOLE };
-    let lab = Lab::new_unless(interrupt).context("cannot make the lab")?;
-    let bench = Bench { lab: &lab, interrupt, dosguard: Dosguard::new(&lab)?, extent };
+    let extent = if arguments.common.quick { QUICK } else { WHOLE };
     let steps: [(&str, Step); 4] = [
         ("attach, change a setting, idle", quiet::measure),
         ("list, export and start with a million bans", many::measure),
         ("a million bans end", many::sweep),
         ("200,000 events a second", events::measure),
     ];
+    let part = arguments.only.as_deref().unwrap_or_default();
+    let wanted: Vec<_> = steps.into_iter().filter(|(name, _)| name.contains(part)).collect();
+    ensure!(
+        !wanted.is_empty(),
+        "nothing that is measured has `{part}` in its name: {:?}",
+        steps.map(|(name, _)| name)
+    );
+    let lab = Lab::new_unless(interrupt).context("cannot make the lab")?;
+    let bench = Bench { lab: &lab, interrupt, dosguard: Dosguard::new(&lab)?, extent };
     let mut rows = Vec::new();
-    for (name, step) in steps {
+    for (name, step) in wanted {
         interrupt.check()?;
         progress(name);
         rows.extend(step(&bench).with_context(|| name.to_owned())?);
