@@ -329,6 +329,9 @@ fn bans_by_hand_are_imposed_and_extended_and_both_are_events() {
     assert_eq!(listener.next()["kind"], "extend");
     let said = say(&dosguard, words("bans add 203.0.113.7 --for 1m"));
     assert!(said.err.contains("was banned for longer already"), "{}", said.err);
+    let listed = dosguard.json(["bans", "list", "--json"]).unwrap();
+    let ban = listed.iter().find(|ban| ban["source"] == "203.0.113.7").unwrap();
+    assert_eq!(ban["length"], "2h", "it was imposed for as long as before");
     done(&dosguard, "bans del 203.0.113.7");
     assert_eq!(listener.next()["kind"], "unban", "what changes nothing is no event");
     // What is the host's own.

@@ -118,8 +118,9 @@ fn add_one(
     let old = datapath.maps().ban(&key)?.filter(|old| old.is_active(now_ns) && !old.is_monitored());
     if let Some(old) = old {
         ban.since_ns = old.since_ns;
-        ban.until_ns = ban.until_ns.max(old.until_ns);
-        ban.length_ns = ban.until_ns.saturating_sub(now_ns);
+        if old.until_ns >= ban.until_ns {
+            (ban.until_ns, ban.length_ns) = (old.until_ns, old.length_ns);
+        }
     }
     datapath.maps_mut().set_ban(&key, &ban)?;
     // After it the source starts with a clean window, as after any ban.
