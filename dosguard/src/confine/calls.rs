@@ -127,7 +127,6 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_getrusage,
     libc::SYS_getrlimit,
     libc::SYS_sched_getaffinity,
-    libc::SYS_getpriority,
     libc::SYS_getcpu,
     libc::SYS_times,
     libc::SYS_getpriority,
