@@ -129,6 +129,14 @@ impl SourceMask {
         Address([a & mask[0], b & mask[1], c & mask[2], d & mask[3]])
     }
 
+    /// Whether it is the same as another one: word by word, as of a comparison as a whole the compiler makes a call.
+    #[inline(always)]
+    pub const fn is_same(&self, other: &Self) -> bool {
+        let ([.., v4], [a, b, c, d]) = (self.ipv4, self.ipv6);
+        let ([.., w4], [e, f, g, h]) = (other.ipv4, other.ipv6);
+        (v4 ^ w4) | (a ^ e) | (b ^ f) | (c ^ g) | (d ^ h) == 0
+    }
+
     /// The prefix lengths in bits: IPv4 (of 32), IPv6 (of 128).
     pub fn prefixes(&self) -> (u32, u32) {
         let bits = |mask: &[u32; 4]| mask.iter().map(|word| word.count_ones()).sum::<u32>();
@@ -171,6 +179,10 @@ mod tests {
     fn sources_follow_the_prefix_of_their_family() {
         let mask = SourceMask::new(24, 64);
         assert_eq!(mask.prefixes(), (24, 64));
+        assert!(mask.is_same(&SourceMask::new(24, 64)));
+        assert!(
+            ![(25, 64), (24, 63), (24, 128)].iter().any(|&(v4, v6)| mask.is_same(&SourceMask::new(v4, v6)))
+        );
         assert_eq!(mask.source(Address::from_ipv4([192, 0, 2, 7])), Address::from_ipv4([192, 0, 2, 0]));
         let mut host = [0x20, 1, 0xd, 0xb8, 0, 1, 0, 2, 1, 2, 3, 4, 5, 6, 7, 8];
         let source = mask.source(Address::from_ipv6(host));

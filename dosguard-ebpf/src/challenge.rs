@@ -2,28 +2,25 @@
 //!
 //! Both programs are reached by a tail call from the one that judges, and begin anew with the packet.
 
-use aya_ebpf::EbpfContext as _;
-use aya_ebpf::Global;
-use aya_ebpf::bindings::bpf_sock_tuple;
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
 use aya_ebpf::helpers::{
-    bpf_jiffies64, bpf_ktime_get_boot_ns, bpf_sk_release, bpf_skc_lookup_tcp, bpf_skc_to_tcp_request_sock,
-    bpf_skc_to_tcp_sock, bpf_tcp_raw_check_syncookie_ipv4, bpf_tcp_raw_check_syncookie_ipv6,
+    bpf_jiffies64, bpf_ktime_get_boot_ns, bpf_tcp_raw_check_syncookie_ipv4, bpf_tcp_raw_check_syncookie_ipv6,
     bpf_tcp_raw_gen_syncookie_ipv4, bpf_tcp_raw_gen_syncookie_ipv6, bpf_xdp_adjust_tail,
 };
 use aya_ebpf::programs::XdpContext;
 use dosguard_common::address::Address;
-use dosguard_common::challenge::{
-    ANSWERED_WITHIN_NS, LEFT_EVERY_NS, Offer, REPLY_MAX, Reply, Room, SENT_WITHIN_JIFFIES, Segment,
-};
+use dosguard_common::challenge::{ANSWERED_WITHIN_NS, LEFT_EVERY_NS, Offer, Reply, Room, Segment};
+use dosguard_common::clock::Clock as _;
 use dosguard_common::engine::{self, Completed};
 use dosguard_common::frame::Frame as _;
-use dosguard_common::opaque::opaque;
 use dosguard_common::reason::Tally;
 use dosguard_common::tables::Tables as _;
 
 use crate::clock::KernelClock;
 use crate::context::ContextFrame;
+use crate::listening::{self, Place};
+use crate::opaque::opaque;
+use crate::sockets::{Met, met};
 use crate::tables::KernelTables;
 use crate::{maps, met};
 
@@ -32,44 +29,8 @@ const fn tables() -> KernelTables<true> {
     KernelTables
 }
 
-/// States of a socket (`enum` in Linux include/net/tcp_states.h).
-const ESTABLISHED: u32 = 1;
-const FIN_WAIT_1: u32 = 4;
-const FIN_WAIT_2: u32 = 5;
-const TIME_WAIT: u32 = 6;
-const CLOSE_WAIT: u32 = 8;
-const LAST_ACK: u32 = 9;
-const LISTEN: u32 = 10;
-const CLOSING: u32 = 11;
-const NEW_SYN_RECV: u32 = 12;
-
 /// A MAC address with this bit is that of a group (IEEE 802).
 const GROUP: u8 = 1;
-
-/// The receive buffer was chosen (`SOCK_RCVBUF_LOCK`, Linux include/net/sock.h).
-const RECEIVE_LOCKED: u8 = 2;
-
-/// Where the running kernel keeps what of a listener, in bytes: see `ListenerLayout`. Set at load, from its BTF.
-#[unsafe(no_mangle)]
-static SENT: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static GROUP_OF: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static GROUP_SENT: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static BACKLOG: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static MAX_BACKLOG: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static LOCKS: Global<u32> = Global::new(0);
-#[unsafe(no_mangle)]
-static LOCKS_SHIFT: Global<u32> = Global::new(0);
-/// The same of a connection that is being made: see `RequestLayout`.
-#[unsafe(no_mangle)]
-static ANSWERED: Global<u32> = Global::new(0);
-
-/// The network namespace that the packet came in (`BPF_F_CURRENT_NETNS`).
-const THIS_NAMESPACE: u64 = u64::MAX;
 
 /// Why a SYN is not answered.
 enum Unsent {
@@ -111,7 +72,26 @@ fn send(ctx: &XdpContext) -> Result<(), Unsent> {
     }
     // The kernel's own timestamps go by the monotonic clock (`tcp_clock_ns`), and may only be later.
     let [now_ns, monotonic_ns] = KernelClock.lately();
-    let has_own_buffers = match met(ctx, segment) {
+    let has_own_buffers = listener(ctx, &frame, segment, now_ns)?;
+    let cookie = cookie(segment).ok_or(Unsent::Dropped)?;
+    let offer = Offer::of(segment, host, has_own_buffers);
+    reply.fill(segment, offer, cookie, monotonic_ns / 1_000_000, host);
+    write(ctx, &frame, segment, reply).ok_or(Unsent::Dropped)
+}
+
+/// Looks for the listener that a SYN meets, and whether it has windows of its own. Its answer is looked for from now on.
+#[inline(always)]
+fn listener(ctx: &XdpContext, frame: &ContextFrame<'_>, syn: &Segment, now_ns: u64) -> Result<bool, Unsent> {
+    let place = Place { address: syn.destination(), ifindex: frame.arrival().ifindex };
+    let tick = KernelClock.tick().unwrap_or(0);
+    let known = listening::met(&place, syn.port(), tick);
+    if let Some(listener) = known
+        && listener.knows_peers
+        && !may_be_proven(syn)
+    {
+        return Ok(listener.has_own_buffers);
+    }
+    let has_own_buffers = match met(ctx, syn) {
         Met::Listener { takes_cookies: true, has_own_buffers, .. } => has_own_buffers,
         // It takes cookies once it has sent one itself. Until then what it is sent costs it as much as without this program.
         Met::Listener { takes_cookies: false, .. } => return Err(Unsent::Left),
@@ -119,11 +99,21 @@ fn send(ctx: &XdpContext) -> Result<(), Unsent> {
         Met::Closed if is_turn_of_host(now_ns) => return Err(Unsent::Left),
         Met::Request { .. } | Met::Connection | Met::Closed | Met::Other => return Err(Unsent::Dropped),
     };
-    let cookie = cookie(segment).ok_or(Unsent::Dropped)?;
-    let offer = Offer::of(segment, host, has_own_buffers);
-    reply.fill(segment, offer, cookie, monotonic_ns / 1_000_000, host);
-    tables().look_for_answers(now_ns.saturating_add(ANSWERED_WITHIN_NS));
-    write(ctx, &frame, segment, reply).ok_or(Unsent::Dropped)
+    if known.is_none() {
+        tables().look_for_answers(now_ns.saturating_add(ANSWERED_WITHIN_NS));
+        if let Some(config) = tables().config() {
+            listening::meet(&place, syn.port(), config.mask(), [tick, now_ns], has_own_buffers);
+        }
+    }
+    Ok(has_own_buffers)
+}
+
+/// Whether there may be a proof of a SYN's source.
+#[inline(always)]
+fn may_be_proven(syn: &Segment) -> bool {
+    let Some(config) = tables().config() else { return true };
+    let (sum, _) = tables().mark(&config.mask().source(syn.source()));
+    tables().may_be_proven(sum)
 }
 
 /// Whether somebody here is meant.
@@ -142,109 +132,6 @@ fn room() -> Option<&'static mut Room> {
     unsafe {
         core::hint::assert_unchecked(room.addr() & 7 == 0);
         Some(&mut *room)
-    }
-}
-
-/// Whom a segment meets.
-enum Met {
-    /// Somebody who takes connections.
-    Listener {
-        /// It has no room for another, and gives the segment no heed.
-        is_full: bool,
-        /// It has sent a cookie lately, and takes them therefore.
-        takes_cookies: bool,
-        /// Its windows are not those of other listeners.
-        has_own_buffers: bool,
-    },
-    /// A SYN that the host has answered with this sequence number, and waits for what completes the handshake.
-    Request {
-        /// The number.
-        sent: u32,
-    },
-    /// A connection that is made, until both ends have closed it.
-    Connection,
-    /// A connection that is closed, and waits for what may still come of it.
-    Closed,
-    /// Nobody, or a connection that is not made yet.
-    Other,
-}
-
-/// Looks for the socket that the host would give the segment to.
-#[inline(always)]
-fn met(ctx: &XdpContext, segment: &Segment) -> Met {
-    let [a, b, c, d] = segment.source().words();
-    let [e, f, g, h] = segment.destination().words();
-    let [port_0, port_1, port_2, port_3, ..] = segment.tcp;
-    let ports = u32::from_ne_bytes([port_0, port_1, port_2, port_3]);
-    // As `struct bpf_sock_tuple` has it. A few words too many for IPv4: all are written, so that the verifier knows them.
-    let (mut tuple, words) = if segment.is_ipv6() {
-        ([a, b, c, d, e, f, g, h, ports], 9_u32)
-    } else {
-        ([d, h, ports, 0, 0, 0, 0, 0, 0], 3)
-    };
-    let size = words * 4;
-    // SAFETY: the tuple has at least so many bytes, and the socket is released when it has been looked at.
-    unsafe {
-        let tuple = (&raw mut tuple).cast::<bpf_sock_tuple>();
-        let socket = bpf_skc_lookup_tcp(ctx.as_ptr(), tuple, size, THIS_NAMESPACE, 0);
-        if socket.is_null() {
-            return Met::Other;
-        }
-        let met = match (&raw const (*socket).state).read_volatile() {
-            // Where no cookies are made, nobody asks for more, and the verifier removes it.
-            LISTEN if maps::CHALLENGES.load() != 0 => listener(bpf_skc_to_tcp_sock(socket.cast()).cast()),
-            ESTABLISHED | FIN_WAIT_1 | FIN_WAIT_2 | CLOSE_WAIT | LAST_ACK | CLOSING => Met::Connection,
-            NEW_SYN_RECV => request(bpf_skc_to_tcp_request_sock(socket.cast()).cast()),
-            TIME_WAIT => Met::Closed,
-            _ => Met::Other,
-        };
-        bpf_sk_release(socket.cast());
-        met
-    }
-}
-
-/// Looks at a connection that is being made.
-///
-/// # Safety
-///
-/// As of [`listener`].
-#[inline(always)]
-unsafe fn request(socket: *const u8) -> Met {
-    if socket.is_null() {
-        return Met::Other;
-    }
-    // SAFETY: by the caller's word.
-    unsafe { Met::Request { sent: socket.add(ANSWERED.load() as usize).cast::<u32>().read_volatile() } }
-}
-
-/// Looks at a listener.
-///
-/// # Safety
-///
-/// It is the kernel's, or null, and held while it is looked at. The offsets are checked by the verifier.
-#[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "the kernel keeps the low half of the time")]
-unsafe fn listener(socket: *const u8) -> Met {
-    if socket.is_null() {
-        return Met::Other;
-    }
-    // SAFETY: by the caller's word; the group lives as long as the program runs (RCU).
-    unsafe {
-        let field = |offset: u32| socket.add(offset as usize).cast::<u32>().read_volatile();
-        let group = socket.add(GROUP_OF.load() as usize).cast::<*const u8>().read_volatile();
-        let mut sent = field(SENT.load());
-        // Who shares its port has it from the group alone.
-        if !group.is_null() {
-            sent = group.add(GROUP_SENT.load() as usize).cast::<u32>().read_volatile();
-        }
-        let locks = socket.add(LOCKS.load() as usize).read_volatile() >> (LOCKS_SHIFT.load() & 7);
-        Met::Listener {
-            // As `sk_acceptq_is_full` in Linux include/net/sock.h.
-            is_full: field(BACKLOG.load()) > field(MAX_BACKLOG.load()),
-            // It never did where this is 0.
-            takes_cookies: sent != 0 && (bpf_jiffies64() as u32).wrapping_sub(sent) < SENT_WITHIN_JIFFIES,
-            has_own_buffers: locks & RECEIVE_LOCKED != 0,
-        }
     }
 }
 
@@ -296,42 +183,36 @@ fn write(ctx: &XdpContext, frame: &ContextFrame<'_>, syn: &Segment, reply: &Repl
     if unsafe { bpf_xdp_adjust_tail(ctx.ctx, delta) } != 0 {
         return None;
     }
-    let [to, from] = [frame.bytes::<6>(6)?, frame.bytes::<6>(0)?];
-    put(frame, 0, &to)?;
-    put(frame, 6, &from)?;
+    let mac = frame.bytes::<12>(0)?;
+    let word = |at: usize| u32::from_ne_bytes([0, 1, 2, 3].map(|byte| mac[(at + byte) % 12]));
+    put(frame.place::<12>(0)?, &[word(6), word(10), word(2)]);
+    let ip = syn.offset as usize;
     if syn.is_ipv6() {
-        put(frame, syn.offset as usize, &reply.ip)?;
+        put(frame.place::<40>(ip)?, &reply.ip);
     } else {
-        put(frame, syn.offset as usize, reply.ip.first_chunk::<20>()?)?;
+        put(frame.place::<20>(ip)?, reply.ip.first_chunk::<5>()?);
     }
-    let mut at = 0;
-    while at < REPLY_MAX {
-        if at < length {
-            put(
-                frame,
-                start + at,
-                &[reply.tcp[at], reply.tcp[at + 1], reply.tcp[at + 2], reply.tcp[at + 3]],
-            )?;
-        }
-        at += 4;
+    // Not one by one: each place is looked at whether the packet has it.
+    let [a, b, c, d, e, f, g, h, i, j] = reply.tcp;
+    put(frame.place::<24>(start)?, &[a, b, c, d, e, f]);
+    if length > 24 {
+        put(frame.place::<12>(start + 24)?, &[g, h, i]);
+    }
+    if length > 36 {
+        put(frame.place::<4>(start + 36)?, &[j]);
     }
     Some(())
 }
 
+/// Writes words at a place in the packet, which has room for them.
 #[inline(always)]
-fn put<const N: usize>(frame: &ContextFrame<'_>, offset: usize, bytes: &[u8; N]) -> Option<()> {
-    let place = frame.place::<N>(offset)? as usize;
+fn put<const BYTES: usize, const WORDS: usize>(place: *mut [u8; BYTES], words: &[u32; WORDS]) {
+    const { assert!(BYTES == WORDS * 4) };
     let mut at = 0;
-    while at + 4 <= N {
-        put_word(place + at, u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]));
-        at += 4;
-    }
-    while at < N {
-        // SAFETY: the verifier has seen that the packet has so many bytes there.
-        unsafe { ((place + at) as *mut u8).write(bytes[at]) };
+    while at < WORDS {
+        put_word(place as usize + at * 4, words[at]);
         at += 1;
     }
-    Some(())
 }
 
 /// Writes a word of the packet. In one instruction: of a write that asks for no alignment the compiler makes one for each byte.

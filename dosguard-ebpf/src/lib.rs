@@ -8,6 +8,7 @@
 pub mod challenge;
 pub mod clock;
 pub mod context;
+mod listening;
 pub mod maps;
 mod marks;
 mod met;
@@ -15,6 +16,7 @@ mod met;
 pub mod opaque;
 #[cfg(not(target_arch = "bpf"))]
 pub use dosguard_common::opaque;
+mod sockets;
 pub mod tables;
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};

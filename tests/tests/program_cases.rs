@@ -199,10 +199,10 @@ fn no_length_of_a_frame_gets_it_past_the_program_unjudged() {
 
 #[test]
 fn the_verifier_has_little_to_do() {
-    // Recorded so that growth is seen: the kernel gives up at a million.
+    // So that growth is seen: the kernel gives up at a million. Linux 6.1 looks at 183,000, Linux 6.18 at half of that.
     let Some(instructions) = Program::new(ban_over(1)).unwrap().verified_instructions().unwrap() else {
         return on_this_kernel("the program loads; before Linux 5.16 nobody tells how much was looked at");
     };
     println!("{instructions} looked at");
-    assert!(instructions < 100_000, "{instructions} instructions were looked at");
+    assert!(instructions < 250_000, "{instructions} instructions were looked at");
 }

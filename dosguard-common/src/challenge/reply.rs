@@ -1,18 +1,20 @@
 //! The reply to a SYN, byte for byte.
 
+use core::hint::black_box;
+
 use bytemuck::{Pod, Zeroable};
 
 use super::{ACK, IP_HEADER_MAX, Offer, REPLY_MAX, SYN, Segment, SynAck};
 use crate::parse::TCP;
 
-/// The reply to a SYN.
+/// The reply to a SYN, in words as they go on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Reply {
     /// Its IP header: the first 20 or 40 bytes are meant.
-    pub ip: [u8; IP_HEADER_MAX],
+    pub ip: [u32; IP_HEADER_MAX / 4],
     /// Its TCP header.
-    pub tcp: [u8; REPLY_MAX],
+    pub tcp: [u32; REPLY_MAX / 4],
     /// How many bytes of that are meant: 24, 36 or 40.
     pub tcp_length: u32,
 }
@@ -29,84 +31,94 @@ impl Reply {
             Offer { .. } => (40, host.window_timestamps[family]),
         };
         self.tcp_length = length;
-        self.fill_tcp(syn, cookie, window, host.mss[family]);
+        self.tcp[0] = word(&syn.tcp, 0).rotate_left(16); // the ports, the other way round
+        self.tcp[1] = cookie.to_be();
+        self.tcp[2] = syn.number().wrapping_add(1).to_be();
+        self.tcp[3] = ((length / 4) << 28 | u32::from(SYN | ACK) << 16 | u32::from(window)).to_be();
+        self.tcp[4] = 0;
+        self.tcp[5] = (0x0204_0000 | u32::from(host.mss[family])).to_be();
         self.fill_timestamp(offer, now_ms, host.wscale);
         self.fill_ip(syn, host);
-        let [sum_0, sum_1] = self.checksum(syn).to_be_bytes();
-        (self.tcp[16], self.tcp[17]) = (sum_0, sum_1);
-    }
-
-    #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "a reply has at most 40 bytes of TCP")]
-    fn fill_tcp(&mut self, syn: &Segment, cookie: u32, window: u16, mss: u16) {
-        let [from_0, from_1, to_0, to_1, seq_0, seq_1, seq_2, seq_3, ..] = syn.tcp;
-        let acknowledged = u32::from_be_bytes([seq_0, seq_1, seq_2, seq_3]).wrapping_add(1);
-        self.tcp[0..4].copy_from_slice(&[to_0, to_1, from_0, from_1]);
-        self.tcp[4..8].copy_from_slice(&cookie.to_be_bytes());
-        self.tcp[8..12].copy_from_slice(&acknowledged.to_be_bytes());
-        self.tcp[12..14].copy_from_slice(&[(self.tcp_length as u8 / 4) << 4, SYN | ACK]);
-        self.tcp[14..16].copy_from_slice(&window.to_be_bytes());
-        self.tcp[16..20].copy_from_slice(&[0; 4]);
-        self.tcp[20..22].copy_from_slice(&[2, 4]);
-        self.tcp[22..24].copy_from_slice(&mss.to_be_bytes());
+        self.tcp[4] = half(self.checksum(syn)).rotate_left(16);
     }
 
     #[inline(always)]
     fn fill_timestamp(&mut self, offer: Offer, now_ms: u64, wscale: u8) {
-        let Some(theirs) = offer.timestamp else {
-            self.tcp[24..].copy_from_slice(&[0; 16]);
-            return;
+        let options = match offer.timestamp {
+            Some(theirs) => [
+                // SACK permitted, or two that mean nothing; timestamps.
+                if offer.sack { 0x0402_080a } else { 0x0101_080a },
+                offer.kept_in_timestamp(now_ms),
+                theirs,
+                if offer.wscale.is_some() { 0x0103_0300 | u32::from(wscale) } else { 0 },
+            ],
+            None => [0; 4],
         };
-        // SACK permitted, or two that mean nothing; timestamps.
-        self.tcp[24..28].copy_from_slice(if offer.sack { &[4, 2, 8, 10] } else { &[1, 1, 8, 10] });
-        self.tcp[28..32].copy_from_slice(&offer.kept_in_timestamp(now_ms).to_be_bytes());
-        self.tcp[32..36].copy_from_slice(&theirs.to_be_bytes());
-        let scale = if offer.wscale.is_some() { [1, 3, 3, wscale] } else { [0; 4] };
-        self.tcp[36..].copy_from_slice(&scale);
+        // One by one: of a write as a whole the compiler makes a call, where it is of zeroes.
+        [self.tcp[6], self.tcp[7], self.tcp[8], self.tcp[9]] = options.map(u32::to_be).map(black_box);
     }
 
     #[inline(always)]
-    #[expect(clippy::cast_possible_truncation, reason = "a reply has at most 60 bytes over IPv4")]
     fn fill_ip(&mut self, syn: &Segment, host: &SynAck) {
         if syn.is_ipv6() {
-            self.ip[..8].copy_from_slice(&[0x60, 0, 0, 0, 0, self.tcp_length as u8, TCP, host.hop_limit]);
-            self.ip[8..24].copy_from_slice(&syn.ip[24..]);
-            self.ip[24..].copy_from_slice(&syn.ip[8..24]);
+            self.ip[0] = 0x6000_0000_u32.to_be();
+            self.ip[1] = (self.tcp_length << 16 | u32::from(TCP) << 8 | u32::from(host.hop_limit)).to_be();
+            let mut at = 0;
+            while at < 4 {
+                self.ip[2 + at] = word(&syn.ip, 24 + at * 4);
+                self.ip[6 + at] = word(&syn.ip, 8 + at * 4);
+                at += 1;
+            }
         } else {
-            let total = 20 + self.tcp_length as u8;
+            self.ip[0] = (0x4500_0000 | (20 + self.tcp_length)).to_be();
             // Not to be fragmented, and so without an identification (RFC 6864).
-            self.ip[..12].copy_from_slice(&[0x45, 0, 0, total, 0, 0, 0x40, 0, host.ttl, TCP, 0, 0]);
-            self.ip[12..16].copy_from_slice(&syn.ip[16..20]);
-            self.ip[16..20].copy_from_slice(&syn.ip[12..16]);
-            let [sum_0, sum_1] = folded(words(&self.ip, 0, 20)).to_be_bytes();
-            (self.ip[10], self.ip[11]) = (sum_0, sum_1);
+            self.ip[1] = 0x4000_u32.to_be();
+            self.ip[2] = (u32::from(host.ttl) << 24 | u32::from(TCP) << 16).to_be();
+            self.ip[3] = word(&syn.ip, 16);
+            self.ip[4] = word(&syn.ip, 12);
+            self.ip[2] |= half(folded(sum(&self.ip, 0, 5)));
         }
     }
 
     /// Of the TCP header with what goes before it in thought (RFC 9293, section 3.1).
     #[inline(always)]
     pub(super) fn checksum(&self, syn: &Segment) -> u16 {
-        let addresses = if syn.is_ipv6() { words(&self.ip, 8, 40) } else { words(&self.ip, 12, 20) };
+        let addresses = if syn.is_ipv6() { sum(&self.ip, 2, 10) } else { sum(&self.ip, 3, 5) };
         // What is behind the length is zero, and adds nothing.
-        folded(addresses + words(&self.tcp, 0, REPLY_MAX) + u32::from(TCP) + self.tcp_length)
+        let before = addresses + u64::from((u32::from(TCP) + self.tcp_length).to_be());
+        folded(before + sum(&self.tcp, 0, REPLY_MAX / 4))
     }
 }
 
-/// The sum of the 16-bit words from here to there.
+/// Four bytes of a header, as they are.
 #[inline(always)]
-pub(super) fn words(bytes: &[u8; 40], from: usize, to: usize) -> u32 {
+const fn word<const N: usize>(bytes: &[u8; N], at: usize) -> u32 {
+    u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+/// A checksum in the second half of a word.
+#[inline(always)]
+fn half(checksum: u16) -> u32 {
+    u32::from(u16::from_be(checksum)).to_be()
+}
+
+/// The sum of the words from here to there: a checksum's, but for its carries (RFC 1071, section 2, (C)).
+#[inline(always)]
+pub(super) fn sum(words: &[u32; 10], from: usize, to: usize) -> u64 {
     let (mut sum, mut at) = (0, from);
-    while at + 1 < to {
-        sum += u32::from(u16::from_be_bytes([bytes[at], bytes[at + 1]]));
-        at += 2;
+    while at < to {
+        sum += u64::from(words[at]);
+        at += 1;
     }
     sum
 }
 
-/// The complement of the ones' complement sum (RFC 1071).
+/// The complement of the ones' complement sum, in the order of bytes that the words were in (RFC 1071, section 2, (B)).
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "the carries are folded in")]
-pub(super) const fn folded(sum: u32) -> u16 {
+pub(super) const fn folded(sum: u64) -> u16 {
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + (sum >> 16);
     let sum = (sum & 0xffff) + (sum >> 16);
     !((sum & 0xffff) + (sum >> 16)) as u16
 }

@@ -8,6 +8,9 @@ mod netfilter;
 mod report;
 mod traffic;
 
+use std::thread;
+use std::time::{Duration, Instant};
+
 use anyhow::{Context as _, Result};
 use dosguard_tests::{interrupt::Interrupt, lab::Lab};
 
@@ -38,7 +41,7 @@ pub(crate) fn run(arguments: &ThroughputArguments, interrupt: &Interrupt) -> Res
     let mut rows = Vec::new();
     let is_one = |name: &str| traffic::ALL.iter().any(|traffic| traffic.name == name);
     let wanted = |traffic: &&Traffic| match arguments.only.as_deref() {
-        None => true,
+        None => !arguments.common.quick || traffic.rests.is_zero(),
         Some(name) if is_one(name) => traffic.name == name,
         Some(part) => traffic.name.contains(part),
     };
@@ -53,6 +56,16 @@ pub(crate) fn run(arguments: &ThroughputArguments, interrupt: &Interrupt) -> Res
         chart::draw(&found, path)?;
     }
     Ok(found.report())
+}
+
+/// Waits, unless somebody interrupts.
+fn rest(interrupt: &Interrupt, time: Duration) -> Result<()> {
+    let end = Instant::now() + time;
+    while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+        interrupt.check()?;
+        thread::sleep(left.min(Duration::from_millis(100)));
+    }
+    Ok(())
 }
 
 /// All contenders stand ready, and take turns.
@@ -77,6 +90,9 @@ fn measure(lab: &Lab, interrupt: &Interrupt, traffic: &Traffic, extent: Extent) 
             }
         }
         sent += extent.frames;
+        if round == 0 {
+            rest(interrupt, traffic.rests)?;
+        }
     }
     for contender in &ready {
         contender.verify(sent).with_context(|| format!("`{}`", contender.contender.name()))?;

@@ -1,7 +1,9 @@
 //! What is sent at the contenders, and what they are to do with it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
+use dosguard_common::challenge::CLOSED_WITHIN_NS;
 use dosguard_tests::{
     addresses::{GUARD_V4, GUARD_V6},
     flood::Flood,
@@ -40,15 +42,28 @@ pub(super) struct Traffic {
     pub(super) sources: u32,
     /// VLAN tags.
     tags: u8,
+    /// For how long it rests after the round that does not count.
+    pub(super) rests: Duration,
     /// The part of the floor's throughput that dosguard is to have; none if nothing is promised.
     pub(super) least: Option<f64>,
 }
 
-const PLAIN: Traffic =
-    Traffic { name: "", treatment: Treatment::Banned, is_v6: false, sources: 1, tags: 0, least: None };
+const PLAIN: Traffic = Traffic {
+    name: "",
+    treatment: Treatment::Banned,
+    is_v6: false,
+    sources: 1,
+    tags: 0,
+    rests: Duration::ZERO,
+    least: None,
+};
+
+/// The flood that is answered.
+const ATTACK: Traffic =
+    Traffic { treatment: Treatment::Answered, sources: 1 << 24, least: Some(0.35), ..PLAIN };
 
 /// All of it, in the order of the report.
-pub(super) const ALL: [Traffic; 15] = [
+pub(super) const ALL: [Traffic; 16] = [
     Traffic { name: "a banned source", least: Some(0.80), ..PLAIN },
     Traffic { name: "a source over a drop limit", treatment: Treatment::Limited, least: Some(0.75), ..PLAIN },
     Traffic { name: "256 sources, counted", treatment: Treatment::Counted, sources: 256, ..PLAIN },
@@ -98,12 +113,11 @@ pub(super) const ALL: [Traffic; 15] = [
         tags: 1,
         ..PLAIN
     },
+    Traffic { name: "16 million sources, under attack", ..ATTACK },
     Traffic {
-        name: "16 million sources, under attack",
-        treatment: Treatment::Answered,
-        sources: 1 << 24,
-        least: Some(0.35),
-        ..PLAIN
+        name: "the same after a minute",
+        rests: Duration::from_nanos(CLOSED_WITHIN_NS).saturating_add(Duration::from_secs(1)),
+        ..ATTACK
     },
 ];
 
