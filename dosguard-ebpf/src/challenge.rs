@@ -12,7 +12,7 @@ use dosguard_common::address::Address;
 use dosguard_common::challenge::{ANSWERED_WITHIN_NS, LEFT_EVERY_NS, Offer, Reply, Room, Segment};
 use dosguard_common::clock::Clock as _;
 use dosguard_common::engine::{self, Completed};
-use dosguard_common::frame::Frame as _;
+use dosguard_common::frame::{Frame as _, MAX_OFFSET};
 use dosguard_common::reason::Tally;
 use dosguard_common::tables::Tables as _;
 
@@ -156,9 +156,10 @@ fn is_turn_of_host(now_ns: u64) -> bool {
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a cookie is the low half")]
 fn cookie(syn: &mut Segment) -> Option<u32> {
     let (ip, tcp) = (syn.ip.as_mut_ptr(), syn.tcp.as_mut_ptr().cast());
-    // The verifier wants to see both bounds, each by itself. The helper refuses what is more than a header.
+    // The verifier wants to see both bounds, each by itself; that a number is not 0 is none to it before Linux 6.2. The helper refuses
+    // what is more than a header.
     let length = opaque(syn.tcp_length() as u32, syn.offset) & 63;
-    if length == 0 {
+    if length < 20 {
         return None;
     }
     // SAFETY: the headers have as many bytes as the helpers read.
@@ -176,7 +177,9 @@ fn cookie(syn: &mut Segment) -> Option<u32> {
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, clippy::cast_possible_wrap, reason = "frames are short")]
 fn write(ctx: &XdpContext, frame: &ContextFrame<'_>, syn: &Segment, reply: &Reply) -> Option<()> {
-    let (start, length) = (syn.tcp_offset(), reply.tcp_length as usize);
+    // They are no more than that, which the verifier of Linux 6.1 sees where each is used if they are cut to it, and not if they are compared.
+    let (ip, start) = (syn.offset as usize & MAX_OFFSET, syn.tcp_offset() & MAX_OFFSET);
+    let length = reply.tcp_length as usize;
     // Both are below the reach of a frame.
     let delta = ((start + length) as i32).wrapping_sub(frame.length() as i32);
     // SAFETY: the context is the kernel's own; all pointers into the packet are made anew below.
@@ -186,7 +189,6 @@ fn write(ctx: &XdpContext, frame: &ContextFrame<'_>, syn: &Segment, reply: &Repl
     let mac = frame.bytes::<12>(0)?;
     let word = |at: usize| u32::from_ne_bytes([0, 1, 2, 3].map(|byte| mac[(at + byte) % 12]));
     put(frame.place::<12>(0)?, &[word(6), word(10), word(2)]);
-    let ip = syn.offset as usize;
     if syn.is_ipv6() {
         put(frame.place::<40>(ip)?, &reply.ip);
     } else {

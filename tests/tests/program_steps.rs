@@ -17,11 +17,34 @@ fn steps() -> BTreeMap<u32, String> {
     named.filter(|(_, name)| [abi::ANSWER_PROGRAM, abi::REPLY_PROGRAM].contains(&name.as_str())).collect()
 }
 
+/// Shows what the loader says: why the kernel has refused a program.
+struct Shown;
+
+impl log::Log for Shown {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.target().starts_with("dosguard::datapath")
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            let text = record.args().to_string();
+            // What the verifier says is long, and its end matters.
+            let skipped = text.lines().count().saturating_sub(100);
+            text.lines().skip(skipped).for_each(|line| println!("{line}"));
+        }
+    }
+
+    fn flush(&self) {}
+}
+
 /// Of two at the same time, each would take the other's for its own.
 static TURN: Mutex<()> = Mutex::new(());
 
 #[test]
 fn segments_are_looked_at_and_syns_are_answered_where_the_kernel_makes_cookies() {
+    if log::set_logger(&Shown).is_ok() {
+        log::set_max_level(log::LevelFilter::Debug);
+    }
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let bpffs = Bpffs::mount().unwrap();
     let paths = bpffs.paths("steps").unwrap();
@@ -31,7 +54,6 @@ fn segments_are_looked_at_and_syns_are_answered_where_the_kernel_makes_cookies()
         is_helper_supported(ProgramType::Xdp, BpfHelper::BPF_FUNC_tcp_raw_gen_syncookie_ipv4).unwrap();
     let after = steps();
     let is_new = |wanted: &str| after.iter().any(|(id, name)| name == wanted && !before.contains_key(id));
-    // Why a kernel has refused one is in the log of whoever loads it.
     assert_eq!((is_new(abi::ANSWER_PROGRAM), is_new(abi::REPLY_PROGRAM)), (true, makes_cookies));
     Datapath::remove(&paths).unwrap();
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::traffic::{Traffic, Treatment};
+use super::traffic::{MOST_SOURCES, Traffic, Treatment};
 use crate::prepared::others;
 
 /// What decides.
@@ -63,8 +63,11 @@ impl Kind {
     /// In the table `raw`, before connections are tracked.
     fn xtables(self, traffic: &Traffic) -> Option<String> {
         const RECENT: &str = "-m recent --name dg";
-        const HASHLIMIT: &str = "-m hashlimit --hashlimit-name dg --hashlimit-mode srcip --hashlimit-htable-size 65536 \
-                                 --hashlimit-htable-max 131072 --hashlimit-htable-expire 60000 --hashlimit-above";
+        // A full table drops who is new.
+        let hashlimit = format!(
+            "-m hashlimit --hashlimit-name dg --hashlimit-mode srcip --hashlimit-htable-size 1048576 \
+             --hashlimit-htable-max {MOST_SOURCES} --hashlimit-htable-expire 2000 --hashlimit-above"
+        );
         let source = traffic.source();
         let rules = match (self, traffic.treatment) {
             (Self::Drop, Treatment::Banned) => vec![format!("-s {source} -j DROP")],
@@ -80,11 +83,11 @@ impl Kind {
                 "-j DROP".to_owned(),
             ],
             (Self::Hashlimit, Treatment::Banned | Treatment::Limited) => {
-                vec![format!("-p tcp --syn {HASHLIMIT} 10/second -j DROP"), "-j DROP".to_owned()]
+                vec![format!("-p tcp --syn {hashlimit} 10/second -j DROP"), "-j DROP".to_owned()]
             }
             (Self::Hashlimit, Treatment::Counted) => {
                 vec![
-                    format!("-p tcp --syn {HASHLIMIT} 500000/second --hashlimit-burst 500000 -j DROP"),
+                    format!("-p tcp --syn {hashlimit} 500000/second --hashlimit-burst 500000 -j DROP"),
                     "-j DROP".to_owned(),
                 ]
             }
@@ -122,8 +125,9 @@ impl Kind {
                 };
                 (format!("type {address}; size 131072; {elements}"), format!("{protocol} saddr @dg drop"))
             }
+            // A full set lets who is new pass, and does not count.
             _ => (
-                format!("type {address}; size 131072; flags dynamic,timeout; timeout 60s;"),
+                format!("type {address}; size {MOST_SOURCES}; flags dynamic,timeout; timeout 2s;"),
                 format!(
                     "tcp flags & (syn | ack) == syn add @dg {{ {protocol} saddr limit rate over {over} }} drop"
                 ),

@@ -16,6 +16,9 @@ const SOURCE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, 1);
 /// Where SYNs go.
 pub(super) const PORT: u16 = 80;
 
+/// The most sources that a flood has.
+pub(super) const MOST_SOURCES: u32 = 1 << 24;
+
 /// What a contender does with a flood. In the end everything is dropped, or answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Treatment {
@@ -60,7 +63,7 @@ const PLAIN: Traffic = Traffic {
 
 /// The flood that is answered.
 const ATTACK: Traffic =
-    Traffic { treatment: Treatment::Answered, sources: 1 << 24, least: Some(0.35), ..PLAIN };
+    Traffic { treatment: Treatment::Answered, sources: MOST_SOURCES, least: Some(0.35), ..PLAIN };
 
 /// All of it, in the order of the report.
 pub(super) const ALL: [Traffic; 16] = [
@@ -77,7 +80,7 @@ pub(super) const ALL: [Traffic; 16] = [
     Traffic {
         name: "16 million sources, counted",
         treatment: Treatment::Counted,
-        sources: 1 << 24,
+        sources: MOST_SOURCES,
         least: Some(0.35),
         ..PLAIN
     },
@@ -95,7 +98,7 @@ pub(super) const ALL: [Traffic; 16] = [
     Traffic {
         name: "16 million sources, counted, IPv6",
         treatment: Treatment::Counted,
-        sources: 1 << 24,
+        sources: MOST_SOURCES,
         is_v6: true,
         ..PLAIN
     },
