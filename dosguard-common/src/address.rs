@@ -92,7 +92,8 @@ impl Address {
 /// In numerical order, IPv4 at its place in IPv6.
 impl Ord for Address {
     fn cmp(&self, other: &Self) -> core::cmp::Ordering {
-        self.to_bytes().cmp(&other.to_bytes())
+        let number = |address: &Self| u128::from_be_bytes(address.to_bytes());
+        number(self).cmp(&number(other))
     }
 }
 

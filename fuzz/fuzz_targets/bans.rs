@@ -51,7 +51,7 @@ fn check(live: &Live, key: &SourceKey, ban: &Ban) {
 fn exported(live: &Live, bans: &BTreeMap<SourceKey, Ban>, format: Format) -> String {
     let (names, rules, clock) = (Naming::new(live), rules(), clock());
     let setting = Setting { instance: "mail", names: &names, rules: &rules, clock: &clock };
-    let selected = Selected::new(bans, format, true, UP_NS, |_| Ok::<_, ()>(false)).unwrap();
+    let selected = Selected::new(bans.clone(), format, true, UP_NS, |_| Ok::<_, ()>(false)).unwrap();
     let mut text = Vec::new();
     write(&mut text, format, &selected, &setting).unwrap();
     let text = String::from_utf8(text).unwrap();

@@ -172,11 +172,16 @@ impl Maps {
         ports.set(u32::from(port), Wire(index), 0).map_err(Error::map(abi::PORTS.name, "write"))
     }
 
-    /// Every ban, expired ones included.
+    /// Every ban, expired ones included, by source.
     pub fn bans(&self) -> Result<BTreeMap<SourceKey, Ban>, Error> {
+        Ok(self.all_bans()?.into_iter().collect())
+    }
+
+    /// The same in no order: of very many, putting them in one takes as long as reading them.
+    pub fn all_bans(&self) -> Result<Vec<(SourceKey, Ban)>, Error> {
         let batches = batch::entries(&self.bans_fd);
         if let Some(entries) = batches.map_err(|error| Error::map(abi::BANS.name, "read")(error.into()))? {
-            return Ok(entries.into_iter().collect());
+            return Ok(entries);
         }
         // A map, because a walk that runs into a removal begins again and sees entries twice.
         let mut found = BTreeMap::new();
@@ -188,7 +193,7 @@ impl Maps {
                 Err(error) => return Err(Error::map(abi::BANS.name, "read")(error)),
             }
         }
-        Ok(found)
+        Ok(found.into_iter().collect())
     }
 
     /// One ban, whether it still holds or not.

@@ -146,7 +146,7 @@ impl Maps {
     /// count any more. To be called by one process at a time, as long after the last time as a command may take.
     pub fn renew_marks(&self) -> Result<(), Error> {
         let marks = self.marks.mapped()?;
-        self.bans()?.keys().for_each(|key| marks.set(key.source_here(), Hashing::mark_by));
+        self.all_bans()?.iter().for_each(|(key, _)| marks.set(key.source_here(), Hashing::mark_by));
         let offenders = self.all_offenders()?;
         offenders.iter().for_each(|(key, _)| marks.set(key.source_here(), Hashing::mark_by));
         self.mark_proven()?;

@@ -122,14 +122,14 @@ impl Selected {
     /// Of all bans those that hold and that the format can say; with `monitored` also those that are only noted, as if they
     /// were enforced. Who acts on them must not cut off those that are `allowed`.
     pub fn new<E>(
-        bans: &BTreeMap<SourceKey, Ban>,
+        bans: impl IntoIterator<Item = (SourceKey, Ban)>,
         format: Format,
         monitored: bool,
         now_ns: u64,
         allowed: impl Fn(&Address) -> Result<bool, E>,
     ) -> Result<Self, E> {
         let mut selected = Self::default();
-        for (key, ban) in bans.iter().filter(|(_, ban)| ban.is_active(now_ns)) {
+        for (key, ban) in bans.into_iter().filter(|(_, ban)| ban.is_active(now_ns)) {
             if ban.is_monitored() && !monitored {
                 selected.monitored += 1;
             } else if ban.scope() == Scope::Syn && !format.says_scope() {
@@ -137,9 +137,10 @@ impl Selected {
             } else if format.acts() && allowed(&key.source())? {
                 selected.allowed += 1;
             } else {
-                selected.bans.push((*key, *ban));
+                selected.bans.push((key, ban));
             }
         }
+        selected.bans.sort_unstable_by_key(|(key, _)| *key);
         Ok(selected)
     }
 

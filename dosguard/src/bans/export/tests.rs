@@ -52,7 +52,7 @@ fn written(format: Format, monitored: bool) -> String {
     let live = live();
     let (names, clock, rules) = (Naming::new(&live), clock("2026-01-01T12:00:00Z", UP_NS), rules());
     let setting = Setting { instance: "lab", names: &names, rules: &rules, clock: &clock };
-    let selected = Selected::new(&bans(), format, monitored, UP_NS, nobody).unwrap();
+    let selected = Selected::new(bans(), format, monitored, UP_NS, nobody).unwrap();
     let mut out = Vec::new();
     write(&mut out, format, &selected, &setting).unwrap();
     String::from_utf8(out).unwrap()
@@ -66,7 +66,7 @@ const fn nobody(_: &Address) -> Result<bool, std::convert::Infallible> {
 fn who_is_allowed_is_cut_off_by_no_other_program() {
     let selected = |format| {
         let allowed = |address: &Address| Ok::<_, std::convert::Infallible>(*address == source(1));
-        Selected::new(&bans(), format, false, UP_NS, allowed).unwrap()
+        Selected::new(bans(), format, false, UP_NS, allowed).unwrap()
     };
     for format in [Format::Plain, Format::HostsDeny, Format::Nft, Format::Ipset, Format::Iptables] {
         let selected = selected(format);
@@ -84,7 +84,7 @@ fn lists_have_what_is_banned_altogether() {
     let line = |network: &str| hosts_deny_line(network.parse().unwrap());
     assert_eq!(line("192.0.2.0/24"), "ALL: 192.0.2.0/255.255.255.0");
     assert_eq!(line("2001:db8::7"), "ALL: [2001:db8::7]");
-    let left_out = Selected::new(&bans(), Format::Plain, false, UP_NS, nobody).unwrap();
+    let left_out = Selected::new(bans(), Format::Plain, false, UP_NS, nobody).unwrap();
     assert_eq!((left_out.len(), left_out.without_scope, left_out.monitored), (3, 2, 1));
 }
 

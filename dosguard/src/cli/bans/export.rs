@@ -62,11 +62,11 @@ pub(super) fn export(paths: &Paths, args: &ExportArgs, out: &mut dyn Write) -> a
     let live = Live::read(datapath.maps())?;
     let clock = WallClock::new(Timestamp::now(), boot_now_ns()?);
     let allowed = datapath.maps().list(List::Allow).sources(live.mask())?;
-    let (bans, now_ns) = (datapath.maps().bans()?, clock.boot_now_ns());
+    let (bans, now_ns) = (datapath.maps().all_bans()?, clock.boot_now_ns());
     // Asking for each of very many takes long.
     let has_allow_list = datapath.maps().config()?.has_allow_list();
     let is_allowed = |source: &Address| if has_allow_list { allowed.touch(source) } else { Ok(false) };
-    let selected = Selected::new(&bans, args.format, args.monitor, now_ns, is_allowed)?;
+    let selected = Selected::new(bans, args.format, args.monitor, now_ns, is_allowed)?;
     let rules = if selected.has_ports() { datapath.rules()? } else { Vec::new() };
     let names = Naming::new(&live);
     let setting = Setting { instance: paths.instance(), names: &names, rules: &rules, clock: &clock };

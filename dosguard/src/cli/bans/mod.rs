@@ -108,10 +108,10 @@ fn list(paths: &Paths, args: &ListArgs, out: &mut dyn Write) -> anyhow::Result<A
     let datapath = Datapath::require(paths)?;
     let clock = WallClock::new(Timestamp::now(), boot_now_ns()?);
     let names = Naming::new(&Live::read(datapath.maps())?);
-    let mut bans: Vec<_> = datapath.maps().bans()?.into_iter().collect();
+    let mut bans = datapath.maps().all_bans()?;
     bans.retain(|(_, ban)| ban.is_active(clock.boot_now_ns()));
-    // The latest first: that is what one looks for.
-    bans.sort_by_key(|(_, ban)| std::cmp::Reverse(ban.since_ns));
+    // The latest first: that is what one looks for. Those of one moment by source, so that they come in one order each time.
+    bans.sort_unstable_by_key(|(key, ban)| (std::cmp::Reverse(ban.since_ns), *key));
     let mut out = BufWriter::with_capacity(BUFFER, out);
     if args.json {
         json_lines(&mut out, &bans, &names, &clock)?;
