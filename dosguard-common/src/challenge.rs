@@ -26,9 +26,10 @@ pub const ANSWERED_WITHIN_NS: u64 = 180_000_000_000;
 /// minutes after it has sent one (`tcp_synq_no_recent_overflow`, `TCP_SYNCOOKIE_VALID`, Linux include/net/tcp.h).
 pub const SENT_WITHIN_JIFFIES: u32 = 6_000;
 
-/// For how long the host remembers a connection that is closed, in nanoseconds, and a little more (`TCP_TIMEWAIT_LEN` in Linux
-/// include/net/tcp.h).
-pub const CLOSED_WITHIN_NS: u64 = 61_000_000_000;
+/// For how long the host remembers a connection that is closed, in nanoseconds, or one that is not made yet, and a little more
+/// (`TCP_TIMEWAIT_LEN` in Linux include/net/tcp.h; a SYN-ACK that is sent six times, as `tcp_synack_retries` has it unless set, is
+/// waited for 63 s).
+pub const CLOSED_WITHIN_NS: u64 = 64_000_000_000;
 
 /// How often SYNs that meet a closed connection are left to the host at most, in nanoseconds.
 pub const LEFT_EVERY_NS: u64 = 10_000_000;

@@ -10,7 +10,7 @@ pub use answer::{Completed, judge_answer};
 use flood::is_flooded;
 pub use impose::judge_connections;
 use impose::{Over, impose, limited, refresh};
-pub use proof::{evidence, judge_established};
+pub use proof::{evidence, judge_closed, judge_established};
 use report::report;
 
 use core::borrow::Borrow;

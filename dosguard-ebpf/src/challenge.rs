@@ -86,13 +86,15 @@ fn listener(ctx: &XdpContext, frame: &ContextFrame<'_>, syn: &Segment, now_ns: u
     let tick = KernelClock.tick().unwrap_or(0);
     let known = listening::met(&place, syn.port(), tick);
     if let Some(listener) = known
-        && listener.knows_peers
+        && listener.knows_peers()
         && !may_be_proven(syn)
     {
-        return Ok(listener.has_own_buffers);
+        return Ok(listener.has_own_buffers());
     }
-    let has_own_buffers = match met(ctx, syn) {
-        Met::Listener { takes_cookies: true, has_own_buffers, .. } => has_own_buffers,
+    let (has_own_buffers, shares_port) = match met(ctx, syn) {
+        Met::Listener { takes_cookies: true, has_own_buffers, shares_port, .. } => {
+            (has_own_buffers, shares_port)
+        }
         // It takes cookies once it has sent one itself. Until then what it is sent costs it as much as without this program.
         Met::Listener { takes_cookies: false, .. } => return Err(Unsent::Left),
         // The host knows best whether an old connection gives way to a new one.
@@ -101,7 +103,8 @@ fn listener(ctx: &XdpContext, frame: &ContextFrame<'_>, syn: &Segment, now_ns: u
     };
     if known.is_none() {
         tables().look_for_answers(now_ns.saturating_add(ANSWERED_WITHIN_NS));
-        if let Some(config) = tables().config() {
+        // Of those that share a port another one may be met by the next SYN.
+        if let Some(config) = tables().config().filter(|_| !shares_port) {
             listening::meet(&place, syn.port(), config.mask(), [tick, now_ns], has_own_buffers);
         }
     }
@@ -247,7 +250,12 @@ pub fn look_at_answer(ctx: &XdpContext) -> u32 {
         Met::Listener { is_full: false, .. } if is_cookie(segment) => Some(Completed::Challenge),
         // The number is the secret (`tcp_check_req` in Linux net/ipv4/tcp_minisocks.c); the peer's own may be any in the window.
         Met::Request { sent } if segment.acknowledged() == sent.wrapping_add(1) => Some(Completed::Handshake),
-        Met::Request { .. } | Met::Listener { .. } | Met::Closed | Met::Other => return XDP_PASS,
+        // No proof: anybody may have sent it. But it may have the host remember the connection for longer.
+        Met::Closed => {
+            engine::judge_closed(&mut tables(), segment);
+            return XDP_PASS;
+        }
+        Met::Request { .. } | Met::Listener { .. } | Met::Other => return XDP_PASS,
     };
     // SAFETY: the helper takes no arguments and only reads a clock.
     let now_ns = unsafe { bpf_ktime_get_boot_ns() };

@@ -57,6 +57,8 @@ pub enum Met {
         takes_cookies: bool,
         /// Its windows are not those of other listeners.
         has_own_buffers: bool,
+        /// Others listen on its port, too (`SO_REUSEPORT`), and may have other ones.
+        shares_port: bool,
     },
     /// A SYN that the host has answered with this sequence number, and waits for what completes the handshake.
     Request {
@@ -146,6 +148,7 @@ unsafe fn listener(socket: *const u8) -> Met {
             // It never did where this is 0.
             takes_cookies: sent != 0 && (bpf_jiffies64() as u32).wrapping_sub(sent) < SENT_WITHIN_JIFFIES,
             has_own_buffers: locks & RECEIVE_LOCKED != 0,
+            shares_port: !group.is_null(),
         }
     }
 }

@@ -2,13 +2,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a step that fails, fails the test, in its helpers as well")]
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use aya::maps::{HashMap, Map, MapData, loaded_maps};
+use aya::maps::{HashMap, Map, MapData, MapInfo, loaded_maps};
 use dosguard_common::challenge::CLOSED_WITHIN_NS;
 use dosguard_common::reason::Tally;
-use dosguard_tests::addresses::{GUARD_ATTACKER_SIDE, GUARD_CLIENT_SIDE, GUARD_CLIENT_V4, GUARD_V4};
+use dosguard_tests::addresses::{
+    GUARD_ATTACKER_SIDE, GUARD_CLIENT_SIDE, GUARD_CLIENT_V4, GUARD_CLIENT_V6, GUARD_V4, GUARD_V6,
+};
+use dosguard_tests::attached::Attached;
 use dosguard_tests::challenges::{PORT, Wire, connect, ip, make_possible, tallied};
 use dosguard_tests::cli::{PATIENCE, done, packets};
 use dosguard_tests::daemon::Dosguard;
@@ -20,12 +24,109 @@ use dosguard_tests::wait::wait_until;
 const MOMENT: Duration = Duration::from_millis(700);
 /// How long an answer is waited for that is not to come.
 const SILENCE: Duration = Duration::from_millis(200);
-const ROUNDS: usize = 20;
-const CONFIG: &str = "[rule.web]\nports = ['tcp/8080']\nlimit = '1000/1s'\nflood_limit = '50/1s'\n";
+const ROUNDS: u64 = 20;
+const CONFIG: &str = "[rule.web]\nports = ['tcp/8000-8999']\nlimit = '1000/1s'\nflood_limit = '50/1s'\n";
+/// Nobody listens there, and what is kept of it is kept where that of `PORT` is.
+const CLOSED: u16 = PORT + 64;
 
-/// A SYN of somebody who is not there.
+/// What the kernel program keeps of places as keys, and since and until when segments are looked at there.
+type LookedAt = HashMap<MapData, [u8; 20], [u64; 6]>;
+
+fn looked_at() -> impl Iterator<Item = MapInfo> {
+    loaded_maps().filter_map(Result::ok).filter(|info| info.name_as_str() == Some("LOOKED_AT"))
+}
+
+/// An instance with a flood, which nobody renews marks of.
+struct Flooded<'a> {
+    lab: &'a Lab,
+    dosguard: Dosguard<'a>,
+    places: [IpAddr; 2],
+    listener: TcpListener,
+    wire: Wire,
+    /// Those of other instances.
+    others: BTreeSet<u32>,
+    _replies: [Attached; 2],
+}
+
+impl<'a> Flooded<'a> {
+    fn attach(lab: &'a Lab, places: [IpAddr; 2]) -> Self {
+        let dosguard = Dosguard::new(lab).unwrap();
+        let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, PORT));
+        let listener = lab.guard().run_in(|| TcpListener::bind(address)).unwrap().unwrap();
+        let others = looked_at().map(|info| info.id()).collect();
+        let replies = make_possible(lab);
+        let file = dosguard.write_config("c.toml", CONFIG).unwrap();
+        done(&dosguard, &format!("attach -c {} {GUARD_ATTACKER_SIDE} {GUARD_CLIENT_SIDE}", file.display()));
+        Self { lab, dosguard, places, listener, wire: Wire::of(lab), others, _replies: replies }
+    }
+
+    fn begin(&mut self) {
+        // What was answered before is nobody's business.
+        self.wire = Wire::of(self.lab);
+        let flood: Vec<_> =
+            (0..200).map(|number| forged(number, self.places[usize::from(number % 2)])).collect();
+        self.wire.sender.send(&flood).unwrap();
+        let challenged = || Ok(packets(&self.dosguard, &["challenged"]) > 100);
+        wait_until("it is flooded", PATIENCE, challenged).unwrap();
+    }
+
+    /// Changes since and until when segments are looked at.
+    fn change(&self, change: impl Fn(u64, u64) -> (u64, u64)) {
+        let mut changed = 0;
+        for info in looked_at().filter(|info| !self.others.contains(&info.id())) {
+            let map = MapData::from_id(info.id()).unwrap();
+            let mut places = LookedAt::try_from(Map::LruHashMap(map)).unwrap();
+            let entries: Vec<_> = places.iter().map(Result::unwrap).collect();
+            for (place, [since, until, a, b, c, d]) in entries {
+                let (since, until) = change(since, until);
+                places.insert(place, [since, until, a, b, c, d], 0).unwrap();
+                changed += 1;
+            }
+        }
+        assert!(changed >= 2, "{changed}");
+    }
+
+    /// Has segments looked at for longer than the host remembers a connection that is closed.
+    fn a_minute_passes(&self) {
+        let patience = u64::try_from(PATIENCE.as_nanos()).unwrap();
+        self.change(|since, until| {
+            // Times are those since boot.
+            (since.checked_sub(CLOSED_WITHIN_NS).unwrap(), until + patience)
+        });
+    }
+
+    /// Sends a SYN right behind one of somebody else, so that the listener was met in this tick, mostly.
+    fn come(&self, syn: &Frame, to: IpAddr) {
+        self.wire.sender.send(&[forged(0, to), syn.clone()]).unwrap();
+    }
+
+    fn unanswered(&self) -> u64 {
+        tallied(self.lab, Tally::ChallengeUnsent) + tallied(self.lab, Tally::ChallengeLeft)
+    }
+
+    /// Asserts that none of some SYNs is answered by the program.
+    fn is_not_answered(&self, syn: &Frame, to: IpAddr, times: u64) {
+        let expected = self.unanswered() + times;
+        (0..times).for_each(|_| self.come(syn, to));
+        wait_until("none is answered", PATIENCE, || Ok(self.unanswered() == expected)).unwrap();
+        assert_eq!(self.wire.syn_ack(syn, SILENCE), None);
+    }
+
+    fn is_still_found(&self, connection: &TcpStream) {
+        self.is_not_answered(&again(connection), connection.peer_addr().unwrap().ip(), ROUNDS);
+    }
+}
+
+/// An address of somebody who is not there.
+fn nobody(number: u8, to: IpAddr) -> IpAddr {
+    match to {
+        IpAddr::V4(_) => Ipv4Addr::new(10, 1, 1, number).into(),
+        IpAddr::V6(_) => Ipv6Addr::new(0x2001, 0xdb8, 0xff, number.into(), 0, 0, 0, 1).into(),
+    }
+}
+
 fn forged(number: u8, to: IpAddr) -> Frame {
-    ip(Packet::eth(), Ipv4Addr::new(10, 1, 1, number).into(), to).tcp(2000, PORT).syn().build()
+    ip(Packet::eth(), nobody(number, to), to).tcp(2000, PORT).syn().build()
 }
 
 /// A SYN like that which a connection has begun with.
@@ -34,68 +135,61 @@ fn again(connection: &TcpStream) -> Frame {
     ip(Packet::eth(), from.ip(), to.ip()).tcp(from.port(), PORT).syn().build()
 }
 
-/// What the kernel program keeps of places as keys, and since and until when segments are looked at there.
-type LookedAt = HashMap<MapData, [u8; 20], [u64; 6]>;
-
-/// Has segments looked at for longer than the host remembers a connection that is closed.
-fn a_minute_passes() {
-    let mut aged = 0;
-    for info in loaded_maps().filter_map(Result::ok) {
-        if info.name_as_str() != Some("LOOKED_AT") {
-            continue;
-        }
-        let map = MapData::from_id(info.id()).unwrap();
-        let mut places = LookedAt::try_from(Map::LruHashMap(map)).unwrap();
-        let entries: Vec<_> = places.iter().map(Result::unwrap).collect();
-        for (place, [since, until, mask @ ..]) in entries {
-            let [a, b, c, d] = mask;
-            places.insert(place, [since - CLOSED_WITHIN_NS, until, a, b, c, d], 0).unwrap();
-            aged += 1;
-        }
-    }
-    assert!(aged >= 2, "{aged}");
+fn whoever_has_a_connection_is_not_taken_for_a_newcomer(places: [IpAddr; 2]) {
+    let lab = Lab::new().unwrap();
+    let mut flooded = Flooded::attach(&lab, places);
+    let silent = connect(lab.attacker(), (places[0], PORT), MOMENT).unwrap();
+    flooded.begin();
+    let busy = connect(lab.client(), (places[1], PORT), MOMENT).unwrap();
+    assert_eq!(tallied(&lab, Tally::ChallengeAnswered), 1);
+    // From here on it is only marked.
+    open(&lab).maps_mut().forget_proofs().unwrap();
+    flooded.is_still_found(&silent);
+    flooded.is_still_found(&busy);
+    flooded.a_minute_passes();
+    flooded.is_still_found(&busy);
+    let closed = ip(Packet::eth(), nobody(255, places[0]), places[0]).tcp(2001, CLOSED).syn().build();
+    flooded.is_not_answered(&closed, places[0], ROUNDS);
+    // After a break nobody knows who had a connection meanwhile.
+    flooded.change(|since, _| (since, 0));
+    flooded.is_still_found(&silent);
+    flooded.a_minute_passes();
+    // Who has said nothing for as long is not looked for any more: the look would cost as much for each SYN of a flood.
+    let syn = again(&silent);
+    let is_answered = || {
+        flooded.come(&syn, places[0]);
+        Ok(flooded.wire.syn_ack(&syn, SILENCE).is_some())
+    };
+    wait_until("whoever has said nothing is taken for a newcomer", PATIENCE, is_answered).unwrap();
+    done(&flooded.dosguard, "detach --all");
 }
 
 #[test]
-fn whoever_has_a_connection_is_not_taken_for_a_newcomer_however_long_a_flood_lasts() {
+fn whoever_has_a_connection_is_not_taken_for_a_newcomer_over_ipv4() {
+    whoever_has_a_connection_is_not_taken_for_a_newcomer([GUARD_V4.into(), GUARD_CLIENT_V4.into()]);
+}
+
+#[test]
+fn whoever_has_a_connection_is_not_taken_for_a_newcomer_over_ipv6() {
+    whoever_has_a_connection_is_not_taken_for_a_newcomer([GUARD_V6.into(), GUARD_CLIENT_V6.into()]);
+}
+
+#[test]
+fn who_ends_a_connection_that_the_host_has_closed_is_no_newcomer() {
     let lab = Lab::new().unwrap();
-    let dosguard = Dosguard::new(&lab).unwrap();
-    let address = SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT));
-    let _listener = lab.guard().run_in(|| TcpListener::bind(address)).unwrap().unwrap();
-    let _replies = make_possible(&lab);
-    // Nobody renews marks meanwhile.
-    let file = dosguard.write_config("c.toml", CONFIG).unwrap();
-    done(&dosguard, &format!("attach -c {} {GUARD_ATTACKER_SIDE} {GUARD_CLIENT_SIDE}", file.display()));
-
-    let silent = connect(lab.attacker(), (GUARD_V4, PORT), MOMENT).unwrap();
-    let wire = Wire::of(&lab);
-    let places = [GUARD_V4, GUARD_CLIENT_V4].map(IpAddr::from);
-    let flood: Vec<_> = (0..200).map(|number| forged(number, places[usize::from(number % 2)])).collect();
-    wire.sender.send(&flood).unwrap();
-    wait_until("it is flooded", PATIENCE, || Ok(packets(&dosguard, &["challenged"]) > 100)).unwrap();
-    let busy = connect(lab.client(), (GUARD_CLIENT_V4, PORT), MOMENT).unwrap();
-    assert_eq!(tallied(&lab, Tally::ChallengeAnswered), 1);
-    open(&lab).maps_mut().forget_proofs().unwrap();
-
-    // Right behind one of somebody else, so that the listener was met in this tick, mostly.
-    let come = |connection: &TcpStream| {
-        let syn = again(connection);
-        wire.sender.send(&[forged(0, connection.peer_addr().unwrap().ip()), syn.clone()]).unwrap();
-        syn
-    };
-    let meets_its_connection = |connection: &TcpStream| {
-        let before = tallied(&lab, Tally::ChallengeUnsent);
-        let syns: Vec<_> = (0..ROUNDS).map(|_| come(connection)).collect();
-        let unsent = || tallied(&lab, Tally::ChallengeUnsent) - before;
-        wait_until("none is answered", PATIENCE, || Ok(unsent() == ROUNDS as u64)).unwrap();
-        assert_eq!(wire.syn_ack(&syns[0], SILENCE), None);
-    };
-    [&silent, &busy].into_iter().for_each(meets_its_connection);
-    a_minute_passes();
-    meets_its_connection(&busy);
-    // Who has said nothing for as long is not looked for any more: the look would cost as much for each SYN of a flood.
-    let is_answered = || Ok(wire.syn_ack(&come(&silent), SILENCE).is_some());
-    wait_until("whoever has said nothing is taken for a newcomer", PATIENCE, is_answered).unwrap();
-    assert_eq!(tallied(&lab, Tally::ChallengeLeft), 0);
-    done(&dosguard, "detach --all");
+    let mut flooded = Flooded::attach(&lab, [GUARD_V4.into(), GUARD_CLIENT_V4.into()]);
+    let connection = connect(lab.client(), (GUARD_CLIENT_V4, PORT), MOMENT).unwrap();
+    // The host has closed it before the flood begins, and remembers it for a minute.
+    drop(flooded.listener.accept().unwrap());
+    let remembered = || Ok(lab.guard().run("ss", ["-Htn", "state", "fin-wait-2"])?.contains(":8080"));
+    wait_until("the host has closed it", PATIENCE, remembered).unwrap();
+    flooded.begin();
+    let syn = again(&connection);
+    connection.shutdown(Shutdown::Write).unwrap();
+    let looked_at = || Ok(packets(&flooded.dosguard, &["may-answer"]) >= 1);
+    wait_until("its end is looked at", PATIENCE, looked_at).unwrap();
+    flooded.a_minute_passes();
+    // The host may have the first, and may then forget the connection.
+    flooded.is_not_answered(&syn, GUARD_CLIENT_V4.into(), 1);
+    done(&flooded.dosguard, "detach --all");
 }

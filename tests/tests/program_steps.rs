@@ -55,5 +55,12 @@ fn segments_are_looked_at_and_syns_are_answered_where_the_kernel_makes_cookies()
     let after = steps();
     let is_new = |wanted: &str| after.iter().any(|(id, name)| name == wanted && !before.contains_key(id));
     assert_eq!((is_new(abi::ANSWER_PROGRAM), is_new(abi::REPLY_PROGRAM)), (true, makes_cookies));
+    for info in loaded_programs().filter_map(Result::ok).filter(|info| after.contains_key(&info.id())) {
+        // As of the one that judges: so that growth is seen.
+        if let Some(instructions) = info.verified_instruction_count() {
+            println!("{:?}: {instructions} looked at", info.name_as_str());
+            assert!(instructions < 250_000, "{instructions} instructions were looked at");
+        }
+    }
     Datapath::remove(&paths).unwrap();
 }

@@ -55,7 +55,7 @@ fn unit(workspace: &Workspace, args: &TestArgs) -> Result<()> {
     for package in EBPF_PACKAGES.into_iter().chain([LAB_PACKAGE]) {
         command.args(["--exclude", package]);
     }
-    // As for lint, whose dependencies these then are, too: none of these tests loads a program.
+    // None of these tests loads a program: the objects are stubs, as for lint, with which they share what build scripts make.
     command.env("AYA_BUILD_SKIP", "1").arg("--target-dir").arg(target_dir()?.join("lint"));
     select(&mut command, args);
     run::run(&mut command)

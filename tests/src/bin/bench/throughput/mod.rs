@@ -33,6 +33,9 @@ struct Extent {
 const WHOLE: Extent = Extent { rounds: 9, frames: 400_000 };
 const QUICK: Extent = Extent { rounds: 3, frames: 150_000 };
 
+/// Frames at a time of a flood that goes on slowly: more than the limit of floods in a second.
+const SLOWLY: u64 = 5_000;
+
 /// Measures, and draws a picture if one is wanted.
 pub(crate) fn run(arguments: &ThroughputArguments, interrupt: &Interrupt) -> Result<Report> {
     let extent = if arguments.common.quick { QUICK } else { WHOLE };
@@ -41,7 +44,7 @@ pub(crate) fn run(arguments: &ThroughputArguments, interrupt: &Interrupt) -> Res
     let mut rows = Vec::new();
     let is_one = |name: &str| traffic::ALL.iter().any(|traffic| traffic.name == name);
     let wanted = |traffic: &&Traffic| match arguments.only.as_deref() {
-        None => !arguments.common.quick || traffic.rests.is_zero(),
+        None => !arguments.common.quick || traffic.goes_on.is_zero(),
         Some(name) if is_one(name) => traffic.name == name,
         Some(part) => traffic.name.contains(part),
     };
@@ -58,14 +61,18 @@ pub(crate) fn run(arguments: &ThroughputArguments, interrupt: &Interrupt) -> Res
     Ok(found.report())
 }
 
-/// Waits, unless somebody interrupts.
-fn rest(interrupt: &Interrupt, time: Duration) -> Result<()> {
-    let end = Instant::now() + time;
-    while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+/// Lets the flood go on for as long, but slowly. Returns how much was sent to each.
+fn go_on(ready: &[Ready], interrupt: &Interrupt, traffic: &Traffic) -> Result<u64> {
+    let (end, mut sent) = (Instant::now() + traffic.goes_on, 0);
+    while Instant::now() < end {
         interrupt.check()?;
-        thread::sleep(left.min(Duration::from_millis(100)));
+        for contender in ready {
+            contender.pair.flood(traffic.flood().frames(SLOWLY).cpu(CPU))?;
+        }
+        sent += SLOWLY;
+        thread::sleep(Duration::from_millis(200));
     }
-    Ok(())
+    Ok(sent)
 }
 
 /// All contenders stand ready, and take turns.
@@ -91,7 +98,7 @@ fn measure(lab: &Lab, interrupt: &Interrupt, traffic: &Traffic, extent: Extent) 
         }
         sent += extent.frames;
         if round == 0 {
-            rest(interrupt, traffic.rests)?;
+            sent += go_on(&ready, interrupt, traffic)?;
         }
     }
     for contender in &ready {

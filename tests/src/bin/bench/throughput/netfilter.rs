@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::traffic::{MOST_SOURCES, Traffic, Treatment};
+use super::traffic::{Traffic, Treatment};
 use crate::prepared::others;
 
 /// What decides.
@@ -64,9 +64,10 @@ impl Kind {
     fn xtables(self, traffic: &Traffic) -> Option<String> {
         const RECENT: &str = "-m recent --name dg";
         // A full table drops who is new.
+        let (room, seconds) = room(traffic);
         let hashlimit = format!(
-            "-m hashlimit --hashlimit-name dg --hashlimit-mode srcip --hashlimit-htable-size 1048576 \
-             --hashlimit-htable-max {MOST_SOURCES} --hashlimit-htable-expire 2000 --hashlimit-above"
+            "-m hashlimit --hashlimit-name dg --hashlimit-mode srcip --hashlimit-htable-size {room} \
+             --hashlimit-htable-max {room} --hashlimit-htable-expire {seconds}000 --hashlimit-above"
         );
         let source = traffic.source();
         let rules = match (self, traffic.treatment) {
@@ -114,6 +115,7 @@ impl Kind {
             Self::NftIngress => ("netdev", "type filter hook ingress device up0 priority 0".to_owned()),
             _ => return None,
         };
+        let (room, seconds) = room(traffic);
         let (set, rule) = match traffic.treatment {
             Treatment::Established { bans } => {
                 let elements: Vec<_> =
@@ -127,7 +129,7 @@ impl Kind {
             }
             // A full set lets who is new pass, and does not count.
             _ => (
-                format!("type {address}; size {MOST_SOURCES}; flags dynamic,timeout; timeout 2s;"),
+                format!("type {address}; size {room}; flags dynamic,timeout; timeout {seconds}s;"),
                 format!(
                     "tcp flags & (syn | ack) == syn add @dg {{ {protocol} saddr limit rate over {over} }} drop"
                 ),
@@ -137,4 +139,12 @@ impl Kind {
             "table {table} dg {{\n set dg {{ {set} }}\n chain dg {{\n  {hook}; policy accept;\n  {rule}\n  drop\n }}\n}}\n"
         ))
     }
+}
+
+/// For how many sources there is room, and how long each is kept, in seconds: all of the flood for a minute, or, where they are more than
+/// `hashlimit` can keep (a million, `HASHLIMIT_MAX_SIZE` in Linux net/netfilter/xt_hashlimit.c), those of two seconds, which is more
+/// than are sent before the next one's turn.
+fn room(traffic: &Traffic) -> (u32, u32) {
+    const MOST: u32 = 1 << 20;
+    if traffic.sources > MOST { (MOST, 2) } else { (traffic.sources.max(1 << 16), 60) }
 }

@@ -17,7 +17,7 @@ const SOURCE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, 1);
 pub(super) const PORT: u16 = 80;
 
 /// The most sources that a flood has.
-pub(super) const MOST_SOURCES: u32 = 1 << 24;
+const MOST_SOURCES: u32 = 1 << 24;
 
 /// What a contender does with a flood. In the end everything is dropped, or answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,8 +45,8 @@ pub(super) struct Traffic {
     pub(super) sources: u32,
     /// VLAN tags.
     tags: u8,
-    /// For how long it rests after the round that does not count.
-    pub(super) rests: Duration,
+    /// For how long it goes on after the round that does not count, and before those that do.
+    pub(super) goes_on: Duration,
     /// The part of the floor's throughput that dosguard is to have; none if nothing is promised.
     pub(super) least: Option<f64>,
 }
@@ -57,7 +57,7 @@ const PLAIN: Traffic = Traffic {
     is_v6: false,
     sources: 1,
     tags: 0,
-    rests: Duration::ZERO,
+    goes_on: Duration::ZERO,
     least: None,
 };
 
@@ -119,7 +119,7 @@ pub(super) const ALL: [Traffic; 16] = [
     Traffic { name: "16 million sources, under attack", ..ATTACK },
     Traffic {
         name: "the same after a minute",
-        rests: Duration::from_nanos(CLOSED_WITHIN_NS).saturating_add(Duration::from_secs(1)),
+        goes_on: Duration::from_nanos(CLOSED_WITHIN_NS).saturating_add(Duration::from_secs(1)),
         ..ATTACK
     },
 ];
