@@ -2,7 +2,7 @@
 //!
 //! Whom a SYN meets depends on where it comes from, too: on a connection that its source has, or had. So a listener stands for
 //! what a SYN meets only where its source has no mark of a proof, and segments from all sources were looked at for as long as a
-//! closed connection is remembered: each that met a connection has left a mark. What has had none since then is not found any more.
+//! closed connection is remembered: each that met a connection has left a mark. One of which none came since then is not found any more.
 
 use core::hint::black_box;
 
@@ -108,7 +108,7 @@ fn is_same(one: &Place, other: &Place) -> bool {
 }
 
 /// One is met now. Segments are looked at from now on: see `ANSWERED_WITHIN_NS`. Of two that have one slot the first one keeps it
-/// until the tick is over.
+/// until the tick is over, and the other one may be looked for each time.
 #[inline(always)]
 pub fn meet(place: &Place, port: u16, mask: &SourceMask, [tick, now_ns]: [u64; 2], has_own_buffers: bool) {
     let Some(met) = LISTENING.get_ptr_mut(slot(place, port)) else { return };

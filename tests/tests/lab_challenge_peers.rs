@@ -3,10 +3,12 @@
 #![expect(clippy::unwrap_used, reason = "a step that fails, fails the test, in its helpers as well")]
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddrV6, TcpListener, TcpStream};
+use std::os::fd::AsRawFd as _;
 use std::time::Duration;
 
 use aya::maps::{HashMap, Map, MapData, MapInfo, loaded_maps};
+use dosguard::system::boot_now_ns;
 use dosguard_common::challenge::CLOSED_WITHIN_NS;
 use dosguard_common::reason::Tally;
 use dosguard_tests::addresses::{
@@ -20,6 +22,10 @@ use dosguard_tests::lab::Lab;
 use dosguard_tests::packet::{Frame, Packet};
 use dosguard_tests::siege::open;
 use dosguard_tests::wait::wait_until;
+use nix::sys::socket::sockopt::ReusePort;
+use nix::sys::socket::{
+    self, AddressFamily, Backlog, SockFlag, SockType, SockaddrIn6, bind, setsockopt, socket,
+};
 
 const MOMENT: Duration = Duration::from_millis(700);
 /// How long an answer is waited for that is not to come.
@@ -49,10 +55,9 @@ struct Flooded<'a> {
 }
 
 impl<'a> Flooded<'a> {
-    fn attach(lab: &'a Lab, places: [IpAddr; 2]) -> Self {
+    fn attach(lab: &'a Lab, places: [IpAddr; 2], shares_port: bool) -> Self {
         let dosguard = Dosguard::new(lab).unwrap();
-        let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, PORT));
-        let listener = lab.guard().run_in(|| TcpListener::bind(address)).unwrap().unwrap();
+        let listener = lab.guard().run_in(|| listen(shares_port)).unwrap();
         let others = looked_at().map(|info| info.id()).collect();
         let replies = make_possible(lab);
         let file = dosguard.write_config("c.toml", CONFIG).unwrap();
@@ -70,8 +75,8 @@ impl<'a> Flooded<'a> {
         wait_until("it is flooded", PATIENCE, challenged).unwrap();
     }
 
-    /// Changes since and until when segments are looked at.
-    fn change(&self, change: impl Fn(u64, u64) -> (u64, u64)) {
+    /// Changes since and until when segments are looked at. Returns at how many places.
+    fn change(&self, change: impl Fn(u64, u64) -> (u64, u64)) -> usize {
         let mut changed = 0;
         for info in looked_at().filter(|info| !self.others.contains(&info.id())) {
             let map = MapData::from_id(info.id()).unwrap();
@@ -83,16 +88,15 @@ impl<'a> Flooded<'a> {
                 changed += 1;
             }
         }
-        assert!(changed >= 2, "{changed}");
+        changed
     }
 
     /// Has segments looked at for longer than the host remembers a connection that is closed.
     fn a_minute_passes(&self) {
         let patience = u64::try_from(PATIENCE.as_nanos()).unwrap();
-        self.change(|since, until| {
-            // Times are those since boot.
-            (since.checked_sub(CLOSED_WITHIN_NS).unwrap(), until + patience)
-        });
+        // Times are those since boot, which was longer ago.
+        let changed = self.change(|since, until| (since.saturating_sub(CLOSED_WITHIN_NS), until + patience));
+        assert!(changed >= 2, "{changed}");
     }
 
     /// Sends a SYN right behind one of somebody else, so that the listener was met in this tick, mostly.
@@ -100,21 +104,28 @@ impl<'a> Flooded<'a> {
         self.wire.sender.send(&[forged(0, to), syn.clone()]).unwrap();
     }
 
-    fn unanswered(&self) -> u64 {
-        tallied(self.lab, Tally::ChallengeUnsent) + tallied(self.lab, Tally::ChallengeLeft)
-    }
-
-    /// Asserts that none of some SYNs is answered by the program.
-    fn is_not_answered(&self, syn: &Frame, to: IpAddr, times: u64) {
-        let expected = self.unanswered() + times;
+    /// Asserts that none of some SYNs is answered by the program: each is counted under one of these.
+    fn is_not_answered(&self, syn: &Frame, to: IpAddr, times: u64, counted: &[Tally]) {
+        let count = || counted.iter().map(|tally| tallied(self.lab, *tally)).sum::<u64>();
+        let expected = count() + times;
         (0..times).for_each(|_| self.come(syn, to));
-        wait_until("none is answered", PATIENCE, || Ok(self.unanswered() == expected)).unwrap();
+        wait_until("none is answered", PATIENCE, || Ok(count() >= expected)).unwrap();
         assert_eq!(self.wire.syn_ack(syn, SILENCE), None);
     }
 
     fn is_still_found(&self, connection: &TcpStream) {
-        self.is_not_answered(&again(connection), connection.peer_addr().unwrap().ip(), ROUNDS);
+        let to = connection.peer_addr().unwrap().ip();
+        self.is_not_answered(&again(connection), to, ROUNDS, &[Tally::ChallengeUnsent]);
     }
+}
+
+fn listen(shares_port: bool) -> TcpListener {
+    let listener = socket(AddressFamily::Inet6, SockType::Stream, SockFlag::empty(), None).unwrap();
+    setsockopt(&listener, ReusePort, &shares_port).unwrap();
+    let address = SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, PORT, 0, 0);
+    bind(listener.as_raw_fd(), &SockaddrIn6::from(address)).unwrap();
+    socket::listen(&listener, Backlog::new(128).unwrap()).unwrap();
+    listener.into()
 }
 
 /// An address of somebody who is not there.
@@ -137,7 +148,7 @@ fn again(connection: &TcpStream) -> Frame {
 
 fn whoever_has_a_connection_is_not_taken_for_a_newcomer(places: [IpAddr; 2]) {
     let lab = Lab::new().unwrap();
-    let mut flooded = Flooded::attach(&lab, places);
+    let mut flooded = Flooded::attach(&lab, places, false);
     let silent = connect(lab.attacker(), (places[0], PORT), MOMENT).unwrap();
     flooded.begin();
     let busy = connect(lab.client(), (places[1], PORT), MOMENT).unwrap();
@@ -146,10 +157,15 @@ fn whoever_has_a_connection_is_not_taken_for_a_newcomer(places: [IpAddr; 2]) {
     open(&lab).maps_mut().forget_proofs().unwrap();
     flooded.is_still_found(&silent);
     flooded.is_still_found(&busy);
+    let longest = boot_now_ns().unwrap() + 2_000_000_000;
+    flooded.change(|since, until| {
+        assert!(until <= longest, "a break is noticed after two seconds");
+        (since, until)
+    });
     flooded.a_minute_passes();
     flooded.is_still_found(&busy);
     let closed = ip(Packet::eth(), nobody(255, places[0]), places[0]).tcp(2001, CLOSED).syn().build();
-    flooded.is_not_answered(&closed, places[0], ROUNDS);
+    flooded.is_not_answered(&closed, places[0], ROUNDS, &[Tally::ChallengeUnsent]);
     // After a break nobody knows who had a connection meanwhile.
     flooded.change(|since, _| (since, 0));
     flooded.is_still_found(&silent);
@@ -177,7 +193,7 @@ fn whoever_has_a_connection_is_not_taken_for_a_newcomer_over_ipv6() {
 #[test]
 fn who_ends_a_connection_that_the_host_has_closed_is_no_newcomer() {
     let lab = Lab::new().unwrap();
-    let mut flooded = Flooded::attach(&lab, [GUARD_V4.into(), GUARD_CLIENT_V4.into()]);
+    let mut flooded = Flooded::attach(&lab, [GUARD_V4.into(), GUARD_CLIENT_V4.into()], false);
     let connection = connect(lab.client(), (GUARD_CLIENT_V4, PORT), MOMENT).unwrap();
     // The host has closed it before the flood begins, and remembers it for a minute.
     drop(flooded.listener.accept().unwrap());
@@ -190,6 +206,19 @@ fn who_ends_a_connection_that_the_host_has_closed_is_no_newcomer() {
     wait_until("its end is looked at", PATIENCE, looked_at).unwrap();
     flooded.a_minute_passes();
     // The host may have the first, and may then forget the connection.
-    flooded.is_not_answered(&syn, GUARD_CLIENT_V4.into(), 1);
+    let counted = [Tally::ChallengeUnsent, Tally::ChallengeLeft];
+    flooded.is_not_answered(&syn, GUARD_CLIENT_V4.into(), 1, &counted);
+    done(&flooded.dosguard, "detach --all");
+}
+
+#[test]
+fn of_listeners_that_share_a_port_none_stands_for_another() {
+    let lab = Lab::new().unwrap();
+    let places = [GUARD_V4.into(), GUARD_CLIENT_V4.into()];
+    let mut flooded = Flooded::attach(&lab, places, true);
+    let silent = connect(lab.attacker(), (places[0], PORT), MOMENT).unwrap();
+    flooded.begin();
+    flooded.is_still_found(&silent);
+    assert_eq!(flooded.change(|since, until| (since, until)), 0, "each SYN looks for its own");
     done(&flooded.dosguard, "detach --all");
 }

@@ -142,8 +142,7 @@ impl Kind {
 }
 
 /// For how many sources there is room, and how long each is kept, in seconds: all of the flood for a minute, or, where they are more than
-/// `hashlimit` can keep (a million, `HASHLIMIT_MAX_SIZE` in Linux net/netfilter/xt_hashlimit.c), those of two seconds, which is more
-/// than are sent before the next one's turn.
+/// `hashlimit` can keep (a million, `HASHLIMIT_MAX_SIZE` in Linux net/netfilter/xt_hashlimit.c), two seconds: a turn has 400,000 frames.
 fn room(traffic: &Traffic) -> (u32, u32) {
     const MOST: u32 = 1 << 20;
     if traffic.sources > MOST { (MOST, 2) } else { (traffic.sources.max(1 << 16), 60) }
