@@ -202,7 +202,7 @@ fn no_length_of_a_frame_gets_it_past_the_program_unjudged() {
 fn the_verifier_has_little_to_do() {
     // So that growth is seen: the kernel gives up at a million. Linux 6.1 looks at twice as many.
     let is_recent = KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 12, 0));
-    let most = if is_recent { 120_000 } else { 250_000 };
+    let most = if is_recent { 100_000 } else { 250_000 };
     let Some(instructions) = Program::new(ban_over(1)).unwrap().verified_instructions().unwrap() else {
         return on_this_kernel("the program loads; before Linux 5.16 nobody tells how much was looked at");
     };
