@@ -166,6 +166,12 @@ impl Segment {
         self.tcp[13] & (SYN | ACK | RST) == ACK
     }
 
+    /// Whether its sender has nothing more to send.
+    #[inline(always)]
+    pub const fn is_end(&self) -> bool {
+        self.tcp[13] & FIN != 0
+    }
+
     /// Whether it takes a SYN up: the second step of a handshake.
     #[inline(always)]
     pub const fn is_syn_ack(&self) -> bool {

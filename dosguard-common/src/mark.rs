@@ -4,8 +4,8 @@
 //! sources says whether there is a ban or an offence of one of the group, and saves the look-ups if there is none. It may say so
 //! of a group of which nothing is known any more, and never the other way round: it is written before what it speaks of.
 //!
-//! So has the byte beside it, for proofs that sources are real: a flood is of others, nearly all of it, and for each a look-up is
-//! saved. As it is the mark of other sources, too, those are looked up in vain.
+//! So has the byte beside it, for proofs that sources are real, and for connections that the host has closed: a flood is of others,
+//! nearly all of it, and for each look-ups are saved. As it is the mark of other sources, too, those are looked up in vain.
 //!
 //! A mark holds for the period that it was made in and for the next one. Userspace, which knows what there is, marks that anew and
 //! begins the next period; what was marked before and is gone then counts no longer. Until userspace has done so for the first

@@ -1,8 +1,9 @@
 //! Listeners that take cookies: one that a CPU has met in this tick is not looked up again for each SYN of a flood.
 //!
 //! Whom a SYN meets depends on where it comes from, too: on a connection that its source has, or had. So a listener stands for
-//! what a SYN meets only where its source has no mark of a proof, and segments from all sources were looked at for as long as a
-//! closed connection is remembered: each that met a connection has left a mark. One of which none came since then is not found any more.
+//! what a SYN meets only where its source has no mark of a proof, and the ends of connections were looked at for as long as the host
+//! remembers one that it has closed: in peace those alone, and all segments where something is challenged. Each that met a connection
+//! which is to be found has left a mark. One of which none came is not found any more.
 
 use core::hint::black_box;
 
@@ -62,12 +63,12 @@ impl Listener {
 #[map]
 static LISTENING: PerCpuArray<Met> = PerCpuArray::with_max_entries(MOST, 0);
 
-/// Segments that come to a place, and are looked at.
+/// Segments that come to a place, and are looked at; those that end a connection at least.
 #[repr(C)]
 struct LookedAt {
     /// Since when, in nanoseconds of boot time.
     since_ns: u64,
-    /// Until when SYNs must be challenged again at least, so that there is no break.
+    /// Until when something must be challenged, or end, again at least, so that there is no break.
     until_ns: u64,
     /// What turns addresses into sources, and so into marks.
     mask: SourceMask,
@@ -79,8 +80,8 @@ const _: () = assert!(size_of::<Place>() == 20 && size_of::<Met>() == 32 && size
 #[map]
 static LOOKED_AT: LruHashMap<Place, LookedAt> = LruHashMap::with_max_entries(abi::HOST.entries, 0);
 
-/// How long a break in challenges may be: by far shorter than segments are looked at after each (`ANSWERED_WITHIN_NS`), as somebody may
-/// take the program from the interface meanwhile.
+/// How long a break may be in what is challenged, or ends: by far shorter than segments are looked at after a challenge
+/// (`ANSWERED_WITHIN_NS`), as somebody may take the program from the interface meanwhile.
 const BREAK_NS: u64 = 2_000_000_000;
 const _: () = assert!(BREAK_NS < ANSWERED_WITHIN_NS);
 
@@ -118,7 +119,7 @@ pub fn meet(place: &Place, port: u16, mask: &SourceMask, [tick, now_ns]: [u64; 2
         if (&raw const (*met).tick).read_volatile() == tick {
             return;
         }
-        let knows_peers = looked_at_for(place, mask, now_ns) >= CLOSED_WITHIN_NS;
+        let knows_peers = look_at(place, mask, now_ns) >= CLOSED_WITHIN_NS;
         (&raw mut (*met).tick).write_volatile(0);
         black_box(());
         (*met).place = *place;
@@ -130,9 +131,9 @@ pub fn meet(place: &Place, port: u16, mask: &SourceMask, [tick, now_ns]: [u64; 2
     }
 }
 
-/// For how long segments are looked at without a break, in nanoseconds.
+/// The program looks at segments that come to a place. Returns for how long it has without a break, in nanoseconds.
 #[inline(always)]
-fn looked_at_for(place: &Place, mask: &SourceMask, now_ns: u64) -> u64 {
+pub fn look_at(place: &Place, mask: &SourceMask, now_ns: u64) -> u64 {
     let until_ns = now_ns.saturating_add(BREAK_NS);
     if let Some(looked_at) = LOOKED_AT.get_ptr_mut(place) {
         // SAFETY: aligned words that are never torn. Other CPUs write them, too, and much the same. An entry that is evicted

@@ -30,6 +30,7 @@ pub mod holding;
 pub mod interrupt;
 pub mod killed;
 pub mod lab;
+pub mod looked_at;
 pub mod netns;
 pub mod nginx;
 pub mod objects;

@@ -2,23 +2,24 @@
 
 #![expect(clippy::unwrap_used, reason = "a step that fails, fails the test, in its helpers as well")]
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddrV6, TcpListener, TcpStream};
 use std::os::fd::AsRawFd as _;
 use std::time::Duration;
 
-use aya::maps::{HashMap, Map, MapData, MapInfo, loaded_maps};
+use dosguard::config::cidr::to_address;
 use dosguard::system::boot_now_ns;
 use dosguard_common::challenge::CLOSED_WITHIN_NS;
 use dosguard_common::reason::Tally;
 use dosguard_tests::addresses::{
-    GUARD_ATTACKER_SIDE, GUARD_CLIENT_SIDE, GUARD_CLIENT_V4, GUARD_CLIENT_V6, GUARD_V4, GUARD_V6,
+    GUARD_ATTACKER_SIDE, GUARD_CLIENT_SIDE, GUARD_CLIENT_V4, GUARD_CLIENT_V6, GUARD_V4, GUARD_V6, PEER,
+    SECOND_FORGED_V4,
 };
 use dosguard_tests::attached::Attached;
 use dosguard_tests::challenges::{PORT, Wire, connect, ip, make_possible, tallied};
 use dosguard_tests::cli::{PATIENCE, done, packets};
 use dosguard_tests::daemon::Dosguard;
 use dosguard_tests::lab::Lab;
+use dosguard_tests::looked_at::LookedAt;
 use dosguard_tests::packet::{Frame, Packet};
 use dosguard_tests::siege::open;
 use dosguard_tests::wait::wait_until;
@@ -35,13 +36,6 @@ const CONFIG: &str = "[rule.web]\nports = ['tcp/8000-8999']\nlimit = '1000/1s'\n
 /// Nobody listens there, and what is kept of it is kept where that of `PORT` is.
 const CLOSED: u16 = PORT + 64;
 
-/// What the kernel program keeps of places as keys, and since and until when segments are looked at there.
-type LookedAt = HashMap<MapData, [u8; 20], [u64; 6]>;
-
-fn looked_at() -> impl Iterator<Item = MapInfo> {
-    loaded_maps().filter_map(Result::ok).filter(|info| info.name_as_str() == Some("LOOKED_AT"))
-}
-
 /// An instance with a flood, which nobody renews marks of.
 struct Flooded<'a> {
     lab: &'a Lab,
@@ -49,8 +43,9 @@ struct Flooded<'a> {
     places: [IpAddr; 2],
     listener: TcpListener,
     wire: Wire,
-    /// Those of other instances.
-    others: BTreeSet<u32>,
+    looked_at: LookedAt,
+    /// What the host has taken, and not closed.
+    taken: Vec<TcpStream>,
     _replies: [Attached; 2],
 }
 
@@ -58,11 +53,20 @@ impl<'a> Flooded<'a> {
     fn attach(lab: &'a Lab, places: [IpAddr; 2], shares_port: bool) -> Self {
         let dosguard = Dosguard::new(lab).unwrap();
         let listener = lab.guard().run_in(|| listen(shares_port)).unwrap();
-        let others = looked_at().map(|info| info.id()).collect();
+        let looked_at = LookedAt::from_now();
         let replies = make_possible(lab);
         let file = dosguard.write_config("c.toml", CONFIG).unwrap();
         done(&dosguard, &format!("attach -c {} {GUARD_ATTACKER_SIDE} {GUARD_CLIENT_SIDE}", file.display()));
-        Self { lab, dosguard, places, listener, wire: Wire::of(lab), others, _replies: replies }
+        Self {
+            lab,
+            dosguard,
+            places,
+            listener,
+            wire: Wire::of(lab),
+            looked_at,
+            taken: Vec::new(),
+            _replies: replies,
+        }
     }
 
     fn begin(&mut self) {
@@ -75,27 +79,14 @@ impl<'a> Flooded<'a> {
         wait_until("it is flooded", PATIENCE, challenged).unwrap();
     }
 
-    /// Changes since and until when segments are looked at. Returns at how many places.
-    fn change(&self, change: impl Fn(u64, u64) -> (u64, u64)) -> usize {
-        let mut changed = 0;
-        for info in looked_at().filter(|info| !self.others.contains(&info.id())) {
-            let map = MapData::from_id(info.id()).unwrap();
-            let mut places = LookedAt::try_from(Map::LruHashMap(map)).unwrap();
-            let entries: Vec<_> = places.iter().map(Result::unwrap).collect();
-            for (place, [since, until, a, b, c, d]) in entries {
-                let (since, until) = change(since, until);
-                places.insert(place, [since, until, a, b, c, d], 0).unwrap();
-                changed += 1;
-            }
-        }
-        changed
-    }
-
     /// Has segments looked at for longer than the host remembers a connection that is closed.
     fn a_minute_passes(&self) {
         let patience = u64::try_from(PATIENCE.as_nanos()).unwrap();
         // Times are those since boot, which was longer ago.
-        let changed = self.change(|since, until| (since.saturating_sub(CLOSED_WITHIN_NS), until + patience));
+        let changed = self
+            .looked_at
+            .change(|since, until| (since.saturating_sub(CLOSED_WITHIN_NS), until + patience))
+            .unwrap();
         assert!(changed >= 2, "{changed}");
     }
 
@@ -105,17 +96,52 @@ impl<'a> Flooded<'a> {
     }
 
     /// Asserts that none of some SYNs is answered by the program: each is counted under one of these.
-    fn is_not_answered(&self, syn: &Frame, to: IpAddr, times: u64, counted: &[Tally]) {
+    fn is_counted(&self, syn: &Frame, to: IpAddr, times: u64, counted: &[Tally]) {
         let count = || counted.iter().map(|tally| tallied(self.lab, *tally)).sum::<u64>();
         let expected = count() + times;
         (0..times).for_each(|_| self.come(syn, to));
         wait_until("none is answered", PATIENCE, || Ok(count() >= expected)).unwrap();
+    }
+
+    /// Asserts that none is answered by the host, either.
+    fn is_not_answered(&self, syn: &Frame, to: IpAddr, times: u64, counted: &[Tally]) {
+        self.is_counted(syn, to, times, counted);
         assert_eq!(self.wire.syn_ack(syn, SILENCE), None);
     }
 
     fn is_still_found(&self, connection: &TcpStream) {
         let to = connection.peer_addr().unwrap().ip();
         self.is_not_answered(&again(connection), to, ROUNDS, &[Tally::ChallengeUnsent]);
+    }
+
+    fn is_taken_for_a_newcomer(&self, connection: &TcpStream) {
+        let (syn, to) = (again(connection), connection.peer_addr().unwrap().ip());
+        let is_answered = || {
+            self.come(&syn, to);
+            Ok(self.wire.syn_ack(&syn, SILENCE).is_some())
+        };
+        wait_until("whoever has said nothing is taken for a newcomer", PATIENCE, is_answered).unwrap();
+    }
+
+    /// Has the host close a connection, which it remembers for a minute.
+    fn close(&mut self, connection: &TcpStream) {
+        let port = connection.local_addr().unwrap().port();
+        loop {
+            let (stream, peer) = self.listener.accept().unwrap();
+            if peer.port() == port {
+                break;
+            }
+            self.taken.push(stream);
+        }
+        let port = format!("dport = :{port}");
+        let remembered =
+            || Ok(!self.lab.guard().run("ss", ["-Htn", "state", "fin-wait-2", &port])?.is_empty());
+        wait_until("the host has closed it", PATIENCE, remembered).unwrap();
+    }
+
+    fn may_be_proven(&self, connection: &TcpStream) -> bool {
+        let source = to_address(connection.local_addr().unwrap().ip());
+        open(self.lab).maps().may_be_proven(&source).unwrap()
     }
 }
 
@@ -126,6 +152,17 @@ fn listen(shares_port: bool) -> TcpListener {
     bind(listener.as_raw_fd(), &SockaddrIn6::from(address)).unwrap();
     socket::listen(&listener, Backlog::new(128).unwrap()).unwrap();
     listener.into()
+}
+
+/// A connection of the attacker's from an address that no other one has.
+fn from_another_address(lab: &Lab) -> TcpStream {
+    let (attacker, guard) = (lab.attacker(), GUARD_V4.to_string());
+    let address = SECOND_FORGED_V4.to_string();
+    attacker.run("ip", ["address", "replace", &format!("{address}/24"), "dev", PEER]).unwrap();
+    attacker.run("ip", ["route", "add", &guard, "dev", PEER, "src", &address]).unwrap();
+    let connection = connect(attacker, (GUARD_V4, PORT), MOMENT).unwrap();
+    attacker.run("ip", ["route", "del", &guard]).unwrap();
+    connection
 }
 
 /// An address of somebody who is not there.
@@ -158,25 +195,21 @@ fn whoever_has_a_connection_is_not_taken_for_a_newcomer(places: [IpAddr; 2]) {
     flooded.is_still_found(&silent);
     flooded.is_still_found(&busy);
     let longest = boot_now_ns().unwrap() + 2_000_000_000;
-    flooded.change(|since, until| {
+    let changed = flooded.looked_at.change(|since, until| {
         assert!(until <= longest, "a break is noticed after two seconds");
         (since, until)
     });
+    assert!(changed.unwrap() >= 2);
     flooded.a_minute_passes();
     flooded.is_still_found(&busy);
     let closed = ip(Packet::eth(), nobody(255, places[0]), places[0]).tcp(2001, CLOSED).syn().build();
     flooded.is_not_answered(&closed, places[0], ROUNDS, &[Tally::ChallengeUnsent]);
     // After a break nobody knows who had a connection meanwhile.
-    flooded.change(|since, _| (since, 0));
+    flooded.looked_at.change(|since, _| (since, 0)).unwrap();
     flooded.is_still_found(&silent);
     flooded.a_minute_passes();
     // Who has said nothing for as long is not looked for any more: the look would cost as much for each SYN of a flood.
-    let syn = again(&silent);
-    let is_answered = || {
-        flooded.come(&syn, places[0]);
-        Ok(flooded.wire.syn_ack(&syn, SILENCE).is_some())
-    };
-    wait_until("whoever has said nothing is taken for a newcomer", PATIENCE, is_answered).unwrap();
+    flooded.is_taken_for_a_newcomer(&silent);
     done(&flooded.dosguard, "detach --all");
 }
 
@@ -195,10 +228,7 @@ fn who_ends_a_connection_that_the_host_has_closed_is_no_newcomer() {
     let lab = Lab::new().unwrap();
     let mut flooded = Flooded::attach(&lab, [GUARD_V4.into(), GUARD_CLIENT_V4.into()], false);
     let connection = connect(lab.client(), (GUARD_CLIENT_V4, PORT), MOMENT).unwrap();
-    // The host has closed it before the flood begins, and remembers it for a minute.
-    drop(flooded.listener.accept().unwrap());
-    let remembered = || Ok(lab.guard().run("ss", ["-Htn", "state", "fin-wait-2"])?.contains(":8080"));
-    wait_until("the host has closed it", PATIENCE, remembered).unwrap();
+    flooded.close(&connection);
     flooded.begin();
     let syn = again(&connection);
     connection.shutdown(Shutdown::Write).unwrap();
@@ -212,6 +242,37 @@ fn who_ends_a_connection_that_the_host_has_closed_is_no_newcomer() {
 }
 
 #[test]
+fn whose_connection_ends_before_a_flood_is_no_newcomer_when_it_begins() {
+    let lab = Lab::new().unwrap();
+    let mut flooded = Flooded::attach(&lab, [GUARD_V4.into(); 2], false);
+    let other = from_another_address(&lab);
+    let connection = connect(lab.attacker(), (GUARD_V4, PORT), MOMENT).unwrap();
+    flooded.close(&connection);
+    let syn = again(&connection);
+    let looked_at = || packets(&flooded.dosguard, &["may-answer"]);
+    assert_eq!((looked_at(), flooded.may_be_proven(&connection)), (0, false));
+    connection.shutdown(Shutdown::Write).unwrap();
+    wait_until("its end is looked at", PATIENCE, || Ok(looked_at() >= 1)).unwrap();
+    assert!(flooded.may_be_proven(&connection));
+    // Of one that its peer closes first the host remembers nothing afterwards.
+    let (before, silent) = (looked_at(), from_another_address(&lab));
+    other.shutdown(Shutdown::Write).unwrap();
+    wait_until("its end is looked at", PATIENCE, || Ok(looked_at() > before)).unwrap();
+    assert!(!flooded.may_be_proven(&other));
+    assert_eq!(tallied(&lab, Tally::SourceProven), 0, "an end is no proof where nobody is challenged");
+    // As if ends had come all the time, before anything is challenged.
+    let patience = u64::try_from(PATIENCE.as_nanos()).unwrap();
+    let back = |since: u64, until| (since.saturating_sub(CLOSED_WITHIN_NS), until + patience);
+    assert_eq!(flooded.looked_at.change(back).unwrap(), 1);
+    flooded.begin();
+    flooded.is_taken_for_a_newcomer(&silent);
+    // The host may have this one, and forgets the old connection.
+    let counted = [Tally::ChallengeUnsent, Tally::ChallengeLeft];
+    flooded.is_counted(&syn, GUARD_V4.into(), 1, &counted);
+    done(&flooded.dosguard, "detach --all");
+}
+
+#[test]
 fn of_listeners_that_share_a_port_none_stands_for_another() {
     let lab = Lab::new().unwrap();
     let places = [GUARD_V4.into(), GUARD_CLIENT_V4.into()];
@@ -219,6 +280,10 @@ fn of_listeners_that_share_a_port_none_stands_for_another() {
     let silent = connect(lab.attacker(), (places[0], PORT), MOMENT).unwrap();
     flooded.begin();
     flooded.is_still_found(&silent);
-    assert_eq!(flooded.change(|since, until| (since, until)), 0, "each SYN looks for its own");
+    assert_eq!(
+        flooded.looked_at.change(|since, until| (since, until)).unwrap(),
+        0,
+        "each SYN looks for its own"
+    );
     done(&flooded.dosguard, "detach --all");
 }

@@ -44,7 +44,7 @@ pub fn judge_established<T: Tables>(tables: &mut T, segment: &Segment, now_ns: u
     }
 }
 
-/// Notes that the source of a segment may have a connection that the host has closed: its mark says that something may be known of it,
+/// Notes that the source of a segment may have a connection that the host has closed, or is closing: its mark says that something may be known of it,
 /// and no proof does.
 #[inline(always)]
 pub fn judge_closed<T: Tables>(tables: &mut T, segment: &Segment) {

@@ -2,6 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use dosguard::{datapath::Datapath, paths::Paths};
@@ -11,11 +12,12 @@ use dosguard_tests::{
     cli::words,
     daemon::Dosguard,
     lab::Lab,
+    looked_at::LookedAt,
     pair::Pair,
     server::TcpServer,
 };
 
-use super::traffic::PORT;
+use super::traffic::{PORT, Traffic};
 
 /// A flood begins with the thousandth SYN in a second, whoever sent them.
 const CONFIG: &str = "[rule.default]\nlimit = \"100/1s\"\nflood_limit = \"1000/1s\"\n";
@@ -24,6 +26,7 @@ const LINE: &str = "attach --fix-sysctl";
 /// An instance that answers, until this is dropped.
 pub(super) struct Answering {
     paths: Paths,
+    looked_at: LookedAt,
     detach: Command,
     _server: TcpServer,
 }
@@ -40,7 +43,8 @@ impl Answering {
         let config = dosguard.write_config("answering.toml", CONFIG)?;
         let detach = dosguard.command(["detach", "--all"]);
         // From here on there is something to detach.
-        let answering = Self { paths: lab.paths().clone(), detach, _server: server };
+        let answering =
+            Self { paths: lab.paths().clone(), looked_at: LookedAt::from_now(), detach, _server: server };
         let line = format!("{LINE} -c {} {GUARD_ATTACKER_SIDE}", config.display());
         let output = dosguard.cli(words(&line))?;
         let said = String::from_utf8_lossy(&output.stderr);
@@ -50,7 +54,14 @@ impl Answering {
 
     /// Fails unless nearly all of `sent` SYNs were answered. Those before the flood was noticed pass, and where a listener has
     /// sent no cookie lately, some are left to the host.
-    pub(super) fn verify(&self, sent: u64) -> Result<()> {
+    pub(super) fn verify(&self, sent: u64, traffic: &Traffic) -> Result<()> {
+        if !traffic.peace.is_zero() {
+            let looked_at = Duration::from_nanos(self.looked_at.longest_ns()?);
+            ensure!(
+                looked_at >= traffic.peace,
+                "segments were looked at without a break for {looked_at:?} only"
+            );
+        }
         let datapath = Datapath::require(&self.paths)?;
         let answered = datapath.maps().packets(Reason::Challenged)?.packets;
         ensure!(

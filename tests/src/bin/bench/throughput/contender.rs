@@ -136,11 +136,11 @@ impl Contender {
 
 impl Ready {
     /// Fails unless all that was sent at it was treated as was asked for, and nothing came by.
-    pub(super) fn verify(&self, sent: u64) -> Result<()> {
+    pub(super) fn verify(&self, sent: u64, traffic: &Traffic) -> Result<()> {
         let received = self.pair.received()?;
         ensure!(received == sent, "of {sent} frames {received} arrived");
         if let Place::Answering { answering, .. } = &self.place {
-            return answering.verify(sent);
+            return answering.verify(sent, traffic);
         }
         let passed = tcp_segments(self.pair.guard())?;
         ensure!(passed == 0, "{passed} segments came by it");

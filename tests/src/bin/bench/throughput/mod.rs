@@ -33,8 +33,8 @@ struct Extent {
 const WHOLE: Extent = Extent { rounds: 9, frames: 400_000 };
 const QUICK: Extent = Extent { rounds: 3, frames: 150_000 };
 
-/// Frames at a time of a flood that goes on slowly: more than the limit of floods in a second.
-const SLOWLY: u64 = 5_000;
+/// How often connections end before a flood.
+const ENDS_EACH: Duration = Duration::from_millis(500);
 
 /// Measures, and draws a picture if one is wanted.
 pub(crate) fn run(arguments: &ThroughputArguments, interrupt: &Interrupt) -> Result<Report> {
@@ -44,7 +44,7 @@ pub(crate) fn run(arguments: &ThroughputArguments, interrupt: &Interrupt) -> Res
     let mut rows = Vec::new();
     let is_one = |name: &str| traffic::ALL.iter().any(|traffic| traffic.name == name);
     let wanted = |traffic: &&Traffic| match arguments.only.as_deref() {
-        None => !arguments.common.quick || traffic.goes_on.is_zero(),
+        None => !arguments.common.quick || traffic.peace.is_zero(),
         Some(name) if is_one(name) => traffic.name == name,
         Some(part) => traffic.name.contains(part),
     };
@@ -61,16 +61,16 @@ pub(crate) fn run(arguments: &ThroughputArguments, interrupt: &Interrupt) -> Res
     Ok(found.report())
 }
 
-/// Lets the flood go on for as long, but slowly. Returns how much was sent to each.
-fn go_on(ready: &[Ready], interrupt: &Interrupt, traffic: &Traffic) -> Result<u64> {
-    let (end, mut sent) = (Instant::now() + traffic.goes_on, 0);
+/// Lets connections end at all contenders for a while. Returns how many at each.
+fn keep_peace(ready: &[Ready], interrupt: &Interrupt, traffic: &Traffic) -> Result<u64> {
+    let (end, mut sent) = (Instant::now() + traffic.peace, 0);
     while Instant::now() < end {
         interrupt.check()?;
         for contender in ready {
-            contender.pair.flood(traffic.flood().frames(SLOWLY).cpu(CPU))?;
+            contender.pair.flood(traffic.end().frames(1).cpu(CPU))?;
         }
-        sent += SLOWLY;
-        thread::sleep(Duration::from_millis(200));
+        sent += 1;
+        thread::sleep(ENDS_EACH);
     }
     Ok(sent)
 }
@@ -85,7 +85,7 @@ fn measure(lab: &Lab, interrupt: &Interrupt, traffic: &Traffic, extent: Extent) 
         ready.extend(contender);
     }
     let mut samples = vec![Vec::new(); ready.len()];
-    let mut sent = 0;
+    let mut sent = keep_peace(&ready, interrupt, traffic)?;
     // The first round fills caches and tables, and does not count.
     for round in 0..=extent.rounds {
         for (contender, samples) in ready.iter().zip(&mut samples) {
@@ -97,12 +97,9 @@ fn measure(lab: &Lab, interrupt: &Interrupt, traffic: &Traffic, extent: Extent) 
             }
         }
         sent += extent.frames;
-        if round == 0 {
-            sent += go_on(&ready, interrupt, traffic)?;
-        }
     }
     for contender in &ready {
-        contender.verify(sent).with_context(|| format!("`{}`", contender.contender.name()))?;
+        contender.verify(sent, traffic).with_context(|| format!("`{}`", contender.contender.name()))?;
     }
     let outcome = |(Ready { contender, method, .. }, samples): (&Ready, Vec<f64>)| Outcome {
         contender: *contender,

@@ -45,8 +45,8 @@ pub(super) struct Traffic {
     pub(super) sources: u32,
     /// VLAN tags.
     tags: u8,
-    /// For how long it goes on after the round that does not count, and before those that do.
-    pub(super) goes_on: Duration,
+    /// For how long connections end before it.
+    pub(super) peace: Duration,
     /// The part of the floor's throughput that dosguard is to have; none if nothing is promised.
     pub(super) least: Option<f64>,
 }
@@ -57,7 +57,7 @@ const PLAIN: Traffic = Traffic {
     is_v6: false,
     sources: 1,
     tags: 0,
-    goes_on: Duration::ZERO,
+    peace: Duration::ZERO,
     least: None,
 };
 
@@ -118,8 +118,8 @@ pub(super) const ALL: [Traffic; 16] = [
     },
     Traffic { name: "16 million sources, under attack", ..ATTACK },
     Traffic {
-        name: "the same after a minute",
-        goes_on: Duration::from_nanos(CLOSED_WITHIN_NS).saturating_add(Duration::from_secs(1)),
+        name: "the same with clients before",
+        peace: Duration::from_nanos(CLOSED_WITHIN_NS).saturating_add(Duration::from_secs(1)),
         ..ATTACK
     },
 ];
@@ -142,16 +142,24 @@ impl Traffic {
         if self.is_v6 { flood.networks() } else { flood }
     }
 
+    /// The end of a connection, as those of clients come before a flood.
+    pub(super) fn end(&self) -> Flood {
+        Flood::new(self.headers().ack().fin().build())
+    }
+
     fn frame(&self) -> Frame {
+        match self.treatment {
+            Treatment::Established { .. } => self.headers().ack().payload(64).build(),
+            Treatment::Banned | Treatment::Limited | Treatment::Counted | Treatment::Answered => {
+                self.headers().syn().build()
+            }
+        }
+    }
+
+    fn headers(&self) -> Packet {
         let packet = if self.is_tagged() { Packet::eth().vlan(7) } else { Packet::eth() };
         let packet =
             if self.is_v6 { packet.ipv6(SOURCE_V6, GUARD_V6) } else { packet.ipv4(SOURCE_V4, GUARD_V4) };
-        let packet = packet.tcp(20_000, PORT);
-        match self.treatment {
-            Treatment::Established { .. } => packet.ack().payload(64).build(),
-            Treatment::Banned | Treatment::Limited | Treatment::Counted | Treatment::Answered => {
-                packet.syn().build()
-            }
-        }
+        packet.tcp(20_000, PORT)
     }
 }
