@@ -1,7 +1,10 @@
 //! The host's settings: whether it takes cookies that it has not sent, and what its own listeners would say.
 
+use std::collections::BTreeMap;
+use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
 
 use dosguard_common::challenge::SynAck;
 
@@ -24,7 +27,68 @@ pub(super) struct Host {
     pub(super) hop_limit: u8,
 }
 
-const SETTINGS: &str = "/proc/sys/net";
+/// More than any of the settings has.
+const LONGEST: usize = 128;
+
+/// The files of settings, kept open: each that is looked at again takes one call to the kernel, and not five.
+#[derive(Debug)]
+pub(super) struct Settings {
+    root: PathBuf,
+    open: BTreeMap<String, File>,
+}
+
+impl Settings {
+    /// Those of this thread's network namespace.
+    pub(super) fn new() -> Self {
+        Self::below("/proc/sys/net")
+    }
+
+    fn below(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into(), open: BTreeMap::new() }
+    }
+
+    /// What a setting is now.
+    fn text(&mut self, name: &str) -> io::Result<String> {
+        let wrong = |error: io::Error| io::Error::other(format!("{name}: {error}"));
+        // That of an interface that is gone cannot be read any more, also if there is one of this name again.
+        let kept = self.open.remove(name);
+        let kept = kept.and_then(|file| Some((read(&file).ok()?, file)));
+        let (text, file) = match kept {
+            Some(kept) => kept,
+            None => {
+                let file = File::open(self.root.join(name)).map_err(wrong)?;
+                (read(&file).map_err(wrong)?, file)
+            }
+        };
+        self.open.insert(name.to_owned(), file);
+        Ok(text)
+    }
+
+    fn numbers(&mut self, name: &str) -> io::Result<Vec<u32>> {
+        let numbers: Result<_, _> = self.text(name)?.split_whitespace().map(str::parse).collect();
+        numbers.map_err(|_| io::Error::other(format!("{name} is no number")))
+    }
+
+    fn number(&mut self, name: &str) -> io::Result<u32> {
+        Ok(self.numbers(name)?.first().copied().unwrap_or(0))
+    }
+
+    fn byte(&mut self, name: &str) -> io::Result<u8> {
+        Ok(u8::try_from(self.number(name)?).unwrap_or(u8::MAX))
+    }
+
+    fn is_set(&mut self, name: &str) -> bool {
+        self.number(name).unwrap_or(0) != 0
+    }
+}
+
+fn read(file: &File) -> io::Result<String> {
+    let mut buffer = [0; LONGEST];
+    let length = file.read_at(&mut buffer, 0)?;
+    let text = buffer.get(..length).filter(|text| text.len() < LONGEST);
+    let text = text.and_then(|text| str::from_utf8(text).ok());
+    text.map(str::to_owned).ok_or_else(|| io::Error::other("it is too long, or no text"))
+}
 
 /// The setting in a file below that, as sysctl(8) calls it: dots of an interface's name become slashes.
 fn setting(file: &str) -> String {
@@ -38,38 +102,24 @@ fn setting(file: &str) -> String {
 
 impl Host {
     /// With the guarded interfaces, by name.
-    pub(super) fn read(interfaces: &[&str]) -> io::Result<Self> {
-        Self::read_from(Path::new(SETTINGS), interfaces)
-    }
-
-    fn read_from(root: &Path, interfaces: &[&str]) -> io::Result<Self> {
-        let text = |name: &str| {
-            std::fs::read_to_string(root.join(name))
-                .map_err(|error| io::Error::other(format!("{name}: {error}")))
-        };
-        let numbers = |name: &str| -> io::Result<Vec<u32>> {
-            let numbers: Result<_, _> = text(name)?.split_whitespace().map(str::parse).collect();
-            numbers.map_err(|_| io::Error::other(format!("{name} is no number")))
-        };
-        let number = |name: &str| -> io::Result<u32> { Ok(numbers(name)?.first().copied().unwrap_or(0)) };
-        let byte = |name: &str| Ok::<_, io::Error>(u8::try_from(number(name)?).unwrap_or(u8::MAX));
-        let is_set = |name: &str| number(name).unwrap_or(0) != 0;
+    pub(super) fn read(settings: &mut Settings, interfaces: &[&str]) -> io::Result<Self> {
         let routers = ["ipv4/ip_forward", "ipv6/conf/all/forwarding"].map(str::to_owned);
         // A packet is forwarded by the settings of the interface that it came in on.
         let of_each = ["ipv4/conf/IF/forwarding", "ipv6/conf/IF/forwarding", "ipv6/conf/IF/force_forwarding"];
         let of_each = interfaces.iter().flat_map(|name| of_each.map(|file| file.replace("IF", name)));
-        let receive = numbers("ipv4/tcp_rmem")?;
+        let forwards = routers.into_iter().chain(of_each).find(|file| settings.is_set(file));
+        let receive = settings.numbers("ipv4/tcp_rmem")?;
         Ok(Self {
-            cookies: number("ipv4/tcp_syncookies")?,
-            timestamps: number("ipv4/tcp_timestamps")?,
-            window_scaling: is_set("ipv4/tcp_window_scaling"),
-            sack: is_set("ipv4/tcp_sack"),
-            forwards: routers.into_iter().chain(of_each).find(|file| is_set(file)).map(|file| setting(&file)),
+            cookies: settings.number("ipv4/tcp_syncookies")?,
+            timestamps: settings.number("ipv4/tcp_timestamps")?,
+            window_scaling: settings.is_set("ipv4/tcp_window_scaling"),
+            sack: settings.is_set("ipv4/tcp_sack"),
+            forwards: forwards.map(|file| setting(&file)),
             receive: [receive.get(1).copied().unwrap_or(0), receive.get(2).copied().unwrap_or(0)],
             // Of the first network namespace alone; the others have its value.
-            receive_max: number("core/rmem_max").unwrap_or(0),
-            ttl: byte("ipv4/ip_default_ttl")?.max(1),
-            hop_limit: byte("ipv6/conf/all/hop_limit").unwrap_or(64).max(1),
+            receive_max: settings.number("core/rmem_max").unwrap_or(0),
+            ttl: settings.byte("ipv4/ip_default_ttl")?.max(1),
+            hop_limit: settings.byte("ipv6/conf/all/hop_limit").unwrap_or(64).max(1),
         })
     }
 
@@ -165,7 +215,7 @@ pub(super) mod tests {
 
     #[test]
     fn the_settings_are_read() {
-        let host = Host::read(&["lo"]).unwrap();
+        let host = Host::read(&mut Settings::new(), &["lo"]).unwrap();
         assert!(host.cookies <= 2 && host.ttl > 0 && host.receive[1] >= host.receive[0], "{host:?}");
     }
 
@@ -182,7 +232,8 @@ pub(super) mod tests {
         }
         write("ipv4/ip_default_ttl", "64");
         write("ipv4/ip_forward", "0");
-        let forwards = |interfaces: &[&str]| Host::read_from(folder.path(), interfaces).unwrap().forwards;
+        let mut settings = Settings::below(folder.path());
+        let mut forwards = |interfaces: &[&str]| Host::read(&mut settings, interfaces).unwrap().forwards;
         write("ipv4/conf/eth0.7/forwarding", "1");
         assert_eq!(forwards(&[]), None);
         assert_eq!(forwards(&["eth0"]), None);

@@ -18,7 +18,7 @@ use serde::Serialize;
 use crate::connections::own_addresses;
 use crate::datapath::{AttachedProgram, Datapath, Error, Interface, looks_at_segments};
 use crate::paths::{LinkName, Paths};
-use host::Host;
+use host::{Host, Settings};
 
 /// What a packet may have where no interface is guarded.
 const ETHERNET_MTU: u32 = 1500;
@@ -233,8 +233,9 @@ pub fn refresh(datapath: &mut Datapath) -> Result<Readiness, Error> {
 }
 
 /// What is around an instance: takes dozens of questions to the kernel, and changes seldom.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Surroundings {
+    settings: Settings,
     links: Vec<LinkName>,
     guarded: Vec<Interface>,
     guards_elsewhere: bool,
@@ -257,7 +258,7 @@ impl Surroundings {
             |interface: &Interface| interface.peer.map(|peer| (interface.name.clone(), peer.takes_replies()));
         let veths = guarded.iter().filter(is_native).filter_map(veth).collect();
         let addresses = own_addresses().map_err(|error| error.to_string());
-        Ok(Self { links, guarded, guards_elsewhere, veths, addresses })
+        Ok(Self { settings: Settings::new(), links, guarded, guards_elsewhere, veths, addresses })
     }
 
     /// Whether the instance has the same links as then. All else the kernel tells of ([`Changes`](crate::netlink::Changes)),
@@ -291,7 +292,7 @@ impl Look {
     ///
     /// The maps or the list of interfaces cannot be read.
     pub fn at(datapath: &Datapath) -> Result<Self, Error> {
-        Self::among(datapath, &Surroundings::of(datapath)?)
+        Self::among(datapath, &mut Surroundings::of(datapath)?)
     }
 
     /// The same with what is around.
@@ -299,8 +300,8 @@ impl Look {
     /// # Errors
     ///
     /// The maps cannot be read.
-    pub fn among(datapath: &Datapath, around: &Surroundings) -> Result<Self, Error> {
-        let Surroundings { guarded, guards_elsewhere, veths, addresses, .. } = around;
+    pub fn among(datapath: &Datapath, around: &mut Surroundings) -> Result<Self, Error> {
+        let Surroundings { settings, guarded, guards_elsewhere, veths, addresses, .. } = around;
         let maps = datapath.maps();
         let live = maps.synack()?;
         let is_live = maps.config()?.can_challenge();
@@ -316,7 +317,7 @@ impl Look {
             );
         }
         let names: Vec<_> = guarded.iter().map(|interface| interface.name.as_str()).collect();
-        match Host::read(&names) {
+        match Host::read(settings, &names) {
             Ok(host) => {
                 readiness.add(host.readiness());
                 let smallest = guarded.iter().map(|interface| interface.mtu).min();
