@@ -15,6 +15,7 @@ mod explain;
 mod history;
 mod hooks;
 mod list;
+mod pages;
 mod printed;
 mod reload;
 mod replay;
@@ -123,6 +124,10 @@ enum Verb {
     Explain(explain::ExplainArgs),
     /// Validate the configuration, and show what it comes to.
     Check(check::CheckArgs),
+    /// Print what completes command lines in a shell.
+    Completions(pages::CompletionsArgs),
+    /// Print the man page, or write those of all commands into a folder.
+    Man(pages::ManArgs),
     /// Start the programs of hooks for the daemon, which starts this itself.
     #[command(hide = true)]
     Hooks(hooks::HooksArgs),
@@ -201,6 +206,8 @@ fn dispatch(cli: Cli, out: &mut dyn Write) -> anyhow::Result<Answer> {
         Verb::Replay(args) => replay::replay(&args, out),
         Verb::Explain(args) => explain::explain(&paths, &args, out),
         Verb::Check(args) => check::check(&paths, &args, out),
+        Verb::Completions(args) => Ok(pages::completions(&args, out)?),
+        Verb::Man(args) => pages::man(&args, out),
         Verb::Hooks(args) => hooks::hooks(&paths, &args),
     }
 }
