@@ -63,7 +63,7 @@ fn visible() -> Command {
 }
 
 fn page(command: &Command) -> Man {
-    Man::new(command.clone()).section(SECTION)
+    Man::new(command.clone()).section(SECTION).source(concat!("dosguard ", env!("CARGO_PKG_VERSION")))
 }
 
 fn write_pages(dir: &Path, command: &Command) -> io::Result<()> {
