@@ -80,8 +80,8 @@ const _: () = assert!(size_of::<Place>() == 20 && size_of::<Met>() == 32 && size
 #[map]
 static LOOKED_AT: LruHashMap<Place, LookedAt> = LruHashMap::with_max_entries(abi::HOST.entries, 0);
 
-/// How long a break may be in what is challenged, or ends: by far shorter than segments are looked at after a challenge
-/// (`ANSWERED_WITHIN_NS`), as somebody may take the program from the interface meanwhile.
+/// How long a break may be in what is challenged, or ends: somebody may take the program from the interface meanwhile, or have it
+/// watch, and what ends then is not seen. By far shorter than segments are looked at after a challenge (`ANSWERED_WITHIN_NS`).
 const BREAK_NS: u64 = 2_000_000_000;
 const _: () = assert!(BREAK_NS < ANSWERED_WITHIN_NS);
 

@@ -49,7 +49,7 @@ impl Settings {
 
     /// What a setting is now.
     fn text(&mut self, name: &str) -> io::Result<String> {
-        let wrong = |error: io::Error| io::Error::other(format!("{name}: {error}"));
+        let wrong = |error: io::Error| io::Error::new(error.kind(), format!("{name}: {error}"));
         // That of an interface that is gone cannot be read any more, also if there is one of this name again.
         let kept = self.open.remove(name);
         let kept = kept.and_then(|file| Some((read(&file).ok()?, file)));
@@ -77,8 +77,13 @@ impl Settings {
         Ok(u8::try_from(self.number(name)?).unwrap_or(u8::MAX))
     }
 
-    fn is_set(&mut self, name: &str) -> bool {
-        self.number(name).unwrap_or(0) != 0
+    /// What a kernel does not have, or no interface has any more, is not set.
+    fn is_set(&mut self, name: &str) -> io::Result<bool> {
+        match self.number(name) {
+            Ok(number) => Ok(number != 0),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -86,8 +91,8 @@ fn read(file: &File) -> io::Result<String> {
     let mut buffer = [0; LONGEST];
     let length = file.read_at(&mut buffer, 0)?;
     let text = buffer.get(..length).filter(|text| text.len() < LONGEST);
-    let text = text.and_then(|text| str::from_utf8(text).ok());
-    text.map(str::to_owned).ok_or_else(|| io::Error::other("it is too long, or no text"))
+    let text = text.ok_or_else(|| io::Error::other(format!("it has more than {} bytes", LONGEST - 1)))?;
+    str::from_utf8(text).map(str::to_owned).map_err(io::Error::other)
 }
 
 /// The setting in a file below that, as sysctl(8) calls it: dots of an interface's name become slashes.
@@ -107,14 +112,20 @@ impl Host {
         // A packet is forwarded by the settings of the interface that it came in on.
         let of_each = ["ipv4/conf/IF/forwarding", "ipv6/conf/IF/forwarding", "ipv6/conf/IF/force_forwarding"];
         let of_each = interfaces.iter().flat_map(|name| of_each.map(|file| file.replace("IF", name)));
-        let forwards = routers.into_iter().chain(of_each).find(|file| settings.is_set(file));
+        let mut forwards = None;
+        for file in routers.into_iter().chain(of_each) {
+            if settings.is_set(&file)? {
+                forwards = Some(setting(&file));
+                break;
+            }
+        }
         let receive = settings.numbers("ipv4/tcp_rmem")?;
         Ok(Self {
             cookies: settings.number("ipv4/tcp_syncookies")?,
             timestamps: settings.number("ipv4/tcp_timestamps")?,
-            window_scaling: settings.is_set("ipv4/tcp_window_scaling"),
-            sack: settings.is_set("ipv4/tcp_sack"),
-            forwards: forwards.map(|file| setting(&file)),
+            window_scaling: settings.is_set("ipv4/tcp_window_scaling")?,
+            sack: settings.is_set("ipv4/tcp_sack")?,
+            forwards,
             receive: [receive.get(1).copied().unwrap_or(0), receive.get(2).copied().unwrap_or(0)],
             // Of the first network namespace alone; the others have its value.
             receive_max: settings.number("core/rmem_max").unwrap_or(0),
@@ -245,5 +256,9 @@ pub(super) mod tests {
         assert_eq!(forwards(&["eth0"]).unwrap(), "net.ipv6.conf.eth0.force_forwarding");
         write("ipv4/ip_forward", "1");
         assert_eq!(forwards(&["eth0"]).unwrap(), "net.ipv4.ip_forward");
+        // What cannot be read is not taken for what forwards nothing.
+        write("ipv4/ip_forward", &"0".repeat(LONGEST));
+        let error = Host::read(&mut settings, &["eth0"]).unwrap_err().to_string();
+        assert_eq!(error, "ipv4/ip_forward: it has more than 127 bytes");
     }
 }

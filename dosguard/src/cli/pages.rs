@@ -36,7 +36,7 @@ pub(super) fn completions(args: &CompletionsArgs, out: &mut dyn Write) -> io::Re
 }
 
 pub(super) fn man(args: &ManArgs, out: &mut dyn Write) -> anyhow::Result<Answer> {
-    let mut command = visible().disable_help_subcommand(true);
+    let mut command = Cli::command().disable_help_subcommand(true);
     // Each command is known by its whole name then.
     command.build();
     match &args.dir {
@@ -52,14 +52,16 @@ pub(super) fn man(args: &ManArgs, out: &mut dyn Write) -> anyhow::Result<Answer>
     Ok(Answer::Done)
 }
 
+/// What of a command somebody is to call.
+fn shown(command: &Command) -> impl Iterator<Item = &Command> {
+    command.get_subcommands().filter(|command| !command.is_hide_set())
+}
+
 /// The tree without what nobody is to call, which completions would offer.
 fn visible() -> Command {
     let command = Cli::command();
     let named = Command::new("dosguard").version(env!("CARGO_PKG_VERSION"));
-    let about = command.get_about().cloned().unwrap_or_default();
-    let long = command.get_long_about().cloned().unwrap_or_default();
-    let seen = command.get_subcommands().filter(|command| !command.is_hide_set()).cloned();
-    named.about(about).long_about(long).args(command.get_arguments().cloned()).subcommands(seen)
+    named.args(command.get_arguments().cloned()).subcommands(shown(&command).cloned())
 }
 
 fn page(command: &Command) -> Man {
@@ -68,7 +70,7 @@ fn page(command: &Command) -> Man {
 
 fn write_pages(dir: &Path, command: &Command) -> io::Result<()> {
     page(command).generate_to(dir)?;
-    command.get_subcommands().try_for_each(|command| write_pages(dir, command))
+    shown(command).try_for_each(|command| write_pages(dir, command))
 }
 
 #[cfg(test)]
@@ -79,8 +81,9 @@ mod tests {
 
     use super::*;
 
-    fn names(command: &Command) -> Vec<String> {
-        command.get_subcommands().map(|verb| verb.get_name().to_owned()).collect()
+    fn pages(command: &Command, name: &str) -> Vec<String> {
+        let below = shown(command).flat_map(|verb| pages(verb, &format!("{name}-{}", verb.get_name())));
+        below.chain([format!("{name}.8")]).collect()
     }
 
     #[test]
@@ -88,11 +91,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let dir = folder.path().join("man8");
         man(&ManArgs { dir: Some(dir.clone()) }, &mut Vec::new()).unwrap();
-        for page in ["dosguard", "dosguard-run", "dosguard-bans-add", "dosguard-top-sources"] {
-            let text = fs::read_to_string(dir.join(format!("{page}.8"))).unwrap();
-            assert!(text.contains(&format!(".TH {page} 8")), "{text}");
-        }
-        assert!(!dir.join("dosguard-hooks.8").exists() && !dir.join("dosguard-help.8").exists());
+        let mut expected = pages(&Cli::command(), "dosguard");
+        expected.sort();
+        let files = fs::read_dir(&dir).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap());
+        let mut written: Vec<_> = files.collect();
+        written.sort();
+        assert_eq!(written, expected);
+        assert!(written.contains(&"dosguard-bans-add.8".to_owned()));
+        assert!(!written.contains(&"dosguard-hooks.8".to_owned()));
+        let text = fs::read_to_string(dir.join("dosguard-run.8")).unwrap();
+        assert!(text.contains(".TH dosguard-run 8") && text.contains("until stopped"), "{text}");
         let mut printed = Vec::new();
         man(&ManArgs { dir: None }, &mut printed).unwrap();
         assert_eq!(printed, fs::read(dir.join("dosguard.8")).unwrap());
@@ -106,10 +114,12 @@ mod tests {
             let mut script = Vec::new();
             completions(&CompletionsArgs { shell: *shell }, &mut script).unwrap();
             let script = String::from_utf8(script).unwrap();
-            let missing: Vec<_> =
-                names(&visible()).into_iter().filter(|name| !script.contains(name)).collect();
-            assert_eq!(missing, Vec::<String>::new(), "{shell}");
-            assert!(script.contains("color") && !script.contains("Start the programs of hooks"), "{shell}");
+            let words: Vec<_> =
+                script.split(|letter: char| !letter.is_alphanumeric() && letter != '-').collect();
+            for verb in Cli::command().get_subcommands() {
+                let name = verb.get_name();
+                assert_eq!(words.contains(&name), name != "hooks", "{name} in {shell}");
+            }
         }
     }
 

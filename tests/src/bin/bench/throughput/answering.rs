@@ -2,11 +2,10 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use dosguard::{datapath::Datapath, paths::Paths};
-use dosguard_common::reason::Reason;
+use dosguard_common::{challenge::CLOSED_WITHIN_NS, reason::Reason};
 use dosguard_tests::{
     addresses::{ATTACKER_V4, GUARD_ATTACKER_SIDE},
     cli::words,
@@ -17,7 +16,7 @@ use dosguard_tests::{
     server::TcpServer,
 };
 
-use super::traffic::{PORT, Traffic};
+use super::traffic::PORT;
 
 /// A flood begins with the thousandth SYN in a second, whoever sent them.
 const CONFIG: &str = "[rule.default]\nlimit = \"100/1s\"\nflood_limit = \"1000/1s\"\n";
@@ -52,16 +51,16 @@ impl Answering {
         Ok((answering, format!("{LINE}\n{CONFIG}")))
     }
 
+    /// Fails unless the ends of connections have been looked at for as long as closed ones are remembered.
+    pub(super) fn verify_peace(&self) -> Result<()> {
+        let looked_at_ns = self.looked_at.longest_ns()?;
+        ensure!(looked_at_ns >= CLOSED_WITHIN_NS, "ends were looked at for {looked_at_ns} ns only");
+        Ok(())
+    }
+
     /// Fails unless nearly all of `sent` SYNs were answered. Those before the flood was noticed pass, and where a listener has
     /// sent no cookie lately, some are left to the host.
-    pub(super) fn verify(&self, sent: u64, traffic: &Traffic) -> Result<()> {
-        if !traffic.peace.is_zero() {
-            let looked_at = Duration::from_nanos(self.looked_at.longest_ns()?);
-            ensure!(
-                looked_at >= traffic.peace,
-                "segments were looked at without a break for {looked_at:?} only"
-            );
-        }
+    pub(super) fn verify(&self, sent: u64) -> Result<()> {
         let datapath = Datapath::require(&self.paths)?;
         let answered = datapath.maps().packets(Reason::Challenged)?.packets;
         ensure!(

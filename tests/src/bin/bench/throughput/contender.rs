@@ -135,12 +135,17 @@ impl Contender {
 }
 
 impl Ready {
+    /// Fails unless connections have ended for long enough.
+    pub(super) fn verify_peace(&self) -> Result<()> {
+        if let Place::Answering { answering, .. } = &self.place { answering.verify_peace() } else { Ok(()) }
+    }
+
     /// Fails unless all that was sent at it was treated as was asked for, and nothing came by.
-    pub(super) fn verify(&self, sent: u64, traffic: &Traffic) -> Result<()> {
+    pub(super) fn verify(&self, sent: u64) -> Result<()> {
         let received = self.pair.received()?;
         ensure!(received == sent, "of {sent} frames {received} arrived");
         if let Place::Answering { answering, .. } = &self.place {
-            return answering.verify(sent, traffic);
+            return answering.verify(sent);
         }
         let passed = tcp_segments(self.pair.guard())?;
         ensure!(passed == 0, "{passed} segments came by it");

@@ -72,6 +72,9 @@ fn keep_peace(ready: &[Ready], interrupt: &Interrupt, traffic: &Traffic) -> Resu
         sent += 1;
         thread::sleep(ENDS_EACH);
     }
+    if sent > 0 {
+        ready.iter().try_for_each(Ready::verify_peace)?;
+    }
     Ok(sent)
 }
 
@@ -99,7 +102,7 @@ fn measure(lab: &Lab, interrupt: &Interrupt, traffic: &Traffic, extent: Extent) 
         sent += extent.frames;
     }
     for contender in &ready {
-        contender.verify(sent, traffic).with_context(|| format!("`{}`", contender.contender.name()))?;
+        contender.verify(sent).with_context(|| format!("`{}`", contender.contender.name()))?;
     }
     let outcome = |(Ready { contender, method, .. }, samples): (&Ready, Vec<f64>)| Outcome {
         contender: *contender,
