@@ -72,6 +72,8 @@ const TABLE: &[(&str, [Outcome; 4])] = &[
     ("history", [HISTORY, DONE, DONE, DONE]),
     ("check /mnt/lab.toml", [DONE, DONE, DONE, DONE]),
     ("replay /mnt/empty.pcap", [DONE, DONE, DONE, DONE]),
+    ("completions bash", [DONE, DONE, DONE, DONE]),
+    ("man", [DONE, DONE, DONE, DONE]),
     (
         "hooks",
         [
