@@ -51,15 +51,11 @@ impl Settings {
     fn text(&mut self, name: &str) -> io::Result<String> {
         let wrong = |error: io::Error| io::Error::new(error.kind(), format!("{name}: {error}"));
         // That of an interface that is gone cannot be read any more, also if there is one of this name again.
-        let kept = self.open.remove(name);
-        let kept = kept.and_then(|file| Some((read(&file).ok()?, file)));
-        let (text, file) = match kept {
-            Some(kept) => kept,
-            None => {
-                let file = File::open(self.root.join(name)).map_err(wrong)?;
-                (read(&file).map_err(wrong)?, file)
-            }
-        };
+        if let Some(text) = self.open.get(name).and_then(|file| read(file).ok()) {
+            return Ok(text);
+        }
+        let file = File::open(self.root.join(name)).map_err(wrong)?;
+        let text = read(&file).map_err(wrong)?;
         self.open.insert(name.to_owned(), file);
         Ok(text)
     }
