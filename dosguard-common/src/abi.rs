@@ -21,7 +21,10 @@ pub const ANSWER_STEP: u32 = 1;
 /// The program that counts connections, in an object of its own that the daemon loads; see [`HELD`].
 pub const COUNT_PROGRAM: &str = "dosguard_count";
 
-/// The program that bans for connections, in the same object.
+/// The program that marks who has a connection, in the same object.
+pub const PEERS_PROGRAM: &str = "dosguard_peers";
+
+/// The program that bans for connections, in the same object, too.
 pub const BAN_PROGRAM: &str = "dosguard_ban";
 
 /// Load-time constant: how many CPUs the kernel may use ("possible" CPUs).

@@ -26,11 +26,6 @@ pub const ANSWERED_WITHIN_NS: u64 = 180_000_000_000;
 /// minutes after it has sent one (`tcp_synq_no_recent_overflow`, `TCP_SYNCOOKIE_VALID`, Linux include/net/tcp.h).
 pub const SENT_WITHIN_JIFFIES: u32 = 6_000;
 
-/// For how long the host remembers a connection that is closed, in nanoseconds, or one that is not made yet, and a little more
-/// (`TCP_TIMEWAIT_LEN` in Linux include/net/tcp.h; a SYN-ACK that is sent six times, as `tcp_synack_retries` has it unless set, is
-/// waited for 63 s).
-pub const CLOSED_WITHIN_NS: u64 = 64_000_000_000;
-
 /// How often SYNs that meet a closed connection are left to the host at most, in nanoseconds.
 pub const LEFT_EVERY_NS: u64 = 10_000_000;
 
@@ -164,12 +159,6 @@ impl Segment {
     #[inline(always)]
     pub const fn may_answer(&self) -> bool {
         self.tcp[13] & (SYN | ACK | RST) == ACK
-    }
-
-    /// Whether its sender has nothing more to send.
-    #[inline(always)]
-    pub const fn is_end(&self) -> bool {
-        self.tcp[13] & FIN != 0
     }
 
     /// Whether it takes a SYN up: the second step of a handshake.

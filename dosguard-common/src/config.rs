@@ -126,12 +126,6 @@ impl Config {
         self.flags & FLAG_CHALLENGE != 0
     }
 
-    /// Whether SYNs can be challenged, and are where a rule says so.
-    #[inline(always)]
-    pub const fn challenges_any(&self) -> bool {
-        self.flags & (FLAG_CHALLENGE | FLAG_MONITOR) == FLAG_CHALLENGE
-    }
-
     /// Whether what goes over the rule's limit is challenged under these settings, or would be in monitor mode.
     #[inline(always)]
     pub fn would_challenge(&self, rule: &Rule) -> bool {

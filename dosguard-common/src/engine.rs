@@ -10,7 +10,7 @@ pub use answer::{Completed, judge_answer};
 use flood::is_flooded;
 pub use impose::judge_connections;
 use impose::{Over, impose, limited, refresh};
-pub use proof::{evidence, judge_closed, judge_established};
+pub use proof::{evidence, judge_established};
 use report::report;
 
 use core::borrow::Borrow;
@@ -176,10 +176,10 @@ fn known<T: Tables, C: Clock>(
         Payload::Syn { port } => Ok(Asked { source, sum, is_marked, port }),
         // Of a connection, or the answer to a challenge: the host takes one that gives the connection up at once, too.
         Payload::Segment | Payload::Ending => {
-            // An end is looked at in peace, too: whoever has had a connection is no newcomer when a flood begins.
-            let is_end = payload == Payload::Ending && config.challenges_any();
-            let is_looked_at = is_end || awaits_answers(tables, clock);
-            Err((if is_looked_at { Reason::MayAnswer } else { Reason::NotSyn }, NO_RULE))
+            // Without anybody who may answer, the clock is not asked.
+            let until_ns = tables.answers_until_ns();
+            let may_answer = until_ns != 0 && clock.lately_ns() < until_ns;
+            Err((if may_answer { Reason::MayAnswer } else { Reason::NotSyn }, NO_RULE))
         }
         Payload::NotTcp => Err((Reason::NotTcp, NO_RULE)),
         Payload::LaterFragment => Err((Reason::LaterFragment, NO_RULE)),
@@ -190,14 +190,6 @@ fn known<T: Tables, C: Clock>(
             Err((Reason::Malformed, NO_RULE))
         }
     }
-}
-
-/// Whether somebody may answer a challenge, or prove that a ban by SYNs alone was of a real source.
-#[inline(always)]
-pub fn awaits_answers<T: Tables>(tables: &T, clock: &impl Clock) -> bool {
-    // Without anybody who may, the clock is not asked.
-    let until_ns = tables.answers_until_ns();
-    until_ns != 0 && clock.lately_ns() < until_ns
 }
 
 /// A SYN from a source that is not banned everywhere.

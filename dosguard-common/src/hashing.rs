@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::address::Address;
 use crate::key::SourceKey;
-use crate::mark::Period;
+use crate::mark::{PeersMarked, Period};
 use crate::window::low_half;
 
 /// Where in a table a source belongs.
@@ -15,7 +15,7 @@ pub struct Spot {
     pub(crate) tag: u32,
 }
 
-/// Value of `HASHING`: the keys of the hash, and the tables' sizes. Written once, when the tables are made.
+/// Value of `HASHING`: the keys of the hash, and the tables' sizes. Written once, when the tables are made, but for two that say what marks mean.
 ///
 /// The hash is multilinear, of 32-bit words: with random keys the upper half of the sum is strongly universal, so that nobody
 /// who does not know them can choose sources that meet (D. Lemire and O. Kaser, "Strongly universal string hashing is fast", The
@@ -36,13 +36,14 @@ pub struct Hashing {
     pub period: Period,
     /// For how many sources `SYNS` was made, which the kernel does not ask.
     pub sources: u32,
-    padding: u32,
+    /// When the sources of the host's connections were last marked. Written by whoever has marked them.
+    pub peers: PeersMarked,
 }
 
 impl Hashing {
     /// For tables of so many sets, of which `SYNS` was made for so many sources, and so many marks, with keys that are random.
     pub const fn new(keys: [u64; 6], [syns, handshakes, sources, marks]: [u32; 4], period: Period) -> Self {
-        Self { keys, syns, handshakes, sources, marks, period, padding: 0 }
+        Self { keys, syns, handshakes, sources, marks, period, peers: PeersMarked::NEVER }
     }
 
     /// What a source hashes to, before it is mixed.

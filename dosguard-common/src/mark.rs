@@ -4,7 +4,7 @@
 //! sources says whether there is a ban or an offence of one of the group, and saves the look-ups if there is none. It may say so
 //! of a group of which nothing is known any more, and never the other way round: it is written before what it speaks of.
 //!
-//! So has the byte beside it, for proofs that sources are real, and for connections that the host has closed: a flood is of others,
+//! So has the byte beside it, for proofs that sources are real, and for connections that the host has: a flood is of others,
 //! nearly all of it, and for each look-ups are saved. As it is the mark of other sources, too, those are looked up in vain.
 //!
 //! A mark holds for the period that it was made in and for the next one. Userspace, which knows what there is, marks that anew and
@@ -12,6 +12,8 @@
 //! time, every source counts as marked.
 
 use bytemuck::{Pod, Zeroable};
+
+use crate::window::low_half;
 
 /// How many marks are in a value of `MARKS`: a line of memory.
 pub const MARKS_IN_LINE: u32 = 64;
@@ -68,6 +70,48 @@ impl Period {
     }
 }
 
+/// When userspace last began to mark the sources of all connections that the host has, or remembers; it is written once all are marked.
+///
+/// While the program looks at all segments, whoever makes a connection after that leaves a mark by itself. So a source without a
+/// mark has none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(transparent)]
+pub struct PeersMarked(u32);
+
+impl PeersMarked {
+    /// Not yet.
+    pub const NEVER: Self = Self(0);
+
+    /// It is kept in units of 2^27 ns of boot time, some 134 ms, so that 32 bits are enough for 18 years.
+    const UNIT_BITS: u32 = 27;
+
+    /// For how long it counts, in nanoseconds, so that no mark of then is lost.
+    pub const COUNTS_NS: u64 = 590_000_000_000;
+
+    /// Begun at this time, in nanoseconds.
+    pub const fn begun_at(ns: u64) -> Self {
+        Self(low_half(ns >> Self::UNIT_BITS))
+    }
+
+    /// As [`Self::raw`] has it.
+    pub const fn from_raw(raw: u32) -> Self {
+        Self(raw)
+    }
+
+    /// As it is kept in memory.
+    pub const fn raw(self) -> u32 {
+        self.0
+    }
+
+    /// Whether all that there is `now` has marks, if all segments were looked at `since` then. Both in nanoseconds of boot time.
+    #[inline(always)]
+    pub const fn covers(self, since_ns: u64, now_ns: u64) -> bool {
+        let (begun, since, now) = (self.0 as u64, since_ns >> Self::UNIT_BITS, now_ns >> Self::UNIT_BITS);
+        // A whole unit lies between, for what other CPUs were about to do with a packet.
+        since + 1 < begun && now.saturating_sub(begun) < Self::COUNTS_NS >> Self::UNIT_BITS
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -86,6 +130,25 @@ mod tests {
             let [counting, ending, next] = period.steps();
             assert!(counting.is_marked(mark) && !ending.is_marked(mark) && !next.is_marked(mark));
         }
+    }
+
+    #[test]
+    fn marks_of_peers_stand_for_what_is_looked_at_since_before_they_were_made() {
+        const SECOND: u64 = 1_000_000_000;
+        let marked = PeersMarked::begun_at(100 * SECOND);
+        let covers = |since_ns, now_s| marked.covers(since_ns, now_s * SECOND);
+        assert!(covers(0, 100) && covers(99 * SECOND, 101) && covers(99 * SECOND, 600));
+        // Not what came while they were made, and not much after they may have been lost.
+        assert!(
+            !covers(100 * SECOND, 101)
+                && !covers(100 * SECOND - (1 << 26), 101)
+                && !covers(101 * SECOND, 101)
+        );
+        assert!(!covers(0, 700) && !covers(0, u64::MAX / SECOND));
+        assert!([0, 1, 1_000].map(|now_s| PeersMarked::NEVER.covers(0, now_s * SECOND)) == [false; 3]);
+        // After five years without a boot, too.
+        let late = 150_000_000 * SECOND;
+        assert!(PeersMarked::begun_at(late).covers(late - SECOND, late + SECOND));
     }
 
     #[test]

@@ -99,9 +99,7 @@ fn listener(ctx: &XdpContext, frame: &ContextFrame<'_>, syn: &Segment, now_ns: u
         Met::Listener { takes_cookies: false, .. } => return Err(Unsent::Left),
         // The host knows best whether an old connection gives way to a new one.
         Met::Closed if is_turn_of_host(now_ns) => return Err(Unsent::Left),
-        Met::Request { .. } | Met::Connection { .. } | Met::Closed | Met::Other => {
-            return Err(Unsent::Dropped);
-        }
+        Met::Request { .. } | Met::Connection | Met::Closed | Met::Other => return Err(Unsent::Dropped),
     };
     if known.is_none() {
         tables().look_for_answers(now_ns.saturating_add(ANSWERED_WITHIN_NS));
@@ -119,19 +117,6 @@ fn may_be_proven(syn: &Segment) -> bool {
     let Some(config) = tables().config() else { return true };
     let (sum, _) = tables().mark(&config.mask().source(syn.source()));
     tables().may_be_proven(sum)
-}
-
-/// Notes that the ends of connections are looked at where this one comes to.
-#[inline(always)]
-fn note_end(frame: &ContextFrame<'_>, segment: &Segment) {
-    // Where nothing can be challenged nobody asks, and the verifier removes it.
-    if maps::CHALLENGES.load() == 0 || !is_answered_for(&segment.destination()) {
-        return;
-    }
-    if let Some(config) = tables().config() {
-        let place = Place { address: segment.destination(), ifindex: frame.arrival().ifindex };
-        listening::look_at(&place, config.mask(), KernelClock.lately_ns());
-    }
 }
 
 /// Whether somebody here is meant.
@@ -258,28 +243,14 @@ pub fn look_at_answer(ctx: &XdpContext) -> u32 {
     if !segment.read(&frame) || !segment.may_answer() {
         return XDP_PASS;
     }
-    // What ends a connection comes here in peace, too.
-    let is_awaited = !segment.is_end() || {
-        note_end(&frame, segment);
-        engine::awaits_answers(&tables(), &KernelClock)
-    };
     let completed = match met(ctx, segment) {
-        Met::Connection { .. } if is_awaited => None,
+        Met::Connection => None,
         // Also if it takes none now: what is counted too much is of who has sent it. Not if it has no room: its client would
         // send the same again and again, and mean one connection.
-        Met::Listener { is_full: false, .. } if is_awaited && is_cookie(segment) => {
-            Some(Completed::Challenge)
-        }
+        Met::Listener { is_full: false, .. } if is_cookie(segment) => Some(Completed::Challenge),
         // The number is the secret (`tcp_check_req` in Linux net/ipv4/tcp_minisocks.c); the peer's own may be any in the window.
-        Met::Request { sent } if is_awaited && segment.acknowledged() == sent.wrapping_add(1) => {
-            Some(Completed::Handshake)
-        }
-        // No proof: anybody may have sent it. But the host remembers the connection from then on, or for longer.
-        Met::Connection { is_closed_here: true } | Met::Closed => {
-            engine::judge_closed(&mut tables(), segment);
-            return XDP_PASS;
-        }
-        Met::Request { .. } | Met::Listener { .. } | Met::Connection { .. } | Met::Other => return XDP_PASS,
+        Met::Request { sent } if segment.acknowledged() == sent.wrapping_add(1) => Some(Completed::Handshake),
+        Met::Request { .. } | Met::Listener { .. } | Met::Closed | Met::Other => return XDP_PASS,
     };
     // SAFETY: the helper takes no arguments and only reads a clock.
     let now_ns = unsafe { bpf_ktime_get_boot_ns() };

@@ -1,5 +1,5 @@
-//! The daemon's own programs: one counts connections while the kernel walks over the sockets, the other bans a source that
-//! holds too many. They work on the instance's maps and have some of their own; neither sees a packet.
+//! The daemon's own programs: one counts connections while the kernel walks over the sockets, another marks who has one, and the third
+//! bans a source that holds too many. They work on the instance's maps and have some of their own; none sees a packet.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]
@@ -85,12 +85,11 @@ mod program {
         _uid: u32,
     }
 
-    /// Entry point of the walk over the sockets.
+    /// Entry point of the walk over the sockets that counts connections.
     #[unsafe(no_mangle)]
     #[unsafe(link_section = "iter/tcp")]
     pub extern "C" fn dosguard_count(iteration: *mut TcpIteration) -> i32 {
-        // SAFETY: the kernel hands the program a context that lives as long as it runs.
-        let socket = unsafe { (&raw const (*iteration).socket).read_volatile() };
+        let socket = socket(iteration);
         let Some(look) = look() else { return 0 };
         if socket.is_null() {
             // The end of the walk.
@@ -102,6 +101,29 @@ mod program {
             count(&socket, look, &mut Sockets);
         }
         0
+    }
+
+    /// Entry point of the walk that marks the source of each socket that is no listener: of connections, of those that are being
+    /// made, and of those that the host has closed and remembers.
+    #[unsafe(no_mangle)]
+    #[unsafe(link_section = "iter/tcp")]
+    pub extern "C" fn dosguard_peers(iteration: *mut TcpIteration) -> i32 {
+        let (socket, config) = (socket(iteration), maps::CONFIG.get(0));
+        // SAFETY: the kernel holds the socket while the program looks at it.
+        let socket = if socket.is_null() { None } else { unsafe { read(socket) } };
+        if let (Some(socket), Some(config)) = (socket, config)
+            && socket.state != SocketState::Listening
+        {
+            KernelTables::<false>.mark_proven(&config.mask().source(socket.remote));
+        }
+        0
+    }
+
+    /// The socket that the walk has come to; null at its end.
+    #[inline(always)]
+    fn socket(iteration: *mut TcpIteration) -> *const u8 {
+        // SAFETY: the kernel hands the program a context that lives as long as it runs.
+        unsafe { (&raw const (*iteration).socket).read_volatile() }
     }
 
     /// Reads a field of a socket.

@@ -1,9 +1,9 @@
 //! Listeners that take cookies: one that a CPU has met in this tick is not looked up again for each SYN of a flood.
 //!
 //! Whom a SYN meets depends on where it comes from, too: on a connection that its source has, or had. So a listener stands for
-//! what a SYN meets only where its source has no mark of a proof, and the ends of connections were looked at for as long as the host
-//! remembers one that it has closed: in peace those alone, and all segments where something is challenged. Each that met a connection
-//! which is to be found has left a mark. One of which none came is not found any more.
+//! what a SYN meets only where its source has no mark of a proof, and whoever has a connection has a mark: userspace marks them now
+//! and then while something is challenged ([`PeersMarked`](dosguard_common::mark::PeersMarked)), and whoever makes one later does so itself, since all segments are
+//! looked at meanwhile.
 
 use core::hint::black_box;
 
@@ -12,7 +12,9 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{LruHashMap, PerCpuArray};
 use dosguard_common::abi;
 use dosguard_common::address::{Address, SourceMask};
-use dosguard_common::challenge::{ANSWERED_WITHIN_NS, CLOSED_WITHIN_NS};
+use dosguard_common::challenge::ANSWERED_WITHIN_NS;
+
+use crate::maps;
 
 /// Where SYNs go to.
 #[derive(Clone, Copy)]
@@ -63,12 +65,12 @@ impl Listener {
 #[map]
 static LISTENING: PerCpuArray<Met> = PerCpuArray::with_max_entries(MOST, 0);
 
-/// Segments that come to a place, and are looked at; those that end a connection at least.
+/// All segments that come to a place are looked at.
 #[repr(C)]
 struct LookedAt {
     /// Since when, in nanoseconds of boot time.
     since_ns: u64,
-    /// Until when something must be challenged, or end, again at least, so that there is no break.
+    /// Until when something must be challenged again at least, so that there is no break.
     until_ns: u64,
     /// What turns addresses into sources, and so into marks.
     mask: SourceMask,
@@ -80,8 +82,8 @@ const _: () = assert!(size_of::<Place>() == 20 && size_of::<Met>() == 32 && size
 #[map]
 static LOOKED_AT: LruHashMap<Place, LookedAt> = LruHashMap::with_max_entries(abi::HOST.entries, 0);
 
-/// How long a break may be in what is challenged, or ends: somebody may take the program from the interface meanwhile, or have it
-/// watch, and what ends then is not seen. By far shorter than segments are looked at after a challenge (`ANSWERED_WITHIN_NS`).
+/// How long a break may be in what is challenged: somebody may take the program from the interface meanwhile, or have it watch, and
+/// connections that are made then are not seen. By far shorter than segments are looked at after a challenge (`ANSWERED_WITHIN_NS`).
 const BREAK_NS: u64 = 2_000_000_000;
 const _: () = assert!(BREAK_NS < ANSWERED_WITHIN_NS);
 
@@ -119,7 +121,8 @@ pub fn meet(place: &Place, port: u16, mask: &SourceMask, [tick, now_ns]: [u64; 2
         if (&raw const (*met).tick).read_volatile() == tick {
             return;
         }
-        let knows_peers = look_at(place, mask, now_ns) >= CLOSED_WITHIN_NS;
+        let since_ns = look_at(place, mask, now_ns);
+        let knows_peers = maps::HASHING.get(0).is_some_and(|hashing| hashing.peers.covers(since_ns, now_ns));
         (&raw mut (*met).tick).write_volatile(0);
         black_box(());
         (*met).place = *place;
@@ -131,13 +134,13 @@ pub fn meet(place: &Place, port: u16, mask: &SourceMask, [tick, now_ns]: [u64; 2
     }
 }
 
-/// The program looks at segments that come to a place. Returns for how long it has without a break, in nanoseconds.
+/// The program looks at segments that come to a place. Returns since when it has without a break, in nanoseconds of boot time.
 #[inline(always)]
-pub fn look_at(place: &Place, mask: &SourceMask, now_ns: u64) -> u64 {
+fn look_at(place: &Place, mask: &SourceMask, now_ns: u64) -> u64 {
     let until_ns = now_ns.saturating_add(BREAK_NS);
     if let Some(looked_at) = LOOKED_AT.get_ptr_mut(place) {
         // SAFETY: aligned words that are never torn. Other CPUs write them, too, and much the same. An entry that is evicted
-        // meanwhile may be given to another place, which then is looked at for as long as this one, for a tick.
+        // meanwhile may be given to another place, which then is looked at since then, for a tick.
         unsafe {
             let [since, until] = [&raw mut (*looked_at).since_ns, &raw mut (*looked_at).until_ns];
             let until_before = until.read_volatile();
@@ -146,11 +149,11 @@ pub fn look_at(place: &Place, mask: &SourceMask, now_ns: u64) -> u64 {
                 if until_ns.saturating_sub(until_before) >= BREAK_NS / 4 {
                     until.write_volatile(until_ns);
                 }
-                return now_ns.saturating_sub(since.read_volatile());
+                return since.read_volatile();
             }
         }
     }
     // Without room it is as if they were looked at since now.
     let _ = LOOKED_AT.insert(place, LookedAt { since_ns: now_ns, until_ns, mask: *mask }, u64::from(BPF_ANY));
-    0
+    now_ns
 }

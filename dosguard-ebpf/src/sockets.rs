@@ -66,10 +66,7 @@ pub enum Met {
         sent: u32,
     },
     /// A connection that is made, until both ends have closed it.
-    Connection {
-        /// The host has closed it, and remembers it for a while once its peer has.
-        is_closed_here: bool,
-    },
+    Connection,
     /// A connection that is closed, and waits for what may still come of it.
     Closed,
     /// Nobody, or a connection that is not made yet.
@@ -100,8 +97,7 @@ pub fn met(ctx: &XdpContext, segment: &Segment) -> Met {
         let met = match (&raw const (*socket).state).read_volatile() {
             // Where no cookies are made, nobody asks for more, and the verifier removes it.
             LISTEN if maps::CHALLENGES.load() != 0 => listener(bpf_skc_to_tcp_sock(socket.cast()).cast()),
-            ESTABLISHED | CLOSE_WAIT | LAST_ACK => Met::Connection { is_closed_here: false },
-            FIN_WAIT_1 | FIN_WAIT_2 | CLOSING => Met::Connection { is_closed_here: true },
+            ESTABLISHED | FIN_WAIT_1 | FIN_WAIT_2 | CLOSE_WAIT | LAST_ACK | CLOSING => Met::Connection,
             NEW_SYN_RECV => request(bpf_skc_to_tcp_request_sock(socket.cast()).cast()),
             TIME_WAIT => Met::Closed,
             _ => Met::Other,

@@ -46,16 +46,17 @@ impl LookedAt {
         Ok(changed)
     }
 
-    /// For how long they are looked at without a break until now, in nanoseconds, where that is longest.
-    pub fn longest_ns(&self) -> Result<u64> {
+    /// For how long they are looked at without a break until now, in nanoseconds, where that is shortest.
+    pub fn shortest_ns(&self) -> Result<u64> {
         let now_ns = boot_now_ns()?;
-        let mut longest = None;
+        let mut shortest = None;
         for places in self.places() {
             for place in &places? {
                 let (_, [since_ns, until_ns, ..]) = place?;
-                longest = longest.max((until_ns >= now_ns).then(|| now_ns.saturating_sub(since_ns)));
+                let looked_ns = if until_ns < now_ns { 0 } else { now_ns.saturating_sub(since_ns) };
+                shortest = Some(shortest.map_or(looked_ns, |shortest: u64| shortest.min(looked_ns)));
             }
         }
-        longest.context("segments are looked at nowhere, or there was a break")
+        shortest.context("segments are looked at nowhere")
     }
 }

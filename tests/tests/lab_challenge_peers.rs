@@ -6,9 +6,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddrV6, TcpListener, 
 use std::os::fd::AsRawFd as _;
 use std::time::Duration;
 
+use aya::maps::{Array, Map, MapData};
 use dosguard::config::cidr::to_address;
+use dosguard::datapath::Peers;
 use dosguard::system::boot_now_ns;
-use dosguard_common::challenge::CLOSED_WITHIN_NS;
+use dosguard_common::abi;
+use dosguard_common::mark::PeersMarked;
 use dosguard_common::reason::Tally;
 use dosguard_tests::addresses::{
     GUARD_ATTACKER_SIDE, GUARD_CLIENT_SIDE, GUARD_CLIENT_V4, GUARD_CLIENT_V6, GUARD_V4, GUARD_V6, PEER,
@@ -79,15 +82,27 @@ impl<'a> Flooded<'a> {
         wait_until("it is flooded", PATIENCE, challenged).unwrap();
     }
 
-    /// Has segments looked at for longer than the host remembers a connection that is closed, at so many places at least.
-    fn a_minute_passes(&self, places: usize) {
+    /// Marks who has a connection, as the daemon does, once segments are looked at for a moment. From then on only those are looked for.
+    fn mark(&self) {
+        let before = || Ok(self.looked_at.shortest_ns()? > 300_000_000);
+        self.keep_on();
+        wait_until("segments are looked at", PATIENCE, before).unwrap();
+        let paths = self.lab.paths().clone();
+        let mark = || Peers::load(&paths)?.mark(open(self.lab).maps());
+        self.lab.guard().run_in(mark).unwrap().unwrap();
+    }
+
+    /// Has the flood go on while a test takes its time.
+    fn keep_on(&self) {
         let patience = u64::try_from(PATIENCE.as_nanos()).unwrap();
-        // Times are those since boot, which was longer ago.
-        let changed = self
-            .looked_at
-            .change(|since, until| (since.saturating_sub(CLOSED_WITHIN_NS), until + patience))
-            .unwrap();
-        assert!(changed >= places, "{changed}");
+        assert!(self.looked_at.change(|since, until| (since, until + patience)).unwrap() >= 1);
+    }
+
+    /// Has nobody marked, as if that were of long ago.
+    fn forget_marks(&self) {
+        let map = MapData::from_pin(self.lab.paths().map(abi::MARKS.name)).unwrap();
+        let mut marks: Array<MapData, [u8; 64]> = Map::Array(map).try_into().unwrap();
+        (0..marks.len()).for_each(|line| marks.set(line, [0; 64], 0).unwrap());
     }
 
     /// Sends a SYN right behind one of somebody else, so that the listener was met in this tick, mostly.
@@ -109,6 +124,11 @@ impl<'a> Flooded<'a> {
         assert_eq!(self.wire.syn_ack(syn, SILENCE), None);
     }
 
+    /// The same of one that the host may have, too.
+    fn is_not_answered_by_the_program(&self, syn: &Frame, to: IpAddr) {
+        self.is_counted(syn, to, 1, &[Tally::ChallengeUnsent, Tally::ChallengeLeft]);
+    }
+
     fn is_still_found(&self, connection: &TcpStream) {
         let to = connection.peer_addr().unwrap().ip();
         self.is_not_answered(&again(connection), to, ROUNDS, &[Tally::ChallengeUnsent]);
@@ -120,7 +140,7 @@ impl<'a> Flooded<'a> {
             self.come(&syn, to);
             Ok(self.wire.syn_ack(&syn, SILENCE).is_some())
         };
-        wait_until("whoever has said nothing is taken for a newcomer", PATIENCE, is_answered).unwrap();
+        wait_until("whoever has no mark is taken for a newcomer", PATIENCE, is_answered).unwrap();
     }
 
     /// Has the host close a connection, which it remembers for a minute.
@@ -140,8 +160,9 @@ impl<'a> Flooded<'a> {
     }
 
     fn may_be_proven(&self, connection: &TcpStream) -> bool {
-        let source = to_address(connection.local_addr().unwrap().ip());
-        open(self.lab).maps().may_be_proven(&source).unwrap()
+        let (instance, address) = (open(self.lab), to_address(connection.local_addr().unwrap().ip()));
+        let source = instance.maps().config().unwrap().mask().source(address);
+        instance.maps().may_be_proven(&source).unwrap()
     }
 }
 
@@ -192,6 +213,8 @@ fn whoever_has_a_connection_is_not_taken_for_a_newcomer(places: [IpAddr; 2]) {
     assert_eq!(tallied(&lab, Tally::ChallengeAnswered), 1);
     // From here on it is only marked.
     open(&lab).maps_mut().forget_proofs().unwrap();
+    // Nobody has marked the other one yet: the program looks for everybody.
+    assert_eq!((flooded.may_be_proven(&silent), flooded.may_be_proven(&busy)), (false, true));
     flooded.is_still_found(&silent);
     flooded.is_still_found(&busy);
     let longest = boot_now_ns().unwrap() + 2_000_000_000;
@@ -200,16 +223,23 @@ fn whoever_has_a_connection_is_not_taken_for_a_newcomer(places: [IpAddr; 2]) {
         (since, until)
     });
     assert!(changed.unwrap() >= 2);
-    flooded.a_minute_passes(2);
+    flooded.mark();
+    assert!(flooded.may_be_proven(&silent));
+    flooded.is_still_found(&silent);
     flooded.is_still_found(&busy);
     let closed = ip(Packet::eth(), nobody(255, places[0]), places[0]).tcp(2001, CLOSED).syn().build();
     flooded.is_not_answered(&closed, places[0], ROUNDS, &[Tally::ChallengeUnsent]);
-    // After a break nobody knows who had a connection meanwhile.
-    flooded.looked_at.change(|since, _| (since, 0)).unwrap();
-    flooded.is_still_found(&silent);
-    flooded.a_minute_passes(2);
-    // Who has said nothing for as long is not looked for any more: the look would cost as much for each SYN of a flood.
+    // For others the program does not look any more: that would cost as much for each SYN of a flood.
+    flooded.forget_marks();
     flooded.is_taken_for_a_newcomer(&silent);
+    // What it was sent it has refused, by a segment of its connection.
+    open(&lab).maps_mut().forget_proofs().unwrap();
+    flooded.mark();
+    flooded.is_still_found(&silent);
+    // After a break nobody knows who has made a connection meanwhile.
+    flooded.looked_at.change(|since, _| (since, 0)).unwrap();
+    flooded.forget_marks();
+    flooded.is_still_found(&silent);
     done(&flooded.dosguard, "detach --all");
 }
 
@@ -224,49 +254,48 @@ fn whoever_has_a_connection_is_not_taken_for_a_newcomer_over_ipv6() {
 }
 
 #[test]
-fn who_ends_a_connection_that_the_host_has_closed_is_no_newcomer() {
+fn whoever_had_a_connection_that_the_host_remembers_is_no_newcomer() {
     let lab = Lab::new().unwrap();
-    let mut flooded = Flooded::attach(&lab, [GUARD_V4.into(), GUARD_CLIENT_V4.into()], false);
-    let connection = connect(lab.client(), (GUARD_CLIENT_V4, PORT), MOMENT).unwrap();
-    flooded.close(&connection);
+    let mut flooded = Flooded::attach(&lab, [GUARD_V4.into(); 2], false);
+    let silent = from_another_address(&lab);
+    let closing = connect(lab.client(), (GUARD_CLIENT_V4, PORT), MOMENT).unwrap();
+    let closed = connect(lab.attacker(), (GUARD_V4, PORT), MOMENT).unwrap();
+    flooded.close(&closing);
+    flooded.close(&closed);
+    let syns = [(again(&closing), GUARD_CLIENT_V4.into()), (again(&closed), GUARD_V4.into())];
+    let peers = [silent, closing, closed];
+    peers[2].shutdown(Shutdown::Write).unwrap();
+    let remembered = || Ok(!lab.guard().run("ss", ["-Htn", "state", "time-wait"])?.is_empty());
+    wait_until("both ends have closed it", PATIENCE, remembered).unwrap();
     flooded.begin();
-    let syn = again(&connection);
-    connection.shutdown(Shutdown::Write).unwrap();
-    let looked_at = || Ok(packets(&flooded.dosguard, &["may-answer"]) >= 1);
-    wait_until("its end is looked at", PATIENCE, looked_at).unwrap();
-    flooded.a_minute_passes(2);
+    assert!(!peers.iter().any(|peer| flooded.may_be_proven(peer)));
+    flooded.mark();
+    assert!(peers.iter().all(|peer| flooded.may_be_proven(peer)));
     // The host may have the first, and may then forget the connection.
-    let counted = [Tally::ChallengeUnsent, Tally::ChallengeLeft];
-    flooded.is_not_answered(&syn, GUARD_CLIENT_V4.into(), 1, &counted);
+    for (syn, to) in syns {
+        flooded.is_not_answered_by_the_program(&syn, to);
+    }
+    assert_eq!(tallied(&lab, Tally::SourceProven), 0, "a mark is no proof");
     done(&flooded.dosguard, "detach --all");
 }
 
 #[test]
-fn whose_connection_ends_before_a_flood_is_no_newcomer_when_it_begins() {
+fn the_daemon_marks_whoever_has_a_connection_when_a_flood_begins() {
     let lab = Lab::new().unwrap();
     let mut flooded = Flooded::attach(&lab, [GUARD_V4.into(); 2], false);
-    let other = from_another_address(&lab);
-    let connection = connect(lab.attacker(), (GUARD_V4, PORT), MOMENT).unwrap();
-    flooded.close(&connection);
-    let syn = again(&connection);
-    let looked_at = || packets(&flooded.dosguard, &["may-answer"]);
-    assert_eq!((looked_at(), flooded.may_be_proven(&connection)), (0, false));
-    connection.shutdown(Shutdown::Write).unwrap();
-    wait_until("its end is looked at", PATIENCE, || Ok(looked_at() >= 1)).unwrap();
-    assert!(flooded.may_be_proven(&connection));
-    // Of one that its peer closes first the host remembers nothing afterwards.
-    let (before, silent) = (looked_at(), from_another_address(&lab));
-    other.shutdown(Shutdown::Write).unwrap();
-    wait_until("its end is looked at", PATIENCE, || Ok(looked_at() > before)).unwrap();
-    assert!(!flooded.may_be_proven(&other));
-    assert_eq!(tallied(&lab, Tally::SourceProven), 0, "an end is no proof where nobody is challenged");
-    // As if ends had come all the time, before anything is challenged.
-    flooded.a_minute_passes(1);
+    let daemon = flooded.dosguard.start(["run"]).unwrap();
+    let silent = connect(lab.attacker(), (GUARD_V4, PORT), MOMENT).unwrap();
+    let marked = || open(&lab).maps().peers_marked().unwrap();
+    // Twice as long as it takes in a flood.
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!((marked(), flooded.may_be_proven(&silent)), (PeersMarked::NEVER, false), "in peace nobody is");
     flooded.begin();
-    flooded.is_taken_for_a_newcomer(&silent);
-    // The host may have this one, and forgets the old connection.
-    let counted = [Tally::ChallengeUnsent, Tally::ChallengeLeft];
-    flooded.is_counted(&syn, GUARD_V4.into(), 1, &counted);
+    wait_until("it is marked", PATIENCE, || Ok(marked() != PeersMarked::NEVER)).unwrap();
+    assert!(flooded.may_be_proven(&silent));
+    let first = marked();
+    wait_until("it is marked again and again", PATIENCE, || Ok(marked() != first)).unwrap();
+    flooded.is_still_found(&silent);
+    daemon.terminate().unwrap();
     done(&flooded.dosguard, "detach --all");
 }
 

@@ -43,13 +43,3 @@ pub fn judge_established<T: Tables>(tables: &mut T, segment: &Segment, now_ns: u
         prove(tables, config, &config.mask().source(segment.source()), now_ns);
     }
 }
-
-/// Notes that the source of a segment may have a connection that the host has closed, or is closing: its mark says that something may be known of it,
-/// and no proof does.
-#[inline(always)]
-pub fn judge_closed<T: Tables>(tables: &mut T, segment: &Segment) {
-    if let Some(config) = tables.config() {
-        let source = config.borrow().mask().source(segment.source());
-        tables.mark_proven(&source);
-    }
-}

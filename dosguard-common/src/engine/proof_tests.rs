@@ -80,21 +80,6 @@ fn without_proof_a_source_loses_its_new_connections_for_a_short_while() {
 }
 
 #[test]
-fn ends_of_connections_are_looked_at_wherever_a_flood_can_be_challenged() {
-    let mut tables = tables(proving(3), 1);
-    let reasons = |tables: &mut MemoryTables| {
-        [0x10, 0x11, 0x14].map(|flags| decide(segment(ATTACKER, 80, flags).as_slice(), tables, || START))
-    };
-    use Reason::{MayAnswer, NotSyn};
-    assert_eq!(reasons(&mut tables), [NotSyn; 3]);
-    can_challenge(&mut tables);
-    assert_eq!(reasons(&mut tables), [NotSyn, MayAnswer, MayAnswer]);
-    tables.config = tables.config.map(|config| config.with_mode(Mode::Monitor));
-    assert_eq!(reasons(&mut tables), [NotSyn; 3]);
-    assert_eq!((tables.proofs.len(), tables.events.len()), (0, 0));
-}
-
-#[test]
 fn whoever_completes_more_handshakes_than_the_limit_is_banned_for_all_of_it() {
     let full = |tables: &MemoryTables| tables.bans.get(&SourceKey::everywhere(SOURCE)).copied();
     let mut tables = tables(proving(3), 1);

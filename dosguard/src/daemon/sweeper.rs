@@ -14,6 +14,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use dosguard_common::key::SourceKey;
+use dosguard_common::mark::PeersMarked;
 use dosguard_common::reason::Tally;
 use tokio::sync::mpsc;
 
@@ -41,6 +42,8 @@ const MOST: usize = 65_536;
 /// How often it is marked anew of which sources something is known, so that those of which nothing is known any more cost no
 /// look-ups.
 const MARKS_INTERVAL: Duration = Duration::from_secs(600);
+const _: () =
+    assert!(PeersMarked::COUNTS_NS < MARKS_INTERVAL.as_secs() * 1_000_000_000, "marks hold for longer");
 /// How often the time is saved if nothing else is.
 const STAMP_INTERVAL: Duration = Duration::from_secs(30);
 

@@ -8,13 +8,13 @@ use std::io;
 use std::mem::offset_of;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use aya::maps::{Array, MapData};
 use dosguard_common::abi;
 use dosguard_common::address::Address;
 use dosguard_common::hashing::Hashing;
-use dosguard_common::mark::{MARKS_IN_LINE, MarkLine, Period};
+use dosguard_common::mark::{MARKS_IN_LINE, MarkLine, PeersMarked, Period};
 use memmap2::{MmapOptions, MmapRaw};
 
 use super::maps::{capacity, once_more, typed};
@@ -78,6 +78,13 @@ impl Mapped {
 
     fn of_period(&self, at: usize) -> &AtomicU8 {
         byte(&self.shared, offset_of!(Hashing, period) + at)
+    }
+
+    #[expect(unsafe_code, reason = "memory that others read, too, is reached through a pointer")]
+    fn peers(&self) -> &AtomicU32 {
+        // SAFETY: the word lies within the mapping, which is of a whole `Hashing`, begins on a page and lives as long as the
+        // reference. The kernel program reads it as a whole.
+        unsafe { AtomicU32::from_ptr(self.shared.as_mut_ptr().add(offset_of!(Hashing, peers)).cast()) }
     }
 
     /// The mark of a source by its number.
@@ -151,6 +158,17 @@ impl Maps {
         offenders.iter().for_each(|(key, _)| marks.set(key.source_here(), Hashing::mark_by));
         self.mark_proven()?;
         marks.begin_period();
+        Ok(())
+    }
+
+    /// When the sources of all connections of the host were last marked.
+    pub fn peers_marked(&self) -> Result<PeersMarked, Error> {
+        Ok(PeersMarked::from_raw(self.marks.mapped()?.peers().load(Ordering::SeqCst)))
+    }
+
+    /// Notes when the sources of all connections of the host were marked.
+    pub(super) fn note_peers_marked(&self, marked: PeersMarked) -> Result<(), Error> {
+        self.marks.mapped()?.peers().store(marked.raw(), Ordering::SeqCst);
         Ok(())
     }
 

@@ -57,7 +57,7 @@ pub use ring::EventRing;
 pub use start::{Request, Started, check, start};
 pub use sweep::{Look, Sweep};
 pub use upgrade::{Replaced, finish_interrupted, is_interrupted};
-pub use walk::{Bans, Found, Walk};
+pub use walk::{Bans, Found, Peers, Walk};
 
 use crate::config::policy::{NamedRule, Policy};
 use crate::lock::{RunningDaemon, running_daemon};

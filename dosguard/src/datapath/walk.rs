@@ -1,4 +1,4 @@
-//! The daemon's own programs: the walk over the sockets that counts connections, and the ban for too many of them.
+//! The daemon's own programs: the walks over the sockets that count connections and mark who has one, and the ban for too many of them.
 //!
 //! They are loaded by whoever uses them, onto the instance's maps, and not pinned: with the process they go.
 
@@ -17,12 +17,13 @@ use dosguard_common::abi;
 use dosguard_common::address::Address;
 use dosguard_common::connection::{Held, Look, Order, Slot};
 use dosguard_common::key::SourceKey;
+use dosguard_common::mark::PeersMarked;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::maps::{once_more, typed};
 use super::object::CONNECTIONS;
 use super::wire::Wire;
-use super::{Error, batch};
+use super::{Error, Maps, batch};
 use crate::connections::SocketLayout;
 use crate::paths::Paths;
 use crate::system;
@@ -64,14 +65,7 @@ impl Walk {
     ///
     /// The kernel takes no program that walks over sockets (before Linux 5.9, or without BTF), or this process may not load one.
     pub fn load(paths: &Paths, layout: &SocketLayout, room: u32) -> Result<Self, Error> {
-        let mut ebpf = load(paths, Some((layout, room)))?;
-        let program = ebpf.program_mut(abi::COUNT_PROGRAM).ok_or(ProgramError::UnexpectedProgramType);
-        let loaded = program.and_then(|program| {
-            let btf = Btf::from_sys_fs().map_err(ProgramError::Btf)?;
-            <&mut Iter>::try_from(program)?.load("tcp", &btf)
-        });
-        loaded.map_err(|error| Error::Verifier(Box::new(error)))?;
-        system::give_back_memory();
+        let mut ebpf = load_walk(paths, layout, room, abi::COUNT_PROGRAM)?;
         // Not before: a program is loaded with all its maps at hand.
         let own_table = typed(abi::OWN, take_map(&mut ebpf, abi::OWN.name)?)?;
         let (look, held, more) = (
@@ -94,8 +88,7 @@ impl Walk {
         self.look
             .set(0, Wire(Look::begin(self.number, own)), 0)
             .map_err(Error::map(abi::LOOK.name, "write"))?;
-        let walked = self.begin().and_then(|mut walk| run(&mut walk));
-        walked.map_err(|error| Error::Run { program: abi::COUNT_PROGRAM, source: error })?;
+        walk(&mut self.ebpf, abi::COUNT_PROGRAM)?;
         let mut look = self.look.get(&0, 0).map_err(Error::map(abi::LOOK.name, "read"))?.0;
         // None is left unless a kernel does not tell the program of the end.
         look.missed = look.missed.saturating_add(look.waiting);
@@ -124,14 +117,6 @@ impl Walk {
         let taken = batch::take(&self.more).map_err(|error| failed(error.into()))?;
         // Kernels that walk over sockets know batches (Linux 5.6).
         taken.ok_or_else(|| failed(MapError::ElementNotFound))
-    }
-
-    /// A walk that is to be read. It sees the network namespace that the thread has now (`bpf_iter_init_seq_net`).
-    fn begin(&mut self) -> io::Result<File> {
-        let program = self.ebpf.program_mut(abi::COUNT_PROGRAM).ok_or(ProgramError::UnexpectedProgramType);
-        let program: &mut Iter = program.and_then(TryInto::try_into).map_err(io::Error::other)?;
-        let link = program.attach().and_then(|link| program.take_link(link)).map_err(io::Error::other)?;
-        link.into_file().map_err(io::Error::other)
     }
 }
 
@@ -179,6 +164,31 @@ impl Drop for Table {
     }
 }
 
+/// Loads the object onto the instance's maps, with one of its walks.
+fn load_walk(paths: &Paths, layout: &SocketLayout, room: u32, program: &'static str) -> Result<Ebpf, Error> {
+    let mut ebpf = load(paths, Some((layout, room)))?;
+    let program = ebpf.program_mut(program).ok_or(ProgramError::UnexpectedProgramType);
+    let loaded = program.and_then(|program| {
+        let btf = Btf::from_sys_fs().map_err(ProgramError::Btf)?;
+        <&mut Iter>::try_from(program)?.load("tcp", &btf)
+    });
+    loaded.map_err(|error| Error::Verifier(Box::new(error)))?;
+    system::give_back_memory();
+    Ok(ebpf)
+}
+
+/// Walks with a program over every TCP socket of the network namespace that the thread has now (`bpf_iter_init_seq_net`).
+fn walk(ebpf: &mut Ebpf, name: &'static str) -> Result<(), Error> {
+    let mut begin = || -> io::Result<File> {
+        let program = ebpf.program_mut(name).ok_or(ProgramError::UnexpectedProgramType);
+        let program: &mut Iter = program.and_then(TryInto::try_into).map_err(io::Error::other)?;
+        let link = program.attach().and_then(|link| program.take_link(link)).map_err(io::Error::other)?;
+        link.into_file().map_err(io::Error::other)
+    };
+    let walked = begin().and_then(|mut walk| run(&mut walk));
+    walked.map_err(|error| Error::Run { program: name, source: error })
+}
+
 /// Makes a walk. Its program writes nothing: there is nothing to read but the end.
 fn run(walk: &mut File) -> io::Result<()> {
     let mut nothing = [0; 64];
@@ -190,6 +200,32 @@ fn run(walk: &mut File) -> io::Result<()> {
             Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EINTR)) => {}
             Err(error) => return Err(error),
         }
+    }
+}
+
+/// The program that marks who has a connection.
+pub struct Peers {
+    ebpf: Ebpf,
+}
+
+impl Peers {
+    /// Loads it. The instance must be there.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Walk::load`].
+    pub fn load(paths: &Paths) -> Result<Self, Error> {
+        let layout = SocketLayout::of_kernel().map_err(|source| Error::NoLayout { source })?;
+        // Nobody counts, and so nobody needs room.
+        Ok(Self { ebpf: load_walk(paths, &layout, 1, abi::PEERS_PROGRAM)? })
+    }
+
+    /// Marks the sources of all connections that the host has, or remembers, in the calling thread's network namespace, and notes
+    /// since when all have marks.
+    pub fn mark(&mut self, maps: &Maps) -> Result<(), Error> {
+        let begun_ns = system::boot_now_ns()?;
+        walk(&mut self.ebpf, abi::PEERS_PROGRAM)?;
+        maps.note_peers_marked(PeersMarked::begun_at(begun_ns))
     }
 }
 

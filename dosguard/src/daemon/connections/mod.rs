@@ -2,9 +2,12 @@
 //!
 //! A source that holds too many is banned by the kernel program, as any other is. When its ban is over the next look decides:
 //! it is banned again, or it is told that it is on probation.
+//!
+//! While SYNs are challenged it marks who has a connection, too.
 
 mod follow;
 mod judge;
+mod peers;
 mod report;
 
 use std::panic::{self, AssertUnwindSafe};
@@ -18,6 +21,7 @@ use nix::time::{ClockId, clock_gettime};
 use tokio::sync::mpsc;
 
 use follow::Following;
+use peers::Peers;
 
 use super::events::Recorder;
 use super::health::Health;
@@ -30,7 +34,7 @@ use crate::output::EventRecord;
 use crate::paths::Paths;
 use crate::system;
 
-/// How often it is looked whether a rule limits connections by now.
+/// How often it is looked at least whether a rule limits connections by now, and whether SYNs are challenged.
 const IDLE: Duration = Duration::from_secs(1);
 /// Events on their way to the event loop.
 const QUEUE: usize = 512;
@@ -90,6 +94,7 @@ impl ConnectionWatch {
             recorder: Recorder::new(&datapath)?,
             datapath,
             bans: None,
+            peers: Peers::default(),
             here: Place::Here(Box::new(here)),
             elsewhere: places,
             pace: Pace::new(settings.interval.duration()),
@@ -140,6 +145,7 @@ struct Work {
     datapath: Datapath,
     recorder: Recorder,
     bans: Option<Bans>,
+    peers: Peers,
     here: Place,
     elsewhere: Vec<(String, Place)>,
     pace: Pace,
@@ -156,6 +162,7 @@ struct Work {
 impl Work {
     fn run(&mut self, settings: &Receiver<Connections>) {
         loop {
+            self.peers.look_after(&self.paths, &self.datapath, &self.health);
             let pause = match self.turn() {
                 Ok(pause) => {
                     self.health.recovered(WATCHING);
@@ -166,7 +173,7 @@ impl Work {
                     self.settings.interval.duration()
                 }
             };
-            match settings.recv_timeout(pause) {
+            match settings.recv_timeout(pause.min(IDLE)) {
                 Ok(settings) => self.apply(settings),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,

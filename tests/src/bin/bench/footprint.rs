@@ -14,7 +14,7 @@ use dosguard::{
     config::policy::Policy,
     config::services::CountBy,
     connections::Sockets,
-    datapath::{Datapath, LoadOptions},
+    datapath::{Datapath, LoadOptions, Peers},
     output::grouped,
     paths::Paths,
     system::possible_cpus,
@@ -119,8 +119,10 @@ impl Instance {
 
     /// The programs by name, with the instructions that the verifier looked at. The kernel tells since Linux 5.16.
     fn instructions(&self, lab: &Lab) -> Result<Vec<(String, Option<u32>)>> {
-        const OWN: [&str; 4] = [abi::PROGRAM, abi::REPLY_PROGRAM, abi::ANSWER_PROGRAM, abi::COUNT_PROGRAM];
-        // The daemon's own program is loaded where connections are looked at.
+        const OWN: [&str; 5] =
+            [abi::PROGRAM, abi::REPLY_PROGRAM, abi::ANSWER_PROGRAM, abi::COUNT_PROGRAM, abi::PEERS_PROGRAM];
+        // The daemon's own programs are loaded where connections are looked at.
+        let _peers = Peers::load(&self.paths)?;
         let mut sockets = Sockets::new(&self.paths, CountBy::Iterator);
         lab.guard().run_in(|| sockets.look().map(drop))??;
         let loaded = loaded_programs().filter_map(Result::ok);

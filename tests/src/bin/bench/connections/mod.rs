@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use dosguard::daemon::ask_status;
+use dosguard::datapath::{Datapath, Peers};
 use dosguard::output::grouped;
 use dosguard::paths::Paths;
 use serde_json::Value;
@@ -59,6 +60,7 @@ pub(crate) fn run(arguments: &ConnectionsArguments, interrupt: &Interrupt) -> Re
         let looks = look_around(&lab, interrupt, &contenders, expected)?;
         samples.iter_mut().zip(looks).for_each(|(samples, look)| samples.push(look));
     }
+    let marking = mark(&lab, rounds)?;
     let daemon = Daemon::of(&daemon, lab.paths())?;
     drop(holders);
 
@@ -67,6 +69,7 @@ pub(crate) fn run(arguments: &ConnectionsArguments, interrupt: &Interrupt) -> Re
         held: expected,
         opened_in,
         rounds,
+        marking,
         daemon,
         outcomes: outcomes.map(|(contender, looks)| Outcome::new(contender.as_ref(), looks)).collect(),
     };
@@ -97,6 +100,18 @@ impl Daemon {
             .find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok());
         Ok(Self { rss_kib: rss.context("the daemon has no size")?, look, answers })
     }
+}
+
+/// How long it takes to mark the source of each connection, as the daemon does while SYNs are challenged. The first time is not counted.
+fn mark(lab: &Lab, times: u32) -> Result<Vec<Duration>> {
+    let (datapath, mut peers) = (Datapath::require(lab.paths())?, Peers::load(lab.paths())?);
+    let mut took = Vec::new();
+    for _ in 0..=times {
+        let began = Instant::now();
+        lab.guard().run_in(|| peers.mark(datapath.maps()))??;
+        took.push(began.elapsed());
+    }
+    Ok(took.split_off(1))
 }
 
 /// Each of them looks once.

@@ -22,6 +22,8 @@ pub(super) struct Found {
     pub(super) held: Count,
     pub(super) opened_in: Duration,
     pub(super) rounds: u32,
+    /// What it took each time to mark who has a connection.
+    pub(super) marking: Vec<Duration>,
     pub(super) daemon: Daemon,
     pub(super) outcomes: Vec<Outcome>,
 }
@@ -66,6 +68,10 @@ impl Found {
         medians.iter().map(|median| median / slowest).collect()
     }
 
+    fn marking(&self) -> Spread {
+        Spread::of(self.marking.iter().map(Duration::as_secs_f64))
+    }
+
     /// For people and for machines.
     pub(super) fn report(&self, machine: Machine) -> Report {
         let heading = ["contender", "processor", "least-most", "wall", "least-most", "of the slowest"];
@@ -94,7 +100,11 @@ impl Found {
             self.daemon.answers.len(),
             milliseconds(self.daemon.answers.iter().max().copied().unwrap_or_default().as_secs_f64())
         );
-        Report::new("connections", machine, METHOD, self.json()).table(&heading, rows).note(daemon)
+        let marking = self.marking();
+        let marking =
+            format!("the source of each is marked in {} ({})", milliseconds(marking.median), range(marking));
+        let report = Report::new("connections", machine, METHOD, self.json()).table(&heading, rows);
+        report.note(marking).note(daemon)
     }
 
     fn json(&self) -> Value {
@@ -120,6 +130,7 @@ impl Found {
             "opened_in_s": self.opened_in.as_secs_f64(),
             "rounds": self.rounds,
             "contenders": outcomes,
+            "marking_s": self.marking().json(),
             "daemon": {
                 "rss_kib": self.daemon.rss_kib,
                 "last_look": self.daemon.look,

@@ -1,31 +1,35 @@
-//! dosguard under attack, which answers SYNs itself: the whole of it, as administrators attach it.
+//! dosguard under attack, which answers SYNs itself: the whole of it, as administrators run it.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use dosguard::{datapath::Datapath, paths::Paths};
-use dosguard_common::{challenge::CLOSED_WITHIN_NS, reason::Reason};
+use dosguard_common::{mark::PeersMarked, reason::Reason};
 use dosguard_tests::{
     addresses::{ATTACKER_V4, GUARD_ATTACKER_SIDE},
     cli::words,
     daemon::Dosguard,
     lab::Lab,
-    looked_at::LookedAt,
     pair::Pair,
     server::TcpServer,
+    wait::wait_until,
 };
 
 use super::traffic::PORT;
 
 /// A flood begins with the thousandth SYN in a second, whoever sent them.
 const CONFIG: &str = "[rule.default]\nlimit = \"100/1s\"\nflood_limit = \"1000/1s\"\n";
-const LINE: &str = "attach --fix-sysctl";
+const LINE: &str = "run --fix-sysctl";
+
+/// How long the daemon may take until it runs.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// An instance that answers, until this is dropped.
 pub(super) struct Answering {
     paths: Paths,
-    looked_at: LookedAt,
+    daemon: Option<Child>,
     detach: Command,
     _server: TcpServer,
 }
@@ -42,20 +46,21 @@ impl Answering {
         let config = dosguard.write_config("answering.toml", CONFIG)?;
         let detach = dosguard.command(["detach", "--all"]);
         // From here on there is something to detach.
-        let answering =
-            Self { paths: lab.paths().clone(), looked_at: LookedAt::from_now(), detach, _server: server };
+        let mut answering = Self { paths: lab.paths().clone(), daemon: None, detach, _server: server };
         let line = format!("{LINE} -c {} {GUARD_ATTACKER_SIDE}", config.display());
-        let output = dosguard.cli(words(&line))?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "`{line}` failed: {}", said.trim());
+        let mut command = dosguard.command(words(&line));
+        let daemon = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let daemon = answering.daemon.insert(daemon.with_context(|| format!("cannot run {command:?}"))?);
+        wait_until("the daemon runs", PATIENCE, || {
+            ensure!(daemon.try_wait()?.is_none(), "`{line}` has ended");
+            Ok(dosguard.cli(["status"])?.status.success())
+        })?;
         Ok((answering, format!("{LINE}\n{CONFIG}")))
     }
 
-    /// Fails unless the ends of connections have been looked at for as long as closed ones are remembered.
-    pub(super) fn verify_peace(&self) -> Result<()> {
-        let looked_at_ns = self.looked_at.longest_ns()?;
-        ensure!(looked_at_ns >= CLOSED_WITHIN_NS, "ends were looked at for {looked_at_ns} ns only");
-        Ok(())
+    /// Whether the daemon has marked who has a connection.
+    pub(super) fn is_settled(&self) -> Result<bool> {
+        Ok(Datapath::require(&self.paths)?.maps().peers_marked()? != PeersMarked::NEVER)
     }
 
     /// Fails unless nearly all of `sent` SYNs were answered. Those before the flood was noticed pass, and where a listener has
@@ -73,6 +78,11 @@ impl Answering {
 
 impl Drop for Answering {
     fn drop(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            // An error means that it has ended already.
+            drop(daemon.kill());
+            drop(daemon.wait());
+        }
         match self.detach.output() {
             Ok(output) if output.status.success() => {}
             Ok(output) => crate::progress(&String::from_utf8_lossy(&output.stderr)),

@@ -135,9 +135,9 @@ impl Contender {
 }
 
 impl Ready {
-    /// Fails unless connections have ended for long enough.
-    pub(super) fn verify_peace(&self) -> Result<()> {
-        if let Place::Answering { answering, .. } = &self.place { answering.verify_peace() } else { Ok(()) }
+    /// Whether it does by now what it does in a flood.
+    pub(super) fn is_settled(&self) -> Result<bool> {
+        if let Place::Answering { answering, .. } = &self.place { answering.is_settled() } else { Ok(true) }
     }
 
     /// Fails unless all that was sent at it was treated as was asked for, and nothing came by.

@@ -11,7 +11,7 @@ mod traffic;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use dosguard_tests::{interrupt::Interrupt, lab::Lab};
 
 use self::contender::Ready;
@@ -33,8 +33,10 @@ struct Extent {
 const WHOLE: Extent = Extent { rounds: 9, frames: 400_000 };
 const QUICK: Extent = Extent { rounds: 3, frames: 150_000 };
 
-/// How often connections end before a flood.
-const ENDS_EACH: Duration = Duration::from_millis(500);
+/// Frames at a time of a flood that goes on slowly: more than the limit of floods in a second.
+const SLOWLY: u64 = 5_000;
+/// How long the daemon may take to mark who has a connection.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Measures, and draws a picture if one is wanted.
 pub(crate) fn run(arguments: &ThroughputArguments, interrupt: &Interrupt) -> Result<Report> {
@@ -44,7 +46,7 @@ pub(crate) fn run(arguments: &ThroughputArguments, interrupt: &Interrupt) -> Res
     let mut rows = Vec::new();
     let is_one = |name: &str| traffic::ALL.iter().any(|traffic| traffic.name == name);
     let wanted = |traffic: &&Traffic| match arguments.only.as_deref() {
-        None => !arguments.common.quick || traffic.peace.is_zero(),
+        None => true,
         Some(name) if is_one(name) => traffic.name == name,
         Some(part) => traffic.name.contains(part),
     };
@@ -61,19 +63,17 @@ pub(crate) fn run(arguments: &ThroughputArguments, interrupt: &Interrupt) -> Res
     Ok(found.report())
 }
 
-/// Lets connections end at all contenders for a while. Returns how many at each.
-fn keep_peace(ready: &[Ready], interrupt: &Interrupt, traffic: &Traffic) -> Result<u64> {
-    let (end, mut sent) = (Instant::now() + traffic.peace, 0);
-    while Instant::now() < end {
+/// Lets the flood go on slowly until whoever has a daemon does what it does in a flood. Returns how much was sent to each.
+fn go_on(ready: &[Ready], interrupt: &Interrupt, traffic: &Traffic) -> Result<u64> {
+    let (end, mut sent) = (Instant::now() + PATIENCE, 0);
+    while !ready.iter().map(Ready::is_settled).collect::<Result<Vec<_>>>()?.iter().all(|settled| *settled) {
+        ensure!(Instant::now() < end, "the daemon does not mark who has a connection");
         interrupt.check()?;
         for contender in ready {
-            contender.pair.flood(traffic.end().frames(1).cpu(CPU))?;
+            contender.pair.flood(traffic.flood().frames(SLOWLY).cpu(CPU))?;
         }
-        sent += 1;
-        thread::sleep(ENDS_EACH);
-    }
-    if sent > 0 {
-        ready.iter().try_for_each(Ready::verify_peace)?;
+        sent += SLOWLY;
+        thread::sleep(Duration::from_millis(200));
     }
     Ok(sent)
 }
@@ -88,7 +88,7 @@ fn measure(lab: &Lab, interrupt: &Interrupt, traffic: &Traffic, extent: Extent) 
         ready.extend(contender);
     }
     let mut samples = vec![Vec::new(); ready.len()];
-    let mut sent = keep_peace(&ready, interrupt, traffic)?;
+    let mut sent = 0;
     // The first round fills caches and tables, and does not count.
     for round in 0..=extent.rounds {
         for (contender, samples) in ready.iter().zip(&mut samples) {
@@ -100,6 +100,9 @@ fn measure(lab: &Lab, interrupt: &Interrupt, traffic: &Traffic, extent: Extent) 
             }
         }
         sent += extent.frames;
+        if round == 0 {
+            sent += go_on(&ready, interrupt, traffic)?;
+        }
     }
     for contender in &ready {
         contender.verify(sent).with_context(|| format!("`{}`", contender.contender.name()))?;

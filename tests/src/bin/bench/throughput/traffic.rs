@@ -1,9 +1,7 @@
 //! What is sent at the contenders, and what they are to do with it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::time::Duration;
 
-use dosguard_common::challenge::CLOSED_WITHIN_NS;
 use dosguard_tests::{
     addresses::{GUARD_V4, GUARD_V6},
     flood::Flood,
@@ -45,28 +43,19 @@ pub(super) struct Traffic {
     pub(super) sources: u32,
     /// VLAN tags.
     tags: u8,
-    /// For how long connections end before it.
-    pub(super) peace: Duration,
     /// The part of the floor's throughput that dosguard is to have; none if nothing is promised.
     pub(super) least: Option<f64>,
 }
 
-const PLAIN: Traffic = Traffic {
-    name: "",
-    treatment: Treatment::Banned,
-    is_v6: false,
-    sources: 1,
-    tags: 0,
-    peace: Duration::ZERO,
-    least: None,
-};
+const PLAIN: Traffic =
+    Traffic { name: "", treatment: Treatment::Banned, is_v6: false, sources: 1, tags: 0, least: None };
 
 /// The flood that is answered.
 const ATTACK: Traffic =
     Traffic { treatment: Treatment::Answered, sources: MOST_SOURCES, least: Some(0.35), ..PLAIN };
 
 /// All of it, in the order of the report.
-pub(super) const ALL: [Traffic; 16] = [
+pub(super) const ALL: [Traffic; 15] = [
     Traffic { name: "a banned source", least: Some(0.80), ..PLAIN },
     Traffic { name: "a source over a drop limit", treatment: Treatment::Limited, least: Some(0.75), ..PLAIN },
     Traffic { name: "256 sources, counted", treatment: Treatment::Counted, sources: 256, ..PLAIN },
@@ -117,11 +106,6 @@ pub(super) const ALL: [Traffic; 16] = [
         ..PLAIN
     },
     Traffic { name: "16 million sources, under attack", ..ATTACK },
-    Traffic {
-        name: "the same with clients before",
-        peace: Duration::from_nanos(CLOSED_WITHIN_NS).saturating_add(Duration::from_secs(1)),
-        ..ATTACK
-    },
 ];
 
 impl Traffic {
@@ -142,24 +126,16 @@ impl Traffic {
         if self.is_v6 { flood.networks() } else { flood }
     }
 
-    /// The end of a connection, as those of clients come before a flood.
-    pub(super) fn end(&self) -> Flood {
-        Flood::new(self.headers().ack().fin().build())
-    }
-
     fn frame(&self) -> Frame {
-        match self.treatment {
-            Treatment::Established { .. } => self.headers().ack().payload(64).build(),
-            Treatment::Banned | Treatment::Limited | Treatment::Counted | Treatment::Answered => {
-                self.headers().syn().build()
-            }
-        }
-    }
-
-    fn headers(&self) -> Packet {
         let packet = if self.is_tagged() { Packet::eth().vlan(7) } else { Packet::eth() };
         let packet =
             if self.is_v6 { packet.ipv6(SOURCE_V6, GUARD_V6) } else { packet.ipv4(SOURCE_V4, GUARD_V4) };
-        packet.tcp(20_000, PORT)
+        let packet = packet.tcp(20_000, PORT);
+        match self.treatment {
+            Treatment::Established { .. } => packet.ack().payload(64).build(),
+            Treatment::Banned | Treatment::Limited | Treatment::Counted | Treatment::Answered => {
+                packet.syn().build()
+            }
+        }
     }
 }
