@@ -67,13 +67,15 @@ pub const RULES: MapSpec = map("RULES", 256, "rules", 6);
 /// [`Set`](crate::set::Set)s of (source, rule) and [`Window`](crate::window::Window); for so many sources, in
 /// [fewer sets](crate::hashing::sets_for). When a set is full, the one goes that was used least lately. Written by the kernel.
 pub const SYNS: MapSpec = map("SYNS", 131_072, "counters of sources in the window", 7);
-/// One [`Hashing`](crate::hashing::Hashing): which set a source is in. Written by userspace when the tables are made.
+/// One [`Hashing`](crate::hashing::Hashing): which set a source is in, and which marks count. Written by userspace when the tables are
+/// made, and then the latter alone.
 pub const HASHING: MapSpec = map("HASHING", 1, "keys of the tables of sets", 7);
 /// (source, everywhere or rule) to [`Ban`](crate::ban::Ban). Not LRU: when full, no ban is lost and none is added.
 pub const BANS: MapSpec = map("BANS", 65_536, "bans", 2);
 /// (source, everywhere or rule) to [`Offender`](crate::offender::Offender). LRU: when full, the oldest offenders are forgotten.
 pub const OFFENDERS: MapSpec = map("OFFENDERS", 65_536, "offences", 2);
-/// [Marks](crate::mark) of the sources that are in `BANS`, in `OFFENDERS` or in `PROOFS`. Written by both, byte by byte.
+/// [Marks](crate::mark) of the sources that are in `BANS`, in `OFFENDERS` or in `PROOFS`, or have a connection. Written by both, byte
+/// by byte.
 pub const MARKS: MapSpec = map(
     "MARKS",
     mark_lines(BANS.entries, OFFENDERS.entries, PROOFS.entries),

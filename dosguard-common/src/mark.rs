@@ -23,7 +23,8 @@ pub type MarkLine = [u8; MARKS_IN_LINE as usize];
 
 /// How many values `MARKS` has for so many bans, offenders and proofs: four marks for each of the bans and offenders, so that of sources of
 /// which nothing is known some 22 in 100 are taken for others when all there is room for is there (1 - e^-1/4), and two for each of
-/// the proofs at least, which come to as many unless configured: 31 in 100 then (1 - e^-3/8).
+/// the proofs at least, which come to as many unless configured: 31 in 100 then (1 - e^-3/8). While SYNs are challenged sources with
+/// connections come on top.
 pub const fn mark_lines(bans: u32, offenders: u32, proofs: u32) -> u32 {
     let (known, proven) = (bans.saturating_add(offenders), proofs.saturating_mul(2));
     let most = if known > proven { known } else { proven };

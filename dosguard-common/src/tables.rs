@@ -89,12 +89,12 @@ pub trait Tables {
     /// Remembers it; false if there was no room.
     fn remember(&mut self, key: &SourceKey, offender: &Offender) -> bool;
 
-    /// Whether there may be a proof that a source is real. If not, there is none. The sum is that of its mark.
+    /// Whether there may be a proof that a source is real, or a connection of it. The sum is that of its mark.
     #[inline(always)]
     fn may_be_proven(&self, _sum: u64) -> bool {
         true
     }
-    /// Marks a source of which there is a proof, so that it may be so.
+    /// Marks a source of which there is a proof, or a connection, so that it may be so.
     #[inline(always)]
     fn mark_proven(&mut self, _source: &Address) {}
     /// When a source was last seen to be real.

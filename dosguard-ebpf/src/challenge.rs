@@ -111,7 +111,7 @@ fn listener(ctx: &XdpContext, frame: &ContextFrame<'_>, syn: &Segment, now_ns: u
     Ok(has_own_buffers)
 }
 
-/// Whether there may be a proof of a SYN's source.
+/// Whether there may be a proof of a SYN's source, or a connection.
 #[inline(always)]
 fn may_be_proven(syn: &Segment) -> bool {
     let Some(config) = tables().config() else { return true };

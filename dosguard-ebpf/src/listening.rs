@@ -82,9 +82,10 @@ const _: () = assert!(size_of::<Place>() == 20 && size_of::<Met>() == 32 && size
 #[map]
 static LOOKED_AT: LruHashMap<Place, LookedAt> = LruHashMap::with_max_entries(abi::HOST.entries, 0);
 
-/// How long a break may be in what is challenged: somebody may take the program from the interface meanwhile, or have it watch, and
-/// connections that are made then are not seen. By far shorter than segments are looked at after a challenge (`ANSWERED_WITHIN_NS`).
-const BREAK_NS: u64 = 2_000_000_000;
+/// How long a break may be in what is challenged. By far shorter than segments are looked at after a challenge
+/// (`ANSWERED_WITHIN_NS`), and attaching to an interface makes marks be made anew, so that this is for those who take the program
+/// away and put it back by other means.
+const BREAK_NS: u64 = 60_000_000_000;
 const _: () = assert!(BREAK_NS < ANSWERED_WITHIN_NS);
 
 /// Where a listener is kept: those of neighbouring ports are not in each other's way, and of two addresses rarely.

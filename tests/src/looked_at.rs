@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result};
 use aya::maps::{HashMap, Map, MapData, MapInfo, loaded_maps};
+use dosguard::datapath::Maps;
 use dosguard::system::boot_now_ns;
 
 /// Places as keys; since and until when, and a mask.
@@ -44,6 +45,12 @@ impl LookedAt {
             }
         }
         Ok(changed)
+    }
+
+    /// Whether all who have a connection are marked at all of these places, as the program sees it.
+    pub fn are_peers_marked(&self, maps: &Maps) -> Result<bool> {
+        let now_ns = boot_now_ns()?;
+        Ok(maps.peers_marked()?.covers(now_ns.saturating_sub(self.shortest_ns()?), now_ns))
     }
 
     /// For how long they are looked at without a break until now, in nanoseconds, where that is shortest.

@@ -1,13 +1,16 @@
 //! The programs that the one which judges goes on with: that the kernel takes those that it can. Needs root.
 
 use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::{Mutex, PoisonError};
 
 use aya::programs::{ProgramType, loaded_programs};
 use aya::sys::{BpfHelper, is_helper_supported};
 use dosguard::config::policy::Policy;
-use dosguard::datapath::{Datapath, LoadOptions};
+use dosguard::datapath::{Datapath, LoadOptions, Peers};
 use dosguard_common::abi;
+use dosguard_common::address::Address;
+use dosguard_common::mark::PeersMarked;
 use dosguard_tests::bpffs::Bpffs;
 
 /// Those that are loaded, by their ids: some of another test may still be listed that the kernel has yet to free.
@@ -61,6 +64,30 @@ fn segments_are_looked_at_and_syns_are_answered_where_the_kernel_makes_cookies()
             println!("{:?}: {instructions} looked at", info.name_as_str());
             assert!(instructions < 250_000, "{instructions} instructions were looked at");
         }
+    }
+    Datapath::remove(&paths).unwrap();
+}
+
+#[test]
+fn who_has_a_connection_is_marked() {
+    let bpffs = Bpffs::mount().unwrap();
+    let paths = bpffs.paths("peers").unwrap();
+    let datapath = Datapath::create(&paths, &Policy::default(), &LoadOptions::default()).unwrap();
+    let mut peers = Peers::load(&paths).unwrap();
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let connection = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let maps = datapath.maps();
+    let is_marked = |last| maps.may_be_proven(&Address::from_ipv4([127, 0, 0, last])).unwrap();
+    assert_eq!((is_marked(1), maps.peers_marked().unwrap()), (false, PeersMarked::NEVER));
+    peers.mark(maps).unwrap();
+    assert_eq!((is_marked(1), is_marked(2)), (true, false));
+    assert_ne!(maps.peers_marked().unwrap(), PeersMarked::NEVER);
+    drop(connection);
+    let program = loaded_programs().filter_map(Result::ok);
+    let mut program = program.filter(|info| info.name_as_str() == Some(abi::PEERS_PROGRAM));
+    // Nobody tells before Linux 5.16.
+    if let Some(instructions) = program.next().unwrap().verified_instruction_count() {
+        assert!(instructions < 1_000, "{instructions} instructions were looked at");
     }
     Datapath::remove(&paths).unwrap();
 }

@@ -12,6 +12,7 @@ use aya::programs::xdp::XdpLink;
 use aya::programs::{ProgramError, ProgramInfo, Xdp, XdpMode, loaded_programs};
 use aya_obj::programs::XdpAttachType;
 use dosguard_common::abi::{BANS, PROGRAM};
+use dosguard_common::mark::PeersMarked;
 
 use super::links::{AttachedProgram, Interface, interfaces};
 use super::switch::{Given, give, program_at};
@@ -87,6 +88,8 @@ impl Datapath {
             None => {}
         }
         let (held, refused) = self.link(&interface, mode)?;
+        // Until now nobody looked at what came by it.
+        self.maps().note_peers_marked(PeersMarked::NEVER)?;
         let held = Held {
             link: held,
             path: self.paths.link(link),

@@ -65,7 +65,7 @@ impl Walk {
     ///
     /// The kernel takes no program that walks over sockets (before Linux 5.9, or without BTF), or this process may not load one.
     pub fn load(paths: &Paths, layout: &SocketLayout, room: u32) -> Result<Self, Error> {
-        let mut ebpf = load_walk(paths, layout, room, abi::COUNT_PROGRAM)?;
+        let mut ebpf = load_walk(paths, layout, Some(room), abi::COUNT_PROGRAM)?;
         // Not before: a program is loaded with all its maps at hand.
         let own_table = typed(abi::OWN, take_map(&mut ebpf, abi::OWN.name)?)?;
         let (look, held, more) = (
@@ -164,9 +164,14 @@ impl Drop for Table {
     }
 }
 
-/// Loads the object onto the instance's maps, with one of its walks.
-fn load_walk(paths: &Paths, layout: &SocketLayout, room: u32, program: &'static str) -> Result<Ebpf, Error> {
-    let mut ebpf = load(paths, Some((layout, room)))?;
+/// Loads the object onto the instance's maps, with one of its walks. See [`load`] for the room.
+fn load_walk(
+    paths: &Paths,
+    layout: &SocketLayout,
+    room: Option<u32>,
+    program: &'static str,
+) -> Result<Ebpf, Error> {
+    let mut ebpf = load(paths, Some(layout), room)?;
     let program = ebpf.program_mut(program).ok_or(ProgramError::UnexpectedProgramType);
     let loaded = program.and_then(|program| {
         let btf = Btf::from_sys_fs().map_err(ProgramError::Btf)?;
@@ -216,8 +221,7 @@ impl Peers {
     /// As of [`Walk::load`].
     pub fn load(paths: &Paths) -> Result<Self, Error> {
         let layout = SocketLayout::of_kernel().map_err(|source| Error::NoLayout { source })?;
-        // Nobody counts, and so nobody needs room.
-        Ok(Self { ebpf: load_walk(paths, &layout, 1, abi::PEERS_PROGRAM)? })
+        Ok(Self { ebpf: load_walk(paths, &layout, None, abi::PEERS_PROGRAM)? })
     }
 
     /// Marks the sources of all connections that the host has, or remembers, in the calling thread's network namespace, and notes
@@ -237,7 +241,7 @@ pub struct Bans {
 impl Bans {
     /// Loads it. The instance must be there.
     pub fn load(paths: &Paths) -> Result<Self, Error> {
-        let mut ebpf = load(paths, None)?;
+        let mut ebpf = load(paths, None, None)?;
         program(&mut ebpf).and_then(Xdp::load).map_err(|error| Error::Verifier(Box::new(error)))?;
         Ok(Self { ebpf })
     }
@@ -258,8 +262,9 @@ fn program(ebpf: &mut Ebpf) -> Result<&mut Xdp, ProgramError> {
     ebpf.program_mut(abi::BAN_PROGRAM).ok_or(ProgramError::UnexpectedProgramType)?.try_into()
 }
 
-/// Loads the object onto the instance's maps; its programs are to follow.
-fn load(paths: &Paths, walk: Option<(&SocketLayout, u32)>) -> Result<Ebpf, Error> {
+/// Loads the object onto the instance's maps; its programs are to follow. The room is for sources that find no slot, if something is
+/// to be counted.
+fn load(paths: &Paths, layout: Option<&SocketLayout>, room: Option<u32>) -> Result<Ebpf, Error> {
     if CONNECTIONS.is_empty() {
         return Err(Error::StubObject);
     }
@@ -269,7 +274,7 @@ fn load(paths: &Paths, walk: Option<(&SocketLayout, u32)>) -> Result<Ebpf, Error
     for map in shared() {
         loader.map_pin_path(map.name, paths.map(map.name));
     }
-    let layout = walk.map(|(of, _)| {
+    let layout = layout.map(|of| {
         [
             ("STATE", of.state),
             ("FAMILY", of.family),
@@ -282,8 +287,13 @@ fn load(paths: &Paths, walk: Option<(&SocketLayout, u32)>) -> Result<Ebpf, Error
     });
     // Unpredictable as the keys of the standard library's hash maps are.
     let seed = RandomState::new().hash_one(0);
-    if let Some((_, room)) = walk {
-        loader.override_global("SEED", &seed, true).map_max_entries(abi::MORE_HELD.name, room);
+    match room {
+        Some(room) => {
+            loader.override_global("SEED", &seed, true).map_max_entries(abi::MORE_HELD.name, room);
+        }
+        None => [abi::HELD, abi::MORE_HELD, abi::SERVED, abi::OWN].iter().for_each(|map| {
+            loader.map_max_entries(map.name, 1);
+        }),
     }
     for (name, offset) in layout.iter().flatten() {
         loader.override_global(name, offset, true);

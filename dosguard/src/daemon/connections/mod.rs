@@ -162,7 +162,7 @@ struct Work {
 impl Work {
     fn run(&mut self, settings: &Receiver<Connections>) {
         loop {
-            self.peers.look_after(&self.paths, &self.datapath, &self.health);
+            let asked_again = self.peers.look_after(&self.paths, &self.datapath, &self.health);
             let pause = match self.turn() {
                 Ok(pause) => {
                     self.health.recovered(WATCHING);
@@ -173,7 +173,7 @@ impl Work {
                     self.settings.interval.duration()
                 }
             };
-            match settings.recv_timeout(pause.min(IDLE)) {
+            match settings.recv_timeout(pause.min(asked_again)) {
                 Ok(settings) => self.apply(settings),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,

@@ -6,10 +6,13 @@ mod report;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use dosguard::config::services::CountBy;
+use dosguard::connections::Sockets;
 use dosguard::daemon::ask_status;
 use dosguard::datapath::{Datapath, Peers};
 use dosguard::output::grouped;
 use dosguard::paths::Paths;
+use nix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 
 use dosguard_tests::{
@@ -102,15 +105,31 @@ impl Daemon {
     }
 }
 
-/// How long it takes to mark the source of each connection, as the daemon does while SYNs are challenged. The first time is not counted.
+/// What it takes of a processor to mark the source of each connection, as the daemon does while SYNs are challenged. The first time is
+/// not counted.
 fn mark(lab: &Lab, times: u32) -> Result<Vec<Duration>> {
     let (datapath, mut peers) = (Datapath::require(lab.paths())?, Peers::load(lab.paths())?);
+    let processor = || clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map(Duration::from);
     let mut took = Vec::new();
     for _ in 0..=times {
-        let began = Instant::now();
-        lab.guard().run_in(|| peers.mark(datapath.maps()))??;
-        took.push(began.elapsed());
+        let marked = lab.guard().run_in(|| {
+            let began = processor()?;
+            peers.mark(datapath.maps())?;
+            anyhow::Ok(processor()?.saturating_sub(began))
+        })?;
+        took.push(marked?);
     }
+    // A quick walk may have seen nobody.
+    let mut known = Sockets::new(lab.paths(), CountBy::SockDiag);
+    let held = lab.guard().run_in(|| known.look())??.held;
+    for (key, _) in &held {
+        ensure!(
+            datapath.maps().may_be_proven(&key.source())?,
+            "{:?} has a connection and no mark",
+            key.source()
+        );
+    }
+    ensure!(!held.is_empty(), "nobody has a connection");
     Ok(took.split_off(1))
 }
 

@@ -22,7 +22,7 @@ pub(super) struct Found {
     pub(super) held: Count,
     pub(super) opened_in: Duration,
     pub(super) rounds: u32,
-    /// What it took each time to mark who has a connection.
+    /// What it took of a processor each time to mark who has a connection.
     pub(super) marking: Vec<Duration>,
     pub(super) daemon: Daemon,
     pub(super) outcomes: Vec<Outcome>,
@@ -101,8 +101,11 @@ impl Found {
             milliseconds(self.daemon.answers.iter().max().copied().unwrap_or_default().as_secs_f64())
         );
         let marking = self.marking();
-        let marking =
-            format!("the source of each is marked in {} ({})", milliseconds(marking.median), range(marking));
+        let marking = format!(
+            "the source of each is marked in {} of a processor ({})",
+            milliseconds(marking.median),
+            range(marking)
+        );
         let report = Report::new("connections", machine, METHOD, self.json()).table(&heading, rows);
         report.note(marking).note(daemon)
     }

@@ -1,17 +1,19 @@
 //! dosguard under attack, which answers SYNs itself: the whole of it, as administrators run it.
 
+use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use dosguard::{datapath::Datapath, paths::Paths};
-use dosguard_common::{mark::PeersMarked, reason::Reason};
+use dosguard_common::reason::Reason;
 use dosguard_tests::{
     addresses::{ATTACKER_V4, GUARD_ATTACKER_SIDE},
     cli::words,
     daemon::Dosguard,
     lab::Lab,
+    looked_at::LookedAt,
     pair::Pair,
     server::TcpServer,
     wait::wait_until,
@@ -29,6 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// An instance that answers, until this is dropped.
 pub(super) struct Answering {
     paths: Paths,
+    looked_at: LookedAt,
     daemon: Option<Child>,
     detach: Command,
     _server: TcpServer,
@@ -44,23 +47,26 @@ impl Answering {
         let server = TcpServer::start(guard, SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT)))?;
         let dosguard = Dosguard::new(lab)?.in_namespace(guard);
         let config = dosguard.write_config("answering.toml", CONFIG)?;
-        let detach = dosguard.command(["detach", "--all"]);
+        let (looked_at, detach) = (LookedAt::from_now(), dosguard.command(["detach", "--all"]));
         // From here on there is something to detach.
-        let mut answering = Self { paths: lab.paths().clone(), daemon: None, detach, _server: server };
+        let mut answering =
+            Self { paths: lab.paths().clone(), looked_at, daemon: None, detach, _server: server };
         let line = format!("{LINE} -c {} {GUARD_ATTACKER_SIDE}", config.display());
         let mut command = dosguard.command(words(&line));
-        let daemon = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let said = lab.directory().log_dir().join("answering.stderr");
+        let daemon = command.stdout(Stdio::null()).stderr(File::create(&said)?).spawn();
         let daemon = answering.daemon.insert(daemon.with_context(|| format!("cannot run {command:?}"))?);
         wait_until("the daemon runs", PATIENCE, || {
-            ensure!(daemon.try_wait()?.is_none(), "`{line}` has ended");
+            let said = || fs::read_to_string(&said).unwrap_or_default();
+            ensure!(daemon.try_wait()?.is_none(), "`{line}` has ended: {}", said());
             Ok(dosguard.cli(["status"])?.status.success())
         })?;
         Ok((answering, format!("{LINE}\n{CONFIG}")))
     }
 
-    /// Whether the daemon has marked who has a connection.
+    /// Whether the daemon has marked who has a connection, and the program goes by that.
     pub(super) fn is_settled(&self) -> Result<bool> {
-        Ok(Datapath::require(&self.paths)?.maps().peers_marked()? != PeersMarked::NEVER)
+        self.looked_at.are_peers_marked(Datapath::require(&self.paths)?.maps())
     }
 
     /// Fails unless nearly all of `sent` SYNs were answered. Those before the flood was noticed pass, and where a listener has
@@ -72,6 +78,7 @@ impl Answering {
             answered <= sent && answered + sent / 50 >= sent,
             "{answered} packets of {sent} were answered"
         );
+        ensure!(self.is_settled()?, "the daemon has not marked who has a connection to the end");
         Ok(())
     }
 }
