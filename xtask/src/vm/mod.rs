@@ -10,8 +10,6 @@ mod qemu;
 mod store;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
-use std::thread;
 use std::time::Instant;
 
 use anyhow::{Error, Result, anyhow, bail, ensure};
@@ -47,14 +45,11 @@ pub fn run(args: &VmArgs) -> Result<()> {
 
     let mut rows = vec![HEADINGS.map(str::to_owned)];
     let mut failed = Vec::new();
-    let outcomes = at_once(kernels, machines_at_once(), |(wanted, kernel)| {
-        let outcome = match kernel {
+    for (wanted, kernel) in kernels {
+        let mut outcome = match kernel {
             Ok((kernel, image)) => run_on(wanted, kernel, &image, &initramfs, &tests, &dir),
             Err(error) => Outcome { error: Some(error), ..Outcome::default() },
         };
-        (wanted, outcome)
-    });
-    for (wanted, mut outcome) in outcomes {
         if let Some(error) = outcome.error.take() {
             eprintln!("error: {wanted}: {error:#}");
             failed.push(wanted.to_string());
@@ -65,32 +60,6 @@ pub fn run(args: &VmArgs) -> Result<()> {
     eprint!("\n{}", table(&rows));
     ensure!(failed.is_empty(), "kernels on which the tests failed: {}", failed.join(", "));
     Ok(())
-}
-
-/// How many machines run at a time: an emulator takes a little more than one processor, and a gigabyte.
-fn machines_at_once() -> usize {
-    thread::available_parallelism().map_or(1, |processors| processors.get().min(4))
-}
-
-/// Works on all of some things, so many at a time. What comes of them is in their order.
-fn at_once<T: Send, R: Send>(all: Vec<T>, most: usize, work: impl Fn(T) -> R + Sync) -> Vec<R> {
-    let results: Vec<_> = all.iter().map(|_| Mutex::new(None)).collect();
-    let left = Mutex::new(all.into_iter().zip(&results));
-    thread::scope(|scope| {
-        for _ in 0..most {
-            scope.spawn(|| {
-                let next = || left.lock().unwrap_or_else(PoisonError::into_inner).next();
-                while let Some((one, result)) = next() {
-                    let done = work(one);
-                    *result.lock().unwrap_or_else(PoisonError::into_inner) = Some(done);
-                }
-            });
-        }
-    });
-    results
-        .into_iter()
-        .filter_map(|result| result.into_inner().unwrap_or_else(PoisonError::into_inner))
-        .collect()
 }
 
 const HEADINGS: [&str; 7] = ["asked", "ran", "package", "passed", "failed", "seconds", "result"];
@@ -188,27 +157,7 @@ fn table<const N: usize>(rows: &[[String; N]]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
-
-    #[test]
-    fn what_is_done_at_once_comes_in_order_and_no_more_than_so_many_at_a_time() {
-        let running = Mutex::new((0, 0));
-        let done = at_once((0..7_u64).collect(), 3, |number| {
-            let change = |by: i32| {
-                let mut running = running.lock().unwrap();
-                running.0 += by;
-                running.1 = running.1.max(running.0);
-            };
-            change(1);
-            thread::sleep(Duration::from_millis(7 - number));
-            change(-1);
-            number * 2
-        });
-        assert_eq!(done, [0, 2, 4, 6, 8, 10, 12]);
-        assert_eq!(*running.lock().unwrap(), (0, 3));
-    }
 
     #[test]
     fn columns_line_up() {
